@@ -1,0 +1,178 @@
+"""Writing whole files or none, and reading files that trust nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dlcv_cli.errors import DlcvError, FileError
+
+MAX_JSON = 512 * 2**20
+JSON = dict[str, Any]
+
+
+def umask() -> int:
+    """The process's umask (which can only be read by setting it)."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Gives a temporary path in the same folder; what is written there gets the final name when the block ends well.
+
+    Missing folders are made. Flushed to disk before the rename; permissions as the umask says; after an error
+    nothing is left behind and `path` is as it was.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".dlcv-", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        temporary.chmod(0o666 & ~umask())
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        # name the file the user asked for, not the temporary one
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        if temporary:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, document: JSON) -> None:
+    """Writes a JSON document whole, numbers exact, keys in the order given."""
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with whole(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+def write_folder(folder: Path, files: Iterable[tuple[str, bytes]], manifest: str, record: JSON, replace: bool) -> None:
+    """Makes a folder of small files whole: written beside it, renamed when complete. `manifest` holds the record."""
+    temporary = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".dlcv-", suffix=".tmp", dir=folder.parent))
+        temporary.chmod(0o777 & ~umask())
+        hashes = {}
+        for name, data in files:
+            target = temporary / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+            hashes[name] = hashlib.sha256(data).hexdigest()
+        write_json(temporary / manifest, {**record, "files": hashes})
+        if replace:
+            old = temporary.with_suffix(".old")
+            folder.rename(old)
+            temporary.rename(folder)
+            shutil.rmtree(old)
+        else:
+            if folder.is_dir():
+                folder.rmdir()  # empty, or the stage would have refused
+            temporary.rename(folder)
+        _sync_folder(folder.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(folder)) from error
+    finally:
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file."""
+    require(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of(document: Any) -> str:
+    """Hex sha256 of a JSON value in its one canonical form."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def require(path: Path) -> None:
+    """FileError unless the path is a regular file with something in it."""
+    if not path.exists():
+        raise FileError(path, "no such file")
+    if not path.is_file():
+        raise FileError(path, "is not a file")
+    if path.stat().st_size == 0:
+        raise FileError(path, "is empty")
+
+
+def read_json(path: Path, schema: str) -> JSON:
+    """A JSON document of that schema. FileError, naming the schema found, for anything else."""
+    require(path)
+    if path.stat().st_size > MAX_JSON:
+        raise FileError(path, f"is larger than a {schema} file can be")
+    try:
+        document = parse_json(path.read_bytes().decode("utf-8", "surrogateescape"))
+    except ValueError as error:
+        raise FileError(path, f"is not the {schema} file expected here: not JSON ({error})") from None
+    return check_schema(path, document, schema)
+
+
+def parse_json(text: str) -> Any:
+    """Strict JSON: no NaN, no nesting beyond reason. ValueError otherwise."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON number")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def check_schema(path: Path, document: Any, schema: str) -> JSON:
+    """The document, if it is an object of that schema."""
+    if not isinstance(document, dict) or not isinstance(document.get("schema"), str):
+        raise FileError(path, f"is not a dlcv file (a {schema} file is expected here)")
+    if document["schema"] != schema:
+        raise FileError(path, f"holds {document['schema']!r}; a {schema!r} file is expected here")
+    return document
+
+
+def relative(path: Path, folder: Path) -> str:
+    """The path as seen from a folder, so that both can move together; with / on every platform."""
+    path, folder = path.resolve(), folder.resolve()
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # another drive on Windows
+        return path.as_posix()
+
+
+def beside(path: Path, ending: str) -> Path:
+    """`runs/head.safetensors`, `.metrics.json` -> `runs/head.metrics.json`."""
+    return path.with_name(path.name.removesuffix(".safetensors") + ending)
+
+
+def check_output(path: Path, ending: str) -> Path:
+    """The output path, if it has the ending its format needs and is no folder."""
+    if not path.name.endswith(ending) or path.name == ending:
+        raise DlcvError(f"{path}: the output's name must end in {ending}")
+    if path.is_dir():
+        raise DlcvError(f"{path}: is a folder; give a file name")
+    return path

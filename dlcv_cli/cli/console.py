@@ -1,0 +1,104 @@
+"""What a person reads: results on stdout, all else on stderr. Percent appears here and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from dlcv_cli.stages.reporting import Outcome, Reporter
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+# How each field of a record is shown, in this order; what is not here is not shown.
+FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "epoch": ("epoch", str),
+    "iteration": ("iteration", "{:,}".format),
+    "lr": ("lr", "{:.3g}".format),
+    "train_loss": ("train loss", "{:.4g}".format),
+    "train_accuracy": ("accuracy", _percent),
+    "val_loss": ("val loss", "{:.4g}".format),
+    "val_accuracy": ("accuracy", _percent),
+    "images_per_second": ("", "{:.0f} images/s".format),
+    "best": ("", lambda best: "best" if best else ""),
+}
+
+
+def described(fields: dict[str, Any]) -> str:
+    """One line of a record's fields."""
+    shown = [
+        f"{label} {show(fields[key])}".strip() for key, (label, show) in FIELDS.items() if fields.get(key) is not None
+    ]
+    return "  ".join(text for text in shown if text)
+
+
+class Terminal(Reporter):
+    """Tells on stderr: a progress bar only on a terminal, elsewhere one plain line a note or record."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.what = ""
+        self.shown = 0.0
+
+    def note(self, text: str) -> None:
+        self._line(text)
+
+    def warn(self, text: str) -> None:
+        self._line(f"warning: {text}")
+
+    def record(self, fields: dict[str, Any]) -> None:
+        self._line(described(fields))
+
+    def _line(self, text: str) -> None:
+        if self.bar:
+            self.bar.console.print(text, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        if not self.console.is_terminal:
+            return
+        if self.bar is None or what != self.what:
+            self.close()
+            self.what, self.shown = what, 0.0
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.task = self.bar.add_task(what, total=total)
+            self.bar.start()
+        if self.task is not None and (done == total or time.monotonic() - self.shown > 0.1):
+            self.shown = time.monotonic()
+            self.bar.update(self.task, completed=done)
+        if done == total:
+            self.close()
+
+    def close(self) -> None:
+        """Takes the bar off the screen."""
+        if self.bar:
+            self.bar.stop()
+        self.bar = None
+
+
+def print_json(document: Any) -> None:
+    """The one JSON document of --json."""
+    typer.echo(json.dumps(document, indent=1, ensure_ascii=True))
+
+
+def print_outcome(outcome: Outcome, as_json: bool, text: str = "") -> None:
+    """A stage's result: its file, and that it was made or was up to date."""
+    if as_json:
+        status = "made" if outcome.made else "up to date"
+        print_json({"status": status, "output": str(outcome.output), **outcome.summary})
+    else:
+        said = f" ({text})" if text else ""
+        typer.echo(f"wrote {outcome.output}{said}" if outcome.made else f"{outcome.output}: up to date{said}")

@@ -1,0 +1,39 @@
+"""`dlcv demo`: both studies on built-in data, by the commands a user would type."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+FRAMES = """
+data digits -o {o}/digits
+data split {o}/digits -o {o}/digits.split.json --train-per-class 10 --val-per-class 20 --test-per-class 100
+vgg head {o}/digits.split.json --arch vgg16_mini -o {o}/head.safetensors
+vgg finetune {o}/digits.split.json --from {o}/head.safetensors -o {o}/finetune.safetensors
+vgg scratch {o}/digits.split.json --arch vgg16_mini -o {o}/scratch.safetensors
+eval --compare {o}/head.safetensors {o}/finetune.safetensors {o}/scratch.safetensors
+
+seq gen -o {o}/adding.safetensors
+seq train {o}/adding.safetensors --cell baseline -o {o}/baseline.safetensors
+seq train {o}/adding.safetensors --cell elman -o {o}/elman.safetensors
+seq train {o}/adding.safetensors --cell lstm -o {o}/lstm.safetensors
+seq train {o}/adding.safetensors --cell gru -o {o}/gru.safetensors
+eval --compare {o}/elman.safetensors {o}/lstm.safetensors {o}/gru.safetensors {o}/baseline.safetensors
+"""
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")] = Path("dlcv-demo"),
+) -> None:
+    """Run both studies on built-in data, each command printed as it runs."""
+    from dlcv_cli.cli.root import app
+
+    command = typer.main.get_command(app)
+    for line in FRAMES.strip().splitlines():
+        words = [word.format(o=output) for word in shlex.split(line)]
+        typer.echo(f"\n$ dlcv {shlex.join(words)}" if words else "")
+        if words:
+            command.main(words, prog_name="dlcv", standalone_mode=False)

@@ -1,0 +1,71 @@
+"""The app, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dlcv_cli import __version__
+from dlcv_cli.cli import data, demo, evaluate, seq, vgg
+from dlcv_cli.errors import DlcvError
+
+
+class Boundary(TyperGroup):
+    """Turns what a user can cause into one line on stderr and an exit code; anything else is a bug, with traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DlcvError as error:
+            message, code = str(error), error.exit_code
+        except BrokenPipeError:
+            # whoever read stdout has seen enough; keep the interpreter from flushing into the void at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            message, code = f"{where}{error.strerror or error}", 1
+        except MemoryError:
+            message, code = "out of memory: use a smaller --batch-size or a smaller network", 1
+        except KeyboardInterrupt:
+            message, code = "interrupted", 130
+        print(f"dlcv: {' '.join(message.split())}", file=sys.stderr)
+        raise typer.Exit(code)
+
+
+app = typer.Typer(
+    cls=Boundary,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Transfer learning and recurrent cells, studied from the shell: each stage a command, each result a file.",
+)
+app.add_typer(data.app, name="data")
+app.add_typer(vgg.app, name="vgg")
+app.add_typer(seq.app, name="seq")
+app.command("eval")(evaluate.evaluate)
+app.command("demo")(demo.demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dlcv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the script `dlcv`."""
+    app(prog_name="dlcv")

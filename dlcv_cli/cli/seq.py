@@ -1,0 +1,43 @@
+"""`dlcv seq`: sequence tasks and the cells that learn them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlcv_cli.cli.console import Terminal, described, print_outcome
+from dlcv_cli.cli.options import Force, Json, OutputFile, configured
+from dlcv_cli.config import GenConfig, SeqTrainConfig
+from dlcv_cli.sequences.cells import CELLS
+from dlcv_cli.sequences.tasks import TASKS
+
+app = typer.Typer(no_args_is_help=True, help="Sequences: generate a task, train a recurrent cell on it.")
+
+
+@app.command("gen")
+@configured(GenConfig, choices={"task": TASKS})
+def gen(config: GenConfig, output: OutputFile, force: Force = False, as_json: Json = False) -> None:
+    """Generate sequences, divided into train, val and test: FILE.safetensors."""
+    from dlcv_cli.stages import seq
+
+    outcome = seq.gen(output, config, force=force)
+    counts = ", ".join(f"{part} {count:,}" for part, count in outcome.summary["counts"].items())
+    print_outcome(outcome, as_json, f"{config.task}: {counts}")
+
+
+@app.command("train")
+@configured(SeqTrainConfig, choices={"cell": CELLS})
+def train(
+    config: SeqTrainConfig,
+    data: Annotated[Path, typer.Argument(metavar="FILE", help="Sequence file of dlcv seq gen.", show_default=False)],
+    output: OutputFile,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Train one cell, one sequence a step; the weights of the lowest validation loss are kept."""
+    from dlcv_cli.stages import seq
+
+    outcome = seq.train(data, output, config, force=force, report=Terminal())
+    print_outcome(outcome, as_json, f"best {described(outcome.summary)}")

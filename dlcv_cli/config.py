@@ -1,0 +1,190 @@
+"""Every hyperparameter: its default, unit and range. One frozen dataclass a stage.
+
+The command line makes its options from these fields, the files record them, the science reads them.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from dlcv_cli.errors import SettingError
+
+Part = Literal["train", "val", "test"]
+
+
+def setting(
+    default: Any, help: str, *, low: float | None = None, high: float | None = None, above: float | None = None
+) -> Any:
+    """A field with its help text and its range: low <= value <= high, value > above."""
+    bounds = {"low": low, "high": high, "above": above}
+    signed = ((">=", low), (">", above), ("<=", high))
+    ranges = [f"{sign} {_plain(value)}" for sign, value in signed if value is not None]
+    text = f"{help} [{', '.join(ranges)}]" if ranges else help
+    return field(default=default, metadata={"help": text, **bounds})
+
+
+def _plain(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Base of the stages' settings: checks each value against its field's range."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in fields(self):
+            value, kind = getattr(self, f.name), hints[f.name]
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                raise SettingError(f"{f.name} is {value!r}: choose from {', '.join(get_args(kind))}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise SettingError(f"{f.name} is {value}: it must be a finite number")
+            for name, holds, sign in (
+                ("low", operator.ge, ">="),
+                ("above", operator.gt, ">"),
+                ("high", operator.le, "<="),
+            ):
+                bound = f.metadata.get(name)
+                if bound is not None and value is not None and not holds(value, bound):
+                    raise SettingError(f"{f.name} is {value}: it must be {sign} {_plain(bound)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as the files record them."""
+        return asdict(self)
+
+
+SEED: dict[str, Any] = {"low": 0, "high": 2**32 - 1}
+
+
+@dataclass(frozen=True)
+class SplitConfig(Config):
+    """`data split`."""
+
+    dataset: Literal["folder", "caltech101"] = setting("folder", "what ROOT is")
+    background: bool = setting(False, "caltech101: keep the background class BACKGROUND_Google")
+    test_fraction: float = setting(0.2, "share of all images held out for test, rounded up", above=0, high=0.9)
+    val_fraction: float = setting(0.2, "share of the rest held out for validation, rounded up", above=0, high=0.9)
+    stratify: bool = setting(True, "keep each class's share in every part")
+    train_per_class: int | None = setting(None, "exactly so many training images a class", low=1)
+    val_per_class: int | None = setting(None, "exactly so many validation images a class", low=1)
+    test_per_class: int | None = setting(None, "at most so many test images a class", low=1)
+    seed: int = setting(0, "who goes into which part", **SEED)
+    skip_bad: bool = setting(False, "leave unreadable images out (recorded in FILE) instead of stopping")
+
+    @property
+    def per_class(self) -> bool:
+        """Whether one of the literature's protocols is asked for."""
+        return any((self.train_per_class, self.val_per_class, self.test_per_class))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per_class and not self.stratify:
+            raise SettingError("--no-stratify contradicts --train-per-class, --val-per-class and --test-per-class")
+
+
+@dataclass(frozen=True)
+class DrawConfig(Config):
+    """`data draw`."""
+
+    classes: int = setting(20, "how many kinds of figure", low=2, high=10_000)
+    per_class: int = setting(500, "images of each", low=1, high=1_000_000)
+    size: int = setting(64, "side of an image, in pixels", low=16, high=1024)
+    seed: int = setting(0, "which figures, and how each is drawn", **SEED)
+
+
+@dataclass(frozen=True)
+class TrainConfig(Config):
+    """What every `vgg` stage has. Adam throughout; the best validation epoch is kept."""
+
+    epochs: int = setting(6, "passes over the training part", low=1, high=100_000)
+    batch_size: int = setting(64, "images a step", low=1, high=65_536)
+    lr: float = setting(0.005, "Adam's learning rate in the first epoch", above=0)
+    schedule: Literal["exponential", "cosine", "constant"] = setting("exponential", "how lr changes by epoch")
+    decay: float = setting(0.9, "exponential: lr is multiplied by this after each epoch", above=0, high=1)
+    weight_decay: float = setting(0.0, "Adam's L2 penalty", low=0)
+    seed: int = setting(0, "initial weights, order and dropout", **SEED)
+
+    def lr_at(self, epoch: int) -> float:
+        """Learning rate of an epoch (0 is the first)."""
+        factor = {
+            "exponential": self.decay**epoch,
+            "cosine": (1 + math.cos(math.pi * epoch / self.epochs)) / 2,
+            "constant": 1.0,
+        }[self.schedule]
+        return self.lr * factor
+
+
+@dataclass(frozen=True)
+class HeadConfig(TrainConfig):
+    """`vgg head`, by the published recipe: lr 0.005, exponential decay, 6 epochs."""
+
+    arch: str = setting("vgg16", "the network")
+    partial: bool = setting(False, "accept weights that leave more than the head to chance")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(TrainConfig):
+    """`vgg finetune`, by the published recipe: fixed lr 5e-5, 4 epochs."""
+
+    epochs: int = setting(4, "passes over the training part", low=1, high=100_000)
+    lr: float = setting(5e-5, "Adam's learning rate in the first epoch", above=0)
+    schedule: Literal["exponential", "cosine", "constant"] = setting("constant", "how lr changes by epoch")
+    unfreeze: str | None = setting(
+        None, "layers that train, comma-separated; default: by network, classifier,features.28 for vgg16"
+    )
+
+
+@dataclass(frozen=True)
+class ScratchConfig(TrainConfig):
+    """`vgg scratch`, by the published recipe: the head's settings, 5 epochs, all layers."""
+
+    epochs: int = setting(5, "passes over the training part", low=1, high=100_000)
+    arch: str = setting("vgg16", "the network")
+
+
+@dataclass(frozen=True)
+class Machine(Config):
+    """Where a stage computes. Recorded under `run`: no part of what is computed."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "auto takes a GPU if there is one")
+    threads: int | None = setting(None, "CPU threads; default: one a core", low=1, high=1024)
+
+
+@dataclass(frozen=True)
+class GenConfig(Config):
+    """`seq gen`."""
+
+    task: str = setting("adding", "what is asked about a sequence")
+    count: int = setting(10_000, "sequences in all", low=3, high=100_000_000)
+    min_length: int = setting(2, "steps of the shortest", low=2, high=1_000_000)
+    max_length: int = setting(10, "steps of the longest; lengths are uniform between", low=2, high=1_000_000)
+    test_fraction: float = setting(0.2, "share held out for test, rounded up", above=0, high=0.9)
+    val_fraction: float = setting(0.2, "share of the rest held out for validation, rounded up", above=0, high=0.9)
+    seed: int = setting(0, "which sequences", **SEED)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_length < self.min_length:
+            raise SettingError(f"max_length is {self.max_length}: it must be >= min_length, {self.min_length}")
+
+
+@dataclass(frozen=True)
+class SeqTrainConfig(Config):
+    """`seq train`, by the published recipe: one sequence a step, Adam, fixed lr 0.003, 3 epochs."""
+
+    cell: str = setting("gru", "the network")
+    hidden_size: int = setting(32, "width of the hidden state", low=1, high=8192)
+    epochs: int = setting(3, "passes over the training part", low=1, high=100_000)
+    lr: float = setting(0.003, "Adam's learning rate", above=0)
+    record_every: int = setting(500, "iterations between two looks at the losses", low=1)
+    seed: int = setting(0, "initial weights and order", **SEED)
+
+
+@dataclass(frozen=True)
+class EvalConfig(Config):
+    """`eval`."""
+
+    split: Part = setting("test", "which part to evaluate on")

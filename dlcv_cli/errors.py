@@ -1,0 +1,52 @@
+"""What a user can cause. The command line turns each into one line on stderr and its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class DlcvError(Exception):
+    """Something the user can fix; the message says what, where and what to do next."""
+
+    exit_code = 1
+
+
+class SettingError(DlcvError):
+    """A setting outside its range, or settings that contradict each other."""
+
+    exit_code = 2
+
+
+class FileError(DlcvError):
+    """An input file that cannot be used."""
+
+    def __init__(self, path: Path | str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+
+
+class ExistsError(DlcvError):
+    """An output that is there already and was made differently."""
+
+    def __init__(self, path: Path | str, differences: Iterable[str]) -> None:
+        super().__init__(
+            f"{path} exists and was made differently ({'; '.join(differences)}): "
+            "give another -o, or --force to replace it"
+        )
+
+
+def named(names: Iterable[object], most: int = 5) -> str:
+    """A short enumeration for a message: the first `most` names, and how many more there are."""
+    listed = [str(name) for name in names]
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
+def lookup(table: dict[str, T], name: str, what: str) -> T:
+    """The table's entry of that name; SettingError, with the names there are, when it has none."""
+    if name not in table:
+        raise SettingError(f"unknown {what} {name!r}: choose from {', '.join(table)}")
+    return table[name]

@@ -1,0 +1,205 @@
+"""`data split`, `digits`, `draw` and `show`."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dlcv_cli.artifacts import splits
+from dlcv_cli.artifacts.files import JSON, check_output, read_json, sha256_of, write_folder
+from dlcv_cli.artifacts.lineage import Input, Recipe, up_to_date, versions
+from dlcv_cli.config import DrawConfig, SplitConfig
+from dlcv_cli.errors import DlcvError, ExistsError, named
+from dlcv_cli.stages.reporting import Outcome, Reporter
+from dlcv_cli.vision import datasets, images
+from dlcv_cli.vision.splits import PARTS, Example
+from dlcv_cli.vision.splits import split as divide
+
+FOLDER = "dlcv.folder/1"
+T = TypeVar("T")
+
+
+def split(
+    root: Path,
+    output: Path,
+    config: SplitConfig,
+    *,
+    download: bool = False,
+    force: bool = False,
+    report: Reporter | None = None,
+) -> Outcome:
+    """Writes a split file for the images below `root`. Every image is decoded once, unless all is up to date.
+
+    Raises:
+        DlcvError: no classes or images, a class with too few, unreadable images without skip_bad, a changed output.
+    """
+    report = report or Reporter()
+    check_output(output, splits.ENDING)
+    without: tuple[str, ...] = ()
+    if config.dataset == "caltech101":
+        root = datasets.find_caltech101(root, download)
+        without = () if config.background else (datasets.BACKGROUND,)
+    listing = datasets.list_folder(root, without)
+    if len(listing.classes) < 2:
+        raise DlcvError(f"{root}: only one class, {listing.classes[0]!r}; at least two are needed")
+    if listing.ignored:
+        report.note(f"ignored {len(listing.ignored)} that are no images: {named(listing.ignored)}")
+
+    paths = [root / path for path, _ in listing.images]
+    hashes = parallel(_sha256_or_problem, paths, "hashing", report)
+    bad = dict(listing.bad) | {
+        path: problem for (path, _), (_, problem) in zip(listing.images, hashes, strict=True) if problem
+    }
+    identity = [(p, label, h) for (p, label), (h, _) in zip(listing.images, hashes, strict=True)]
+    source = Input(sha256_of([listing.classes, identity, sorted(bad)]))
+    recipe = Recipe("data.split", config.to_json(), {"images": source})
+    if up_to_date(output, recipe, lambda path: read_json(path, splits.SCHEMA), force):
+        return Outcome(output, False, show(output, root))
+
+    problems = parallel(images.problem, paths, "decoding", report)
+    bad |= {path: problem for (path, _), problem in zip(listing.images, problems, strict=True) if problem}
+    _refuse_or_skip(root, bad, config, report)
+    examples = [Example(p, label, h) for p, label, h in identity if p not in bad]
+    identical, conflicts = _identical(examples, listing.classes, report)
+    parts = divide(examples, listing.classes, config)
+    record = {
+        **recipe.to_json(output.parent),
+        "skipped": [{"path": path, "problem": problem} for path, problem in sorted(bad.items())],
+        "ignored": listing.ignored,
+        "identical": identical,
+        "label_conflicts": conflicts,
+        "versions": versions("pillow"),
+    }
+    splits.write(output, root, listing.classes, parts, record)
+    unused = len(examples) - sum(map(len, parts.values()))
+    if unused:
+        report.note(f"{unused} images are in no part: more than was asked for per class")
+    return Outcome(output, True, show(output, root))
+
+
+def parallel(function: Callable[[Path], T], paths: Sequence[Path], what: str, report: Reporter) -> list[T]:
+    """[function(path) for path in paths] in threads, with progress. For work that releases the GIL."""
+    results = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for result in pool.map(function, paths):
+                results.append(result)
+                report.progress(what, len(results), len(paths))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return results
+
+
+def _sha256_or_problem(path: Path) -> tuple[str, str | None]:
+    try:
+        return images.sha256(path), None
+    except ValueError as error:
+        return "", str(error)
+
+
+def _refuse_or_skip(root: Path, bad: dict[str, str], config: SplitConfig, report: Reporter) -> None:
+    if not bad:
+        return
+    for path, problem in sorted(bad.items()):
+        report.warn(f"{root / path}: {problem}")
+    if not config.skip_bad:
+        raise DlcvError(f"{root}: {len(bad)} unreadable images, listed above: repair or remove them, or --skip-bad")
+    report.warn(f"{len(bad)} unreadable images left out (--skip-bad)")
+
+
+def _identical(
+    examples: Sequence[Example], classes: Sequence[str], report: Reporter
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Paths of byte-identical images, and those of them that lie under different classes."""
+    found: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        found[example.sha256].append(example)
+    groups = [group for group in found.values() if len(group) > 1]
+    identical = [[e.path for e in group] for group in groups]
+    conflicts = [[e.path for e in group] for group in groups if len({e.label for e in group}) > 1]
+    if identical:
+        report.note(
+            f"{len(identical)} times the same image under several names, kept in one part: "
+            f"{named((' = '.join(g) for g in identical), 3)}"
+        )
+    if conflicts:
+        report.warn(
+            f"label conflict: {len(conflicts)} images are in several classes: "
+            f"{named((' = '.join(g) for g in conflicts), 3)}; remove the wrong ones"
+        )
+    return identical, conflicts
+
+
+def show(path: Path, root: Path | None = None) -> dict[str, Any]:
+    """What a split file holds: counts per part and class, smallest and largest class."""
+    file = splits.read(path, root)
+    per_part = {part: Counter(e.label for e in file.parts[part]) for part in PARTS}
+    sizes = {c: sum(per_part[part][i] for part in PARTS) for i, c in enumerate(file.classes)}
+    smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+    return {
+        "split": str(path),
+        "root": str(file.root),
+        "fingerprint": file.record["fingerprint"],
+        "counts": {part: len(file.parts[part]) for part in PARTS},
+        "classes": {c: {part: per_part[part][i] for part in PARTS} for i, c in enumerate(file.classes)},
+        "smallest_class": {"name": smallest, "count": sizes[smallest]},
+        "largest_class": {"name": largest, "count": sizes[largest]},
+        "skipped": len(file.record.get("skipped") or ()),
+        "identical": len(file.record.get("identical") or ()),
+        "label_conflicts": len(file.record.get("label_conflicts") or ()),
+    }
+
+
+def digits(folder: Path, *, force: bool = False, report: Reporter | None = None) -> Outcome:
+    """Writes scikit-learn's handwritten digits as a folder of class folders of PNGs."""
+    return _write_images(folder, Recipe("data.digits", {}), datasets.digits, 1797, force, report or Reporter())
+
+
+def draw(folder: Path, config: DrawConfig, *, force: bool = False, report: Reporter | None = None) -> Outcome:
+    """Writes drawn figures as a folder of class folders of PNGs."""
+    from dlcv_cli.vision import drawing
+
+    recipe = Recipe("data.draw", config.to_json())
+    total = config.classes * config.per_class
+    return _write_images(folder, recipe, lambda: drawing.draw(config), total, force, report or Reporter())
+
+
+def _write_images(
+    folder: Path,
+    recipe: Recipe,
+    make: Callable[[], Iterable[tuple[str, bytes]]],
+    total: int,
+    force: bool,
+    report: Reporter,
+) -> Outcome:
+    summary = {"images": total}
+    manifest = folder / datasets.MANIFEST
+    filled = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if filled and not manifest.is_file():
+        raise DlcvError(f"{folder} holds something that dlcv did not make, and is left alone: give another -o")
+    if up_to_date(manifest, recipe, lambda path: read_json(path, FOLDER), force):
+        _check_folder(folder, read_json(manifest, FOLDER))
+        return Outcome(folder, False, summary)
+
+    def counted() -> Iterable[tuple[str, bytes]]:
+        for done, file in enumerate(make(), 1):
+            report.progress("writing images", done, total)
+            yield file
+
+    record = {"schema": FOLDER, **recipe.to_json(folder.parent), "versions": versions("pillow", "numpy")}
+    write_folder(folder, counted(), datasets.MANIFEST, record, replace=filled)
+    return Outcome(folder, True, summary)
+
+
+def _check_folder(folder: Path, record: JSON) -> None:
+    files = record.get("files")
+    if not isinstance(files, dict):
+        raise ExistsError(folder, ["its list of files is damaged"])
+    changed = [name for name, digest in files.items() if _sha256_or_problem(folder / name)[0] != digest]
+    if changed:
+        raise ExistsError(folder, [f"changed or removed since: {named(changed)}"])

@@ -1,0 +1,170 @@
+"""`eval`: a checkpoint of either study in, its metrics and predictions on one part of the data out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlcv_cli.artifacts import metrics, sequences, splits, tensors
+from dlcv_cli.artifacts.files import JSON, beside, read_json, sha256, write_json
+from dlcv_cli.artifacts.lineage import Input, Recipe, Run, up_to_date
+from dlcv_cli.config import EvalConfig, Machine
+from dlcv_cli.errors import DlcvError, FileError
+from dlcv_cli.evaluation.metrics import classification, largest_class, regression
+from dlcv_cli.stages.reporting import Outcome, Reporter
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One network on one part: the evaluation file's content, and the predictions' arrays."""
+
+    fingerprint: str
+    metrics: dict[str, float]
+    baseline: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+    packages: tuple[str, ...]
+
+
+def evaluate(
+    checkpoint: Path,
+    config: EvalConfig,
+    *,
+    data: Path | None = None,
+    root: Path | None = None,
+    machine: Machine | None = None,
+    force: bool = False,
+    report: Reporter | None = None,
+) -> Outcome:
+    """Writes `NAME.PART.eval.json` and `NAME.PART.predictions.safetensors` beside a checkpoint.
+
+    The data is the file it was trained with, wherever `data` and `root` say it is now. The outcome's summary is the
+    `dlcv.eval/1` document.
+
+    Raises:
+        DlcvError: a bad input, data that is missing or changed, or an output made differently.
+    """
+    report = report or Reporter()
+    record = tensors.read_record(checkpoint, tensors.CHECKPOINT)
+    role = "split" if str(record.get("stage")).startswith("vgg.") else "data"
+    place = _data_file(checkpoint, record, role, data, report)
+    root = root or _recorded_root(checkpoint, record, role, data)
+    output = beside(checkpoint, f".{config.split}.eval.json")
+    predictions = beside(checkpoint, f".{config.split}.predictions.safetensors")
+    given = {"checkpoint": Input(sha256(checkpoint), checkpoint), "data": Input(sha256(place), place)}
+    recipe = Recipe("eval", config.to_json(), given)
+    if up_to_date(output, recipe, lambda path: read_json(path, metrics.EVAL), force):
+        document = read_json(output, metrics.EVAL)
+        if predictions.is_file() and sha256(predictions) == document["predictions"]["sha256"]:
+            return Outcome(output, False, document)
+        report.note(f"{predictions}: missing or changed; evaluating again")
+
+    run = Run()
+    measure = _measure_images if role == "split" else _measure_sequences
+    found = measure(checkpoint, place, root, config.split, machine or Machine(), report)
+    common = recipe.to_json(output.parent)
+    count = len(next(iter(found.arrays.values())))
+    where = {"study": "images" if role == "split" else "sequences", "split": config.split, "n": count}
+    where |= {"path": common["inputs"]["data"]["path"], "fingerprint": found.fingerprint}
+    tensors.write(predictions, tensors.PREDICTIONS, found.arrays, {**common, "data": where})
+    document = {
+        "schema": metrics.EVAL,
+        **common,
+        "data": where,
+        "metrics": found.metrics,
+        "baseline": found.baseline,
+        "predictions": {"path": predictions.name, "sha256": sha256(predictions)},
+        "run": run.to_json(*found.packages),
+    }
+    write_json(output, document)
+    return Outcome(output, True, document)
+
+
+def _data_file(checkpoint: Path, record: JSON, role: str, data: Path | None, report: Reporter) -> Path:
+    """Where the data is: `data`, or the path in the checkpoint, unchanged since."""
+    try:
+        recorded = record["inputs"][role]
+        path, digest = data or checkpoint.parent / recorded["path"], recorded["sha256"]
+    except (KeyError, TypeError):
+        raise FileError(checkpoint, "damaged: its record does not say what it was trained with") from None
+    if not path.is_file():
+        raise FileError(path, f"no such file, though {checkpoint} was trained with it: say where it is with --data")
+    if sha256(path) != digest:
+        if data is None:
+            raise FileError(path, f"has changed since {checkpoint} was trained with it: restore it, or give --data")
+        report.note(f"{path} is not the file that {checkpoint} was trained with")
+    return path
+
+
+def _recorded_root(checkpoint: Path, record: JSON, role: str, data: Path | None) -> Path | None:
+    """The images' folder that was given to the training in place of the split's own, if it was."""
+    root = None if data else record["inputs"][role].get("root")
+    return checkpoint.parent / root if isinstance(root, str) else None
+
+
+def _measure_images(
+    checkpoint: Path, data: Path, root: Path | None, part: str, machine: Machine, report: Reporter
+) -> Measured:
+    import torch
+
+    from dlcv_cli.stages.vgg import PACKAGES, prepare, read_checkpoint, require_classes, verified
+    from dlcv_cli.vision.training import predict
+
+    stored, file = read_checkpoint(checkpoint), splits.read(data, root)
+    require_classes(checkpoint, stored.classes, data, file.classes)
+    device, threads = prepare(machine)
+    images = verified(file, part, stored.preprocessing, report)
+    stored.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub knows no module form
+    collected, done = [], 0
+    for logits, labels in predict(stored.network, images, device, threads):
+        collected.append(logits.cpu().numpy())
+        done += len(labels)
+        report.progress(f"evaluating {checkpoint.name}", done, len(images.paths))
+    logits_all = np.concatenate(collected)
+    train_labels = np.array([e.label for e in file.parts["train"]], np.int64)
+    largest = largest_class(train_labels, images.labels)
+    name = f"always {file.classes[int(largest.pop('label'))]}"
+    return Measured(
+        splits.fingerprint(file.classes, file.parts[part]),
+        classification(logits_all, images.labels),
+        {"name": name, "metrics": largest},
+        {"logits": logits_all, "labels": images.labels},
+        PACKAGES,
+    )
+
+
+def _measure_sequences(
+    checkpoint: Path, data: Path, root: Path | None, part: str, machine: Machine, report: Reporter
+) -> Measured:
+    import torch
+
+    from dlcv_cli.sequences.cells import CELLS
+    from dlcv_cli.sequences.networks import network
+    from dlcv_cli.sequences.training import predict
+    from dlcv_cli.stages.seq import task_constant
+
+    stored, file = tensors.read(checkpoint, tensors.CHECKPOINT), sequences.read(data)
+    config = stored.record.get("config")
+    name = config.get("cell") if isinstance(config, dict) else None
+    if name not in CELLS:
+        raise FileError(checkpoint, f"is no checkpoint of a cell that this version knows ({name})")
+    if stored.record.get("task") != file.task:
+        raise DlcvError(f"{checkpoint} was trained for the task {stored.record.get('task')!r}, {data} is {file.task!r}")
+    torch.set_num_threads(1)
+    chosen = file.parts[part]
+    try:
+        module = network(CELLS[name], stored.arrays)
+        answers = predict(module, chosen)
+    except (ValueError, RuntimeError) as error:
+        raise FileError(checkpoint, f"damaged: {error}") from None
+    constant = task_constant(file)
+    return Measured(
+        sequences.fingerprint(chosen),
+        regression(answers, chosen.targets),
+        {"name": f"constant {constant:g}", "metrics": regression(np.full_like(answers, constant), chosen.targets)},
+        {"predictions": answers, "targets": chosen.targets, "lengths": chosen.lengths},
+        ("torch", "numpy", "safetensors"),
+    )

@@ -1,0 +1,294 @@
+"""`vgg head`, `finetune` and `scratch`: a split file in, a checkpoint and its metrics out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlcv_cli.artifacts import metrics, splits, tensors
+from dlcv_cli.artifacts.files import JSON, check_output, sha256
+from dlcv_cli.artifacts.lineage import Input, Recipe, Run, up_to_date, versions
+from dlcv_cli.artifacts.splits import Split
+from dlcv_cli.config import FinetuneConfig, HeadConfig, Machine, ScratchConfig, TrainConfig
+from dlcv_cli.errors import DlcvError, FileError, lookup, named
+from dlcv_cli.stages import weights
+from dlcv_cli.stages.data import parallel
+from dlcv_cli.stages.reporting import Outcome, Reporter
+from dlcv_cli.vision import images
+from dlcv_cli.vision.architectures import ARCHITECTURES
+from dlcv_cli.vision.networks import (
+    Network,
+    count_parameters,
+    random_network,
+    stored_network,
+    take_weights,
+    unfreeze,
+)
+from dlcv_cli.vision.preprocessing import Preprocessing
+from dlcv_cli.vision.training import Epoch, Images, fit
+
+PACKAGES = ("torch", "numpy", "pillow", "safetensors")
+
+
+@dataclass(frozen=True)
+class ImageCheckpoint:
+    """A checkpoint of an image network, ready to compute."""
+
+    network: Network
+    arch: str
+    classes: list[str]
+    preprocessing: Preprocessing
+    record: JSON
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a training starts from."""
+
+    network: Network
+    arch: str
+    preprocessing: Preprocessing
+    train_layers: tuple[str, ...]
+
+
+def head(
+    split: Path,
+    output: Path,
+    config: HeadConfig,
+    *,
+    source: str | None = None,
+    root: Path | None = None,
+    machine: Machine | None = None,
+    force: bool = False,
+    report: Reporter | None = None,
+) -> Outcome:
+    """Trains a new classification layer on top of frozen weights from `source` (a name, a file; None: the default).
+
+    Raises:
+        DlcvError: bad inputs, weights that leave more than the head to chance, or an output made differently.
+    """
+    report = report or Reporter()
+    architecture = lookup(ARCHITECTURES, config.arch, "network")
+    path, name = weights.find(source, architecture, report)
+    given = Input(sha256(path), None if name else path, name)
+
+    def start(file: Split) -> _Start:
+        stored = weights.read(path, name, architecture)
+        network = random_network(architecture, len(file.classes), config.seed)
+        taken = take_weights(network, stored.tensors, architecture.head)
+        left = f"; left over: {named(taken.left_over)}" if taken.left_over else ""
+        lacks = f"; missing: {named(taken.missing)}" if taken.missing else ""
+        fits = f"{len(taken.fits)} tensors fit, {architecture.head} is new"
+        report.note(f"weights {name or path}: {fits}{lacks}{left}")
+        if taken.missing and not (config.partial and taken.fits):
+            raise FileError(
+                path,
+                f"does not fit {config.arch}: it lacks {named(taken.missing, 3)} "
+                f"({len(taken.missing)} in all); choose another --arch"
+                + (", or --partial to leave them random" if taken.fits else ""),
+            )
+        return _Start(network, config.arch, stored.preprocessing, (architecture.head,))
+
+    return _train("vgg.head", split, output, config, {"weights": given}, start, root, machine, force, report)
+
+
+def finetune(
+    split: Path,
+    output: Path,
+    config: FinetuneConfig,
+    *,
+    source: Path,
+    root: Path | None = None,
+    machine: Machine | None = None,
+    force: bool = False,
+    report: Reporter | None = None,
+) -> Outcome:
+    """Trains more layers of the checkpoint `source`, whose classes must be those of the split.
+
+    Raises:
+        DlcvError: bad inputs, other classes, an unknown layer, or an output made differently.
+    """
+    record = tensors.read_record(source, tensors.CHECKPOINT)
+    if config.unfreeze is None:
+        architecture = lookup(ARCHITECTURES, str(record.get("arch")), "network")
+        config = replace(config, unfreeze=",".join(architecture.unfreeze))
+
+    def start(file: Split) -> _Start:
+        stored = read_checkpoint(source)
+        require_classes(source, stored.classes, file.path, file.classes)
+        names = tuple(name.strip() for name in str(config.unfreeze).split(","))
+        return _Start(stored.network, stored.arch, stored.preprocessing, names)
+
+    given = Input(sha256(source), source)
+    report = report or Reporter()
+    return _train("vgg.finetune", split, output, config, {"checkpoint": given}, start, root, machine, force, report)
+
+
+def scratch(
+    split: Path,
+    output: Path,
+    config: ScratchConfig,
+    *,
+    root: Path | None = None,
+    machine: Machine | None = None,
+    force: bool = False,
+    report: Reporter | None = None,
+) -> Outcome:
+    """Trains all layers from random weights.
+
+    Raises:
+        DlcvError: bad inputs, or an output made differently.
+    """
+    architecture = lookup(ARCHITECTURES, config.arch, "network")
+
+    def start(file: Split) -> _Start:
+        network = random_network(architecture, len(file.classes), config.seed)
+        return _Start(network, config.arch, architecture.preprocessing, ("features", "classifier"))
+
+    report = report or Reporter()
+    return _train("vgg.scratch", split, output, config, {}, start, root, machine, force, report)
+
+
+def _train(
+    stage: str,
+    split: Path,
+    output: Path,
+    config: TrainConfig,
+    inputs: dict[str, Input],
+    begin: Callable[[Split], _Start],
+    root: Path | None,
+    machine: Machine | None,
+    force: bool,
+    report: Reporter,
+) -> Outcome:
+    """The one way of all three stages, from the files to the files."""
+    run = Run()
+    check_output(output, ".safetensors")
+    file = splits.read(split, root)
+    recipe = Recipe(stage, config.to_json(), {"split": Input(sha256(split), split, root=root), **inputs})
+    if up_to_date(output, recipe, lambda path: tensors.read_record(path, tensors.CHECKPOINT), force):
+        digest = sha256(output)
+        if metrics.belongs(output, digest):
+            return Outcome(output, False, tensors.read_record(output, tensors.CHECKPOINT)["best"])
+        report.note(f"{output}: its metrics are missing or another run's; training again")
+    device, threads = prepare(machine or Machine())
+    start = begin(file)
+    unfreeze(start.network, start.train_layers)
+    count = count_parameters(start.network)
+    trained = f"trains {count['trainable']:,} of {count['total']:,} parameters"
+    report.note(f"{trained} ({start.arch}, {len(file.classes)} classes) on {device}")
+    train = verified(file, "train", start.preprocessing, report)
+    val = verified(file, "val", start.preprocessing, report)
+
+    epochs, speeds, best = [], [], {}
+    for event in fit(start.network, train, val, config, device, threads):
+        if isinstance(event, Epoch):
+            fields = asdict(event)
+            report.record(fields)
+            speeds.append(round(fields.pop("images_per_second"), 2))
+            if fields.pop("best"):
+                best = fields
+            epochs.append(fields)
+        else:
+            report.progress(f"epoch {event.epoch}/{config.epochs}", event.done, event.total)
+
+    common = {**recipe.to_json(output.parent), "arch": start.arch}
+    own = {"classes": file.classes, "preprocessing": start.preprocessing.to_json(), "best": best}
+    arrays = {name: t.detach().cpu().contiguous().numpy() for name, t in start.network.state_dict().items()}
+    tensors.write(output, tensors.CHECKPOINT, arrays, {**common, **own, "versions": versions(*PACKAGES)})
+    timing = run.to_json(*PACKAGES, device=str(device), threads=threads, images_per_second=speeds)
+    record = {**common, "parameters": count, "epochs": epochs, "best": best, "run": timing}
+    metrics.write_metrics(output, sha256(output), record)
+    return Outcome(output, True, best)
+
+
+def prepare(machine: Machine) -> tuple[torch.device, int]:
+    """(device, threads) to compute with; sets torch's threads, and its deterministic algorithms.
+
+    Raises:
+        DlcvError: the device is not there.
+    """
+    # cuBLAS repeats itself only with a fixed workspace; read when CUDA starts
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    threads = machine.threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # missing in the stubs
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if machine.device == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name])), threads
+    if not there[machine.device]:
+        raise DlcvError(f"--device {machine.device}: there is none on this machine; use --device auto")
+    return torch.device(machine.device), threads
+
+
+def verified(file: Split, part: str, preprocessing: Preprocessing, report: Reporter) -> Images:
+    """One part of a split, each image checked to be there and unchanged by its sha256.
+
+    Raises:
+        FileError: the part is empty, or images are missing or changed; names them.
+    """
+    examples = file.parts[part]
+    if not examples:
+        raise FileError(file.path, f"has no {part} images")
+    paths = [file.root / e.path for e in examples]
+    hashes = parallel(_sha256_or_none, paths, f"checking {part} images", report)
+    wrong = [
+        f"{e.path} ({'changed' if digest else 'missing'})"
+        for e, digest in zip(examples, hashes, strict=True)
+        if digest != e.sha256
+    ]
+    if wrong:
+        raise FileError(
+            file.path,
+            f"{len(wrong)} of its images in {file.root} are not as they were: {named(wrong)}; "
+            "restore them, give their place with --root, or make the split anew",
+        )
+    return Images(paths, np.array([e.label for e in examples], np.int64), preprocessing)
+
+
+def _sha256_or_none(path: Path) -> str | None:
+    try:
+        return images.sha256(path)
+    except ValueError:
+        return None
+
+
+def read_checkpoint(path: Path) -> ImageCheckpoint:
+    """Reads an image checkpoint of ours. FileError for anything wrong in it."""
+    stored = tensors.read(path, tensors.CHECKPOINT)
+    record, arch = stored.record, stored.record.get("arch")
+    if arch not in ARCHITECTURES:
+        raise FileError(path, f"is no checkpoint of an image network that this version knows ({arch})")
+    classes = record.get("classes")
+    if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes):
+        raise FileError(path, "damaged: its record lists no classes")
+    arrays: dict[str, Tensor] = {name: torch.from_numpy(array) for name, array in stored.arrays.items()}
+    try:
+        network = stored_network(ARCHITECTURES[arch], len(classes), arrays)
+        preprocessing = Preprocessing.from_json(record.get("preprocessing"))
+    except ValueError as error:
+        raise FileError(path, f"damaged: {error}") from None
+    return ImageCheckpoint(network, arch, classes, preprocessing, record)
+
+
+def require_classes(checkpoint: Path, have: list[str], split: Path, want: list[str]) -> None:
+    """DlcvError, with the difference, unless both list the same classes in the same order."""
+    if have == want:
+        return
+    only: list[Any] = [
+        f"only in {path}: {named(map(repr, names))}"
+        for path, names in ((checkpoint, sorted({*have} - {*want})), (split, sorted({*want} - {*have})))
+        if names
+    ]
+    raise DlcvError(
+        f"{checkpoint} was trained for other classes than {split} has: "
+        f"{'; '.join(only) or 'the same names in another order'}"
+    )

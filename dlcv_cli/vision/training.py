@@ -1,0 +1,157 @@
+"""One training loop for head, finetune and scratch: what differs is which layers train, and the settings.
+
+Letters: N images, C channels, H and W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from dlcv_cli.config import TrainConfig
+from dlcv_cli.errors import DlcvError
+from dlcv_cli.vision.frozen_prefix import cut
+from dlcv_cli.vision.images import load_batches
+from dlcv_cli.vision.networks import Network
+from dlcv_cli.vision.preprocessing import Preprocessing
+
+EVALUATION_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Images:
+    """One part of a data set: where the images are, and their labels (N,) int64 in 0..K-1."""
+
+    paths: list[Path]
+    labels: NDArray[np.int64]
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many of an epoch's images are done."""
+
+    epoch: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch's record; losses are means per image in nats, accuracies fractions in 0..1."""
+
+    epoch: int  # 1 is the first
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    images_per_second: float
+    best: bool  # the best validation accuracy so far, the earliest where several are equal
+
+
+def batches(
+    images: Images, order: NDArray[np.int64], batch_size: int, device: torch.device, threads: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields (x (n, 3, H, W) float32 normalised, channels last; labels (n,) int64) on the device."""
+    mean = torch.tensor(images.preprocessing.mean, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(images.preprocessing.std, device=device).view(1, 3, 1, 1)
+    loaded = load_batches(images.paths, order, images.preprocessing, batch_size, threads)
+    for indices, pixels in loaded:
+        # (n, H, W, 3) seen as (n, 3, H, W) is channels last already
+        x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+        labels = torch.from_numpy(images.labels[indices]).to(device)
+        yield x.float().div_(255).sub_(mean).div_(std), labels
+
+
+def predict(network: Network, images: Images, device: torch.device, threads: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields (logits (n, K) float32, labels (n,) int64) of all images in order, in eval mode."""
+    network.eval()
+    with torch.inference_mode():
+        for x, labels in batches(images, np.arange(len(images.paths)), EVALUATION_BATCH, device, threads):
+            yield network(x), labels
+
+
+def evaluate(network: Network, images: Images, device: torch.device, threads: int) -> tuple[float, float]:
+    """(mean cross-entropy in nats, accuracy in 0..1), each summed over examples and divided once."""
+    loss, right = 0.0, 0
+    for logits, labels in predict(network, images, device, threads):
+        loss += F.cross_entropy(logits, labels, reduction="sum").item()
+        right += int((logits.argmax(1) == labels).sum())
+    return loss / len(images.paths), right / len(images.paths)
+
+
+def fit(
+    network: Network, train: Images, val: Images, config: TrainConfig, device: torch.device, threads: int
+) -> Iterator[Progress | Epoch]:
+    """Trains what `unfreeze` left trainable; afterwards the network holds the best validation epoch's weights.
+
+    Order is a function of (seed, epoch), dropout of (seed, epoch, step). The last batch may be short.
+
+    Raises:
+        DlcvError: the loss or the weights stopped being finite numbers.
+    """
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub knows no module form
+    parts = cut(network)
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(
+        trainable, lr=config.lr, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda")
+    )
+    best_accuracy, best_state = -1.0, {}
+    for epoch in range(config.epochs):
+        begun = time.perf_counter()
+        lr = config.lr_at(epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        parts.train()
+        loss_sum, right, done = torch.zeros((), device=device), torch.zeros((), device=device), 0
+        order = np.random.default_rng((config.seed, epoch)).permutation(len(train.paths))
+        for step, (x, labels) in enumerate(batches(train, order, config.batch_size, device, threads)):
+            torch.manual_seed(_mix(config.seed, epoch, step))
+            with torch.no_grad():
+                x = parts.prefix(x)
+            logits = parts.suffix(x)
+            loss = F.cross_entropy(logits, labels)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            loss_sum += loss.detach() * len(labels)
+            right += (logits.detach().argmax(1) == labels).sum()
+            done += len(labels)
+            yield Progress(epoch + 1, done, len(train.paths))
+        train_loss = loss_sum.item() / done
+        val_loss, val_accuracy = evaluate(network, val, device, threads)
+        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+            raise DlcvError(
+                f"the loss is no longer a finite number in epoch {epoch + 1} at lr {lr:g}: try a lower --lr"
+            )
+        best = val_accuracy > best_accuracy
+        if best:
+            best_accuracy = val_accuracy
+            best_state = {name: t.detach().clone() for name, t in _changing(network)}
+        seconds = time.perf_counter() - begun
+        yield Epoch(
+            epoch + 1, lr, train_loss, right.item() / done, val_loss, val_accuracy,
+            (done + len(val.paths)) / seconds, best,
+        )  # fmt: skip
+    network.load_state_dict(best_state, strict=False)
+
+
+def _changing(network: Network) -> Iterator[tuple[str, Tensor]]:
+    """What training changes: trainable parameters, and buffers (BatchNorm's statistics)."""
+    yield from ((name, p) for name, p in network.named_parameters() if p.requires_grad)
+    yield from network.named_buffers()
+
+
+def _mix(*numbers: int) -> int:
+    """One seed of several numbers, different for different ones."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
