@@ -68,9 +68,9 @@ class SplitConfig(Config):
     test_fraction: float = setting(0.2, "share of all images held out for test, rounded up", above=0, high=0.9)
     val_fraction: float = setting(0.2, "share of the rest held out for validation, rounded up", above=0, high=0.9)
     stratify: bool = setting(True, "keep each class's share in every part")
-    train_per_class: int | None = setting(None, "exactly so many training images a class", low=1)
-    val_per_class: int | None = setting(None, "exactly so many validation images a class", low=1)
-    test_per_class: int | None = setting(None, "at most so many test images a class", low=1)
+    train_per_class: int | None = setting(None, "exactly so many different training images a class", low=1)
+    val_per_class: int | None = setting(None, "exactly so many different validation images a class", low=1)
+    test_per_class: int | None = setting(None, "at most so many different test images a class", low=1)
     seed: int = setting(0, "who goes into which part", **SEED)
     skip_bad: bool = setting(False, "leave unreadable images out (recorded in FILE) instead of stopping")
 

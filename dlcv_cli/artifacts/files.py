@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -85,7 +86,11 @@ def write_folder(folder: Path, files: Iterable[tuple[str, bytes]], manifest: str
         if replace:
             old = temporary.with_suffix(".old")
             folder.rename(old)
-            temporary.rename(folder)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                old.rename(folder)
+                raise
             shutil.rmtree(old)
         else:
             if folder.is_dir():
@@ -109,7 +114,7 @@ def sha256(path: Path) -> str:
 def sha256_of(document: Any) -> str:
     """Hex sha256 of a JSON value in its one canonical form."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def require(path: Path) -> None:
@@ -155,6 +160,11 @@ def check_schema(path: Path, document: Any, schema: str) -> JSON:
     return document
 
 
+def mapping(value: Any) -> JSON:
+    """The value if it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
 def relative(path: Path, folder: Path) -> str:
     """The path as seen from a folder, so that both can move together; with / on every platform."""
     path, folder = path.resolve(), folder.resolve()
@@ -176,3 +186,14 @@ def check_output(path: Path, ending: str) -> Path:
     if path.is_dir():
         raise DlcvError(f"{path}: is a folder; give a file name")
     return path
+
+
+def writable(path: Path) -> None:
+    """Makes the output's folder and tries it, before work is done in vain. OSError that names the output."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        number = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno or errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from None

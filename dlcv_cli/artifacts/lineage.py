@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dlcv_cli.artifacts.files import JSON, relative
+from dlcv_cli.artifacts.files import JSON, mapping, relative
 from dlcv_cli.errors import DlcvError, ExistsError
 
 
@@ -50,22 +50,25 @@ class Recipe:
         """What differs from an existing output's record, in words; empty when it was made the same way."""
         if recorded.get("stage") != self.stage:
             return [f"it is the output of {recorded.get('stage')}"]
-        old, new = _mapping(recorded.get("config")), self.config
+        old, new = mapping(recorded.get("config")), self.config
         found = [f"{k} was {old.get(k)}, now {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
-        inputs = _mapping(recorded.get("inputs"))
+        inputs = mapping(recorded.get("inputs"))
         for name in {**inputs, **self.inputs}:
             given = self.inputs.get(name)
-            if _mapping(inputs.get(name)).get("sha256") != (given and given.sha256):
+            if mapping(inputs.get(name)).get("sha256") != (given and given.sha256):
                 found.append(f"another {name}")
         return found
 
 
-def _mapping(value: Any) -> JSON:
-    return value if isinstance(value, dict) else {}
-
-
 def up_to_date(output: Path, recipe: Recipe, recorded: Callable[[Path], JSON], force: bool) -> bool:
-    """Whether `output` exists and was made by this recipe. ExistsError when it was made differently, unless forced."""
+    """Whether `output` exists and was made by this recipe. ExistsError when it was made differently, unless forced.
+
+    Raises:
+        DlcvError: the output is one of the inputs, which would be lost.
+    """
+    for name, given in recipe.inputs.items():
+        if given.path and output.exists() and given.path.exists() and output.samefile(given.path):
+            raise DlcvError(f"{output} is this stage's {name}: give another -o")
     if force or not output.exists():
         return False
     try:

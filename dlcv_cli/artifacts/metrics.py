@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dlcv_cli.artifacts.files import JSON, beside, read_json, write_json
+from dlcv_cli.errors import FileError
 
 METRICS = "dlcv.metrics/1"
 EVAL = "dlcv.eval/1"
@@ -20,6 +21,21 @@ def write_metrics(checkpoint: Path, checkpoint_sha256: str, record: JSON) -> Non
     own = {"path": checkpoint.name, "sha256": checkpoint_sha256}
     run = record.pop("run")
     write_json(metrics_path(checkpoint), {"schema": METRICS, **record, "checkpoint": own, "run": run})
+
+
+def read_eval(path: Path) -> JSON:
+    """Reads and checks an evaluation. FileError for anything wrong in it."""
+    document = read_json(path, EVAL)
+    try:
+        where, baseline = document["data"], document["baseline"]
+        texts = [where["study"], where["split"], where["path"], where["fingerprint"], baseline["name"]]
+        texts.append(document["predictions"]["sha256"])
+        numbers = [where["n"], *document["metrics"].values(), *baseline["metrics"].values()]
+    except (KeyError, TypeError, AttributeError):
+        raise FileError(path, "damaged: it lacks what an evaluation holds; remove it and evaluate again") from None
+    if not all(isinstance(t, str) for t in texts) or not all(isinstance(n, int | float) for n in numbers):
+        raise FileError(path, "damaged: text and numbers are mixed up; remove it and evaluate again")
+    return document
 
 
 def belongs(checkpoint: Path, checkpoint_sha256: str) -> bool:

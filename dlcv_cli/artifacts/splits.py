@@ -27,9 +27,13 @@ class Split:
     record: JSON
 
 
-def fingerprint(classes: Sequence[str], *parts: Sequence[Example]) -> str:
+def fingerprint(classes: Sequence[str], part: Sequence[Example]) -> str:
     """sha256 over the classes and each example's content and label, in order: which data this is, wherever it lies."""
-    return sha256_of([list(classes), *([[e.sha256, e.label] for e in part] for part in parts)])
+    return sha256_of([list(classes), [[e.sha256, e.label] for e in part]])
+
+
+def _fingerprint_of_all(classes: Sequence[str], parts: Mapping[str, Sequence[Example]]) -> str:
+    return sha256_of([list(classes), *([[e.path, e.label, e.sha256] for e in parts[part]] for part in PARTS)])
 
 
 def write(path: Path, root: Path, classes: Sequence[str], parts: Mapping[str, Sequence[Example]], record: JSON) -> None:
@@ -40,7 +44,7 @@ def write(path: Path, root: Path, classes: Sequence[str], parts: Mapping[str, Se
         "root": relative(root, path.parent),
         "classes": list(classes),
         "counts": {part: len(parts[part]) for part in PARTS},
-        "fingerprint": fingerprint(classes, *(parts[part] for part in PARTS)),
+        "fingerprint": _fingerprint_of_all(classes, parts),
         "parts": {
             part: [{"path": e.path, "label": e.label, "sha256": e.sha256} for e in parts[part]] for part in PARTS
         },
@@ -62,14 +66,13 @@ def read(path: Path, root: Path | None = None) -> Split:
     paths = [e.path for part in PARTS for e in checked[part]]
     if len(set(paths)) != len(paths):
         raise FileError(path, "damaged: an image is listed twice")
-    if record.get("fingerprint") != fingerprint(classes, *(checked[part] for part in PARTS)):
-        raise FileError(path, "damaged: its fingerprint does not fit its content; make it anew with dlcv data split")
+    if record.get("fingerprint") != _fingerprint_of_all(classes, checked):
+        raise FileError(
+            path, "damaged: its fingerprint does not fit its content; dlcv data split --force makes it anew"
+        )
     if not isinstance(record.get("root"), str):
         raise FileError(path, "damaged: root must be a path")
-    place = root or path.parent / record["root"]
-    if not place.is_dir():
-        raise FileError(path, f"its images' folder {place} is not there; say where it is with --root")
-    return Split(path, place, classes, checked, record)
+    return Split(path, root or path.parent / record["root"], classes, checked, record)
 
 
 def _example(path: Path, entry: Any, classes: int) -> Example:

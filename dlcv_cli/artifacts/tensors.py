@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,7 +46,8 @@ def write(path: Path, schema: str, arrays: Mapping[str, NDArray[Any]], record: J
             save_file(contiguous, temporary, metadata={"dlcv": text})
         except SafetensorError as error:  # it reports a full disk in words alone
             code = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(code[1]) if code else None, str(error)) from None
+            number = int(code[1]) if code else errno.EIO
+            raise OSError(number, os.strerror(number)) from None
 
 
 def read_record(path: Path, schema: str) -> JSON:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -44,12 +43,12 @@ def described(fields: dict[str, Any]) -> str:
 class Terminal(Reporter):
     """Tells on stderr: a progress bar only on a terminal, elsewhere one plain line a note or record."""
 
+    bar: Progress | None = None  # of the class: one terminal has one bar, and whoever prints an error takes it away
+
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.bar: Progress | None = None
-        self.task: TaskID | None = None
+        self.task = TaskID(0)
         self.what = ""
-        self.shown = 0.0
 
     def note(self, text: str) -> None:
         self._line(text)
@@ -67,26 +66,25 @@ class Terminal(Reporter):
             print(text, file=sys.stderr, flush=True)
 
     def progress(self, what: str, done: int, total: int) -> None:
-        if not self.console.is_terminal:
+        if not sys.stderr.isatty():
             return
-        if self.bar is None or what != self.what:
+        if Terminal.bar is None or what != self.what:
             self.close()
-            self.what, self.shown = what, 0.0
+            self.what = what
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=self.console, transient=True)
-            self.task = self.bar.add_task(what, total=total)
-            self.bar.start()
-        if self.task is not None and (done == total or time.monotonic() - self.shown > 0.1):
-            self.shown = time.monotonic()
-            self.bar.update(self.task, completed=done)
+            Terminal.bar = Progress(*columns, console=self.console, transient=True)
+            self.task = Terminal.bar.add_task(what, total=total)
+            Terminal.bar.start()
+        Terminal.bar.update(self.task, completed=done)
         if done == total:
             self.close()
 
-    def close(self) -> None:
+    @classmethod
+    def close(cls) -> None:
         """Takes the bar off the screen."""
-        if self.bar:
-            self.bar.stop()
-        self.bar = None
+        if cls.bar:
+            cls.bar.stop()
+        cls.bar = None
 
 
 def print_json(document: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-FRAMES = """
+COMMANDS = """
 data digits -o {o}/digits
 data split {o}/digits -o {o}/digits.split.json --train-per-class 10 --val-per-class 20 --test-per-class 100
 vgg head {o}/digits.split.json --arch vgg16_mini -o {o}/head.safetensors
@@ -32,8 +32,10 @@ def demo(
     from dlcv_cli.cli.root import app
 
     command = typer.main.get_command(app)
-    for line in FRAMES.strip().splitlines():
+    for line in COMMANDS.strip().splitlines():
         words = [word.format(o=output) for word in shlex.split(line)]
         typer.echo(f"\n$ dlcv {shlex.join(words)}" if words else "")
         if words:
-            command.main(words, prog_name="dlcv", standalone_mode=False)
+            code = command.main(words, prog_name="dlcv", standalone_mode=False)
+            if code:
+                raise typer.Exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -11,7 +12,10 @@ from typer.core import TyperGroup
 
 from dlcv_cli import __version__
 from dlcv_cli.cli import data, demo, evaluate, seq, vgg
+from dlcv_cli.cli.console import Terminal
 from dlcv_cli.errors import DlcvError
+
+OUT_OF_MEMORY = "out of memory: use a smaller --batch-size or a smaller network"
 
 
 class Boundary(TyperGroup):
@@ -30,9 +34,16 @@ class Boundary(TyperGroup):
             where = f"{error.filename}: " if error.filename else ""
             message, code = f"{where}{error.strerror or error}", 1
         except MemoryError:
-            message, code = "out of memory: use a smaller --batch-size or a smaller network", 1
+            message, code = OUT_OF_MEMORY, 1
+        except RuntimeError as error:
+            # torch's own, known by name because torch is not imported here
+            if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+                raise
+            message, code = OUT_OF_MEMORY, 1
         except KeyboardInterrupt:
             message, code = "interrupted", 130
+        finally:
+            Terminal.close()
         print(f"dlcv: {' '.join(message.split())}", file=sys.stderr)
         raise typer.Exit(code)
 
@@ -68,4 +79,6 @@ def _root(
 
 def main() -> None:
     """Entry point of the script `dlcv`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="dlcv")

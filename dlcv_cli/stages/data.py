@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dlcv_cli.artifacts import splits
-from dlcv_cli.artifacts.files import JSON, check_output, read_json, sha256_of, write_folder
+from dlcv_cli.artifacts.files import JSON, check_output, mapping, read_json, sha256_of, writable, write_folder
 from dlcv_cli.artifacts.lineage import Input, Recipe, up_to_date, versions
 from dlcv_cli.config import DrawConfig, SplitConfig
 from dlcv_cli.errors import DlcvError, ExistsError, named
@@ -57,8 +57,10 @@ def split(
     identity = [(p, label, h) for (p, label), (h, _) in zip(listing.images, hashes, strict=True)]
     source = Input(sha256_of([listing.classes, identity, sorted(bad)]))
     recipe = Recipe("data.split", config.to_json(), {"images": source})
-    if up_to_date(output, recipe, lambda path: read_json(path, splits.SCHEMA), force):
-        return Outcome(output, False, show(output, root))
+    made = up_to_date(output, recipe, lambda path: read_json(path, splits.SCHEMA), force)
+    if made and splits.read(output).root.resolve() == root.resolve():  # else the images have moved since
+        return Outcome(output, False, show(output))
+    writable(output)
 
     problems = parallel(images.problem, paths, "decoding", report)
     bad |= {path: problem for (path, _), problem in zip(listing.images, problems, strict=True) if problem}
@@ -78,7 +80,7 @@ def split(
     unused = len(examples) - sum(map(len, parts.values()))
     if unused:
         report.note(f"{unused} images are in no part: more than was asked for per class")
-    return Outcome(output, True, show(output, root))
+    return Outcome(output, True, show(output))
 
 
 def parallel(function: Callable[[Path], T], paths: Sequence[Path], what: str, report: Reporter) -> list[T]:
@@ -191,15 +193,22 @@ def _write_images(
             report.progress("writing images", done, total)
             yield file
 
+    if filled:
+        _refuse_additions(folder, read_json(manifest, FOLDER))
     record = {"schema": FOLDER, **recipe.to_json(folder.parent), "versions": versions("pillow", "numpy")}
     write_folder(folder, counted(), datasets.MANIFEST, record, replace=filled)
     return Outcome(folder, True, summary)
 
 
+def _refuse_additions(folder: Path, record: JSON) -> None:
+    own = {*mapping(record.get("files")), datasets.MANIFEST}
+    others = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if not p.is_dir()]
+    if added := [name for name in others if name not in own]:
+        raise DlcvError(f"{folder} holds files that dlcv did not make, and is left alone: {named(added)}; move them")
+
+
 def _check_folder(folder: Path, record: JSON) -> None:
-    files = record.get("files")
-    if not isinstance(files, dict):
-        raise ExistsError(folder, ["its list of files is damaged"])
+    files = mapping(record.get("files"))
     changed = [name for name, digest in files.items() if _sha256_or_problem(folder / name)[0] != digest]
     if changed:
         raise ExistsError(folder, [f"changed or removed since: {named(changed)}"])

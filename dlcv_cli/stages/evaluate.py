@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlcv_cli.artifacts import metrics, sequences, splits, tensors
-from dlcv_cli.artifacts.files import JSON, beside, read_json, sha256, write_json
+from dlcv_cli.artifacts.files import JSON, beside, read_json, sha256, writable, write_json
 from dlcv_cli.artifacts.lineage import Input, Recipe, Run, up_to_date
 from dlcv_cli.config import EvalConfig, Machine
 from dlcv_cli.errors import DlcvError, FileError
@@ -57,11 +57,12 @@ def evaluate(
     given = {"checkpoint": Input(sha256(checkpoint), checkpoint), "data": Input(sha256(place), place)}
     recipe = Recipe("eval", config.to_json(), given)
     if up_to_date(output, recipe, lambda path: read_json(path, metrics.EVAL), force):
-        document = read_json(output, metrics.EVAL)
+        document = metrics.read_eval(output)
         if predictions.is_file() and sha256(predictions) == document["predictions"]["sha256"]:
             return Outcome(output, False, document)
         report.note(f"{predictions}: missing or changed; evaluating again")
 
+    writable(output)
     run = Run()
     measure = _measure_images if role == "split" else _measure_sequences
     found = measure(checkpoint, place, root, config.split, machine or Machine(), report)
@@ -111,7 +112,7 @@ def _measure_images(
     import torch
 
     from dlcv_cli.stages.vgg import PACKAGES, prepare, read_checkpoint, require_classes, verified
-    from dlcv_cli.vision.training import predict
+    from dlcv_cli.vision.training import batches, predict
 
     stored, file = read_checkpoint(checkpoint), splits.read(data, root)
     require_classes(checkpoint, stored.classes, data, file.classes)
@@ -119,7 +120,7 @@ def _measure_images(
     images = verified(file, part, stored.preprocessing, report)
     stored.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub knows no module form
     collected, done = [], 0
-    for logits, labels in predict(stored.network, images, device, threads):
+    for logits, labels in predict(stored.network, batches(images, device, threads), len(images.paths)):
         collected.append(logits.cpu().numpy())
         done += len(labels)
         report.progress(f"evaluating {checkpoint.name}", done, len(images.paths))
@@ -144,7 +145,7 @@ def _measure_sequences(
     from dlcv_cli.sequences.cells import CELLS
     from dlcv_cli.sequences.networks import network
     from dlcv_cli.sequences.training import predict
-    from dlcv_cli.stages.seq import task_constant
+    from dlcv_cli.stages.seq import PACKAGES, task_constant
 
     stored, file = tensors.read(checkpoint, tensors.CHECKPOINT), sequences.read(data)
     config = stored.record.get("config")
@@ -166,5 +167,5 @@ def _measure_sequences(
         regression(answers, chosen.targets),
         {"name": f"constant {constant:g}", "metrics": regression(np.full_like(answers, constant), chosen.targets)},
         {"predictions": answers, "targets": chosen.targets, "lengths": chosen.lengths},
-        ("torch", "numpy", "safetensors"),
+        PACKAGES,
     )

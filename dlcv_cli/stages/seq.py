@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from dlcv_cli.artifacts import metrics, sequences, tensors
-from dlcv_cli.artifacts.files import check_output, sha256
+from dlcv_cli.artifacts import sequences, tensors
+from dlcv_cli.artifacts.files import check_output, sha256, writable
 from dlcv_cli.artifacts.lineage import Input, Recipe, Run, up_to_date, versions
 from dlcv_cli.config import GenConfig, SeqTrainConfig
-from dlcv_cli.errors import FileError, lookup
+from dlcv_cli.errors import FileError, SettingError, lookup
 from dlcv_cli.sequences.cells import CELLS, initial_parameters
 from dlcv_cli.sequences.tasks import TASKS, generate
 from dlcv_cli.stages.reporting import Outcome, Reporter
+from dlcv_cli.stages.trained import finish, finished
 from dlcv_cli.vision.splits import PARTS, held_out
+
+PACKAGES = ("torch", "numpy", "safetensors")
 
 
 def gen(output: Path, config: GenConfig, *, force: bool = False) -> Outcome:
@@ -28,7 +31,7 @@ def gen(output: Path, config: GenConfig, *, force: bool = False) -> Outcome:
     val = held_out(config.count - test, config.val_fraction)
     counts = {"train": config.count - test - val, "val": val, "test": test}
     if min(counts.values()) < 1:
-        raise FileError(output, f"{config.count} sequences leave a part empty ({counts}); give a larger --count")
+        raise SettingError(f"count is {config.count}: that leaves a part empty ({counts}); give more")
     recipe = Recipe("seq.gen", config.to_json())
     if up_to_date(output, recipe, lambda path: tensors.read_record(path, tensors.SEQUENCES), force):
         return Outcome(output, False, {"counts": counts})
@@ -56,11 +59,9 @@ def train(
     cell = lookup(CELLS, config.cell, "cell")
     file = sequences.read(data)
     recipe = Recipe("seq.train", config.to_json(), {"data": Input(sha256(data), data)})
-    if up_to_date(output, recipe, lambda path: tensors.read_record(path, tensors.CHECKPOINT), force):
-        digest = sha256(output)
-        if metrics.belongs(output, digest):
-            return Outcome(output, False, tensors.read_record(output, tensors.CHECKPOINT)["best"])
-        report.note(f"{output}: its metrics are missing or another run's; training again")
+    if done := finished(output, recipe, force, report):
+        return done
+    writable(output)
     torch.set_num_threads(1)  # at batch size 1 a second thread only costs
     width = file.parts["train"].inputs.shape[1]
     start = initial_parameters(cell, width, config.hidden_size, task_constant(file), config.seed)
@@ -68,24 +69,14 @@ def train(
     count = sum(p.numel() for p in module.parameters())
     report.note(f"trains {count:,} parameters ({config.cell}) on {len(file.parts['train'].lengths):,} sequences")
 
-    records, best = [], {}
+    records = []
     total = config.epochs * len(file.parts["train"].lengths)
     for record in fit(module, file.parts["train"], file.parts["val"], config):
-        fields = asdict(record)
-        report.record(fields)
+        records.append(asdict(record))
+        report.record(records[-1])
         report.progress("training", record.iteration, total)
-        if fields.pop("best"):
-            best = fields
-        records.append(fields)
-
-    common = {**recipe.to_json(output.parent), "task": file.task}
-    stored = {**common, "best": best, "versions": versions("torch", "numpy", "safetensors")}
-    tensors.write(output, tensors.CHECKPOINT, parameters(module), stored)
-    timing = run.to_json("torch", "numpy", "safetensors", threads=1)
-    sizes = {"total": count, "trainable": count}
-    written = {**common, "parameters": sizes, "records": records, "best": best, "run": timing}
-    metrics.write_metrics(output, sha256(output), written)
-    return Outcome(output, True, best)
+    about, sizes = {"task": file.task}, {"total": count, "trainable": count}
+    return finish(output, recipe, run, parameters(module), about, sizes, records, PACKAGES, threads=1)
 
 
 def task_constant(file: sequences.SequenceFile) -> float:

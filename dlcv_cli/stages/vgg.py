@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlcv_cli.artifacts import metrics, splits, tensors
-from dlcv_cli.artifacts.files import JSON, check_output, sha256
-from dlcv_cli.artifacts.lineage import Input, Recipe, Run, up_to_date, versions
+from dlcv_cli.artifacts import splits, tensors
+from dlcv_cli.artifacts.files import JSON, check_output, sha256, writable
+from dlcv_cli.artifacts.lineage import Input, Recipe, Run
 from dlcv_cli.artifacts.splits import Split
 from dlcv_cli.config import FinetuneConfig, HeadConfig, Machine, ScratchConfig, TrainConfig
 from dlcv_cli.errors import DlcvError, FileError, lookup, named
 from dlcv_cli.stages import weights
 from dlcv_cli.stages.data import parallel
 from dlcv_cli.stages.reporting import Outcome, Reporter
+from dlcv_cli.stages.trained import finish, finished
 from dlcv_cli.vision import images
 from dlcv_cli.vision.architectures import ARCHITECTURES
 from dlcv_cli.vision.networks import (
@@ -32,7 +33,7 @@ from dlcv_cli.vision.networks import (
     unfreeze,
 )
 from dlcv_cli.vision.preprocessing import Preprocessing
-from dlcv_cli.vision.training import Epoch, Images, fit
+from dlcv_cli.vision.training import Epoch, Images, Kept, fit
 
 PACKAGES = ("torch", "numpy", "pillow", "safetensors")
 
@@ -117,7 +118,7 @@ def finetune(
     """
     record = tensors.read_record(source, tensors.CHECKPOINT)
     if config.unfreeze is None:
-        architecture = lookup(ARCHITECTURES, str(record.get("arch")), "network")
+        architecture = ARCHITECTURES[_arch(source, record)]
         config = replace(config, unfreeze=",".join(architecture.unfreeze))
 
     def start(file: Split) -> _Start:
@@ -173,11 +174,9 @@ def _train(
     check_output(output, ".safetensors")
     file = splits.read(split, root)
     recipe = Recipe(stage, config.to_json(), {"split": Input(sha256(split), split, root=root), **inputs})
-    if up_to_date(output, recipe, lambda path: tensors.read_record(path, tensors.CHECKPOINT), force):
-        digest = sha256(output)
-        if metrics.belongs(output, digest):
-            return Outcome(output, False, tensors.read_record(output, tensors.CHECKPOINT)["best"])
-        report.note(f"{output}: its metrics are missing or another run's; training again")
+    if done := finished(output, recipe, force, report):
+        return done
+    writable(output)
     device, threads = prepare(machine or Machine())
     start = begin(file)
     unfreeze(start.network, start.train_layers)
@@ -187,26 +186,23 @@ def _train(
     train = verified(file, "train", start.preprocessing, report)
     val = verified(file, "val", start.preprocessing, report)
 
-    epochs, speeds, best = [], [], {}
+    epochs, speeds = [], []
     for event in fit(start.network, train, val, config, device, threads):
         if isinstance(event, Epoch):
             fields = asdict(event)
             report.record(fields)
             speeds.append(round(fields.pop("images_per_second"), 2))
-            if fields.pop("best"):
-                best = fields
             epochs.append(fields)
+        elif isinstance(event, Kept):
+            report.note(f"layers before {event.layer} are frozen: computed once, {event.size / 1e9:.2f} GB in memory")
         else:
-            report.progress(f"epoch {event.epoch}/{config.epochs}", event.done, event.total)
+            what = f"epoch {event.epoch}/{config.epochs}" if event.epoch else "frozen layers"
+            report.progress(what, event.done, event.total)
 
-    common = {**recipe.to_json(output.parent), "arch": start.arch}
-    own = {"classes": file.classes, "preprocessing": start.preprocessing.to_json(), "best": best}
     arrays = {name: t.detach().cpu().contiguous().numpy() for name, t in start.network.state_dict().items()}
-    tensors.write(output, tensors.CHECKPOINT, arrays, {**common, **own, "versions": versions(*PACKAGES)})
-    timing = run.to_json(*PACKAGES, device=str(device), threads=threads, images_per_second=speeds)
-    record = {**common, "parameters": count, "epochs": epochs, "best": best, "run": timing}
-    metrics.write_metrics(output, sha256(output), record)
-    return Outcome(output, True, best)
+    about = {"arch": start.arch, "classes": file.classes, "preprocessing": start.preprocessing.to_json()}
+    machine_record = {"device": str(device), "threads": threads, "images_per_second": speeds}
+    return finish(output, recipe, run, arrays, about, count, epochs, PACKAGES, **machine_record)
 
 
 def prepare(machine: Machine) -> tuple[torch.device, int]:
@@ -238,6 +234,8 @@ def verified(file: Split, part: str, preprocessing: Preprocessing, report: Repor
     examples = file.parts[part]
     if not examples:
         raise FileError(file.path, f"has no {part} images")
+    if not file.root.is_dir():
+        raise FileError(file.path, f"its images' folder {file.root} is not there; say where it is with --root")
     paths = [file.root / e.path for e in examples]
     hashes = parallel(_sha256_or_none, paths, f"checking {part} images", report)
     wrong = [
@@ -264,9 +262,7 @@ def _sha256_or_none(path: Path) -> str | None:
 def read_checkpoint(path: Path) -> ImageCheckpoint:
     """Reads an image checkpoint of ours. FileError for anything wrong in it."""
     stored = tensors.read(path, tensors.CHECKPOINT)
-    record, arch = stored.record, stored.record.get("arch")
-    if arch not in ARCHITECTURES:
-        raise FileError(path, f"is no checkpoint of an image network that this version knows ({arch})")
+    record, arch = stored.record, _arch(path, stored.record)
     classes = record.get("classes")
     if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes):
         raise FileError(path, "damaged: its record lists no classes")
@@ -277,6 +273,13 @@ def read_checkpoint(path: Path) -> ImageCheckpoint:
     except ValueError as error:
         raise FileError(path, f"damaged: {error}") from None
     return ImageCheckpoint(network, arch, classes, preprocessing, record)
+
+
+def _arch(path: Path, record: JSON) -> str:
+    arch = record.get("arch")
+    if not isinstance(arch, str) or arch not in ARCHITECTURES:
+        raise FileError(path, f"is no checkpoint of an image network that this version knows ({record.get('stage')})")
+    return arch
 
 
 def require_classes(checkpoint: Path, have: list[str], split: Path, want: list[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +74,8 @@ def download(url: str, report: Reporter) -> Path:
         report.note(f"downloading {url}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=True)
-        except (OSError, RuntimeError) as error:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=sys.stderr.isatty())
+        except (OSError, RuntimeError, HTTPException) as error:
             raise DlcvError(f"the weights could not be downloaded ({error}): {manual}") from None
     elif not sha256(path).startswith(prefix):
         raise FileError(path, f"is damaged (its sha256 does not begin with {prefix}): delete it to download anew")

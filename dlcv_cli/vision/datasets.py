@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def list_folder(root: Path, without: tuple[str, ...] = ()) -> Listing:
     if not folders:
         raise DlcvError(f"{root}: has no class folders; it needs one folder of images per class")
     for label, folder in enumerate(folders):
-        for path in _files(root / folder, folder, set()):
+        for path in _files(root / folder, folder, {os.path.realpath(root)}):
             _sort_in(listing, root, path, label)
     filled = {label for _, label in listing.images}
     empty = [c for i, c in enumerate(folders) if i not in filled]
@@ -107,7 +108,7 @@ def find_caltech101(root: Path, download: bool) -> Path:
 
     try:
         Caltech101(root, download=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, HTTPException) as error:
         raise DlcvError(f"Caltech101 could not be downloaded ({error}): {manual}") from None
     if place := found():
         return place

@@ -31,9 +31,18 @@ def draw(config: DrawConfig) -> Iterator[tuple[str, bytes]]:
 
 
 def figure(rng: Generator) -> list[Points]:
-    """The strokes of a class: lines, arcs, rings and waves."""
+    """The strokes of a class: lines, arcs, rings and waves, some of which go on where the last one ended."""
     kinds = ("line", "arc", "ring", "wave")
-    return [_stroke(str(rng.choice(kinds)), rng) for _ in range(rng.integers(2, 5))]
+    strokes: list[Points] = []
+    for _ in range(rng.integers(2, 5)):
+        stroke = _stroke(str(rng.choice(kinds)), rng)
+        if strokes and rng.random() < 0.5:
+            stroke = stroke + strokes[-1][-1] - stroke[0]
+        strokes.append(stroke)
+    points = np.concatenate(strokes)
+    low, high = points.min(0), points.max(0)
+    size = (high - low).max() / 1.8  # every figure fills its frame
+    return [(stroke - (low + high) / 2) / size for stroke in strokes]
 
 
 def _stroke(kind: str, rng: Generator) -> Points:
@@ -63,12 +72,12 @@ def by_hand(strokes: list[Points], size: int, rng: Generator) -> Image.Image:
     side = size * SCALE
     image = Image.new("RGB", (side, side), paper)
     pen = ImageDraw.Draw(image)
-    width = rng.uniform(0.04, 0.14) * side
+    width = rng.uniform(0.04, 0.16) * side
     for stroke in strokes:
         wobble = rng.normal(0, 0.04, (2, 2))  # both ends of a stroke move, and what lies between with them
         t = np.linspace(0, 1, len(stroke))[:, None]
         points = (stroke + (1 - t) * wobble[0] + t * wobble[1]) @ (matrix * stretch).T + shift
-        pixels = [(float(x), float(y)) for x, y in (points * 0.8 + 1) / 2 * side]
+        pixels = [(float(x), float(y)) for x, y in (points * 0.85 + 1) / 2 * side]
         pen.line(pixels, fill=ink, width=max(1, round(width)), joint="curve")
         for x, y in (pixels[0], pixels[-1]):
             pen.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=ink)

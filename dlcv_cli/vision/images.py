@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import math
@@ -55,7 +56,8 @@ def open_upright(data: bytes) -> Image.Image:
                     f"{image.width} x {image.height} pixels is more than the {MAX_PIXELS:,} that are accepted"
                 )
             image.load()
-            image = ImageOps.exif_transpose(image)
+            with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
+                image = ImageOps.exif_transpose(image)
             return _rgb(image)
     except UnidentifiedImageError:
         raise ValueError("not an image that can be read") from None

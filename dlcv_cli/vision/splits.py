@@ -35,7 +35,7 @@ class Group:
 
 
 def held_out(count: int, fraction: float) -> int:
-    """The held-out part of `count`, rounded up (35 x 0.2 is 7, whatever floating point says)."""
+    """The held-out part of `count`, rounded up (100 x 0.07 is 7, whatever floating point says)."""
     return math.ceil(round(count * fraction, 9))
 
 
@@ -61,13 +61,12 @@ def split(examples: Sequence[Example], classes: Sequence[str], config: SplitConf
     if config.per_class:
         parts = _per_class(groups, classes, config)
     else:
-        if config.stratify:
-            _require(groups, classes, dict.fromkeys(range(len(classes)), 3))
-        elif len(groups) < 3:
+        if len(groups) < 3:
             raise DlcvError("at least 3 different images are needed, one each for train, val and test")
-        test, rest = _take(groups, held_out(len(examples), config.test_fraction), config.stratify)
+        _require(groups, classes, dict.fromkeys(range(len(classes)), 3 if config.stratify else 1))
+        test, rest = _take(groups, held_out(len(examples), config.test_fraction), config.stratify, keep=2)
         count = sum(len(group.examples) for group in rest)
-        val, train = _take(rest, held_out(count, config.val_fraction), config.stratify)
+        val, train = _take(rest, held_out(count, config.val_fraction), config.stratify, keep=1)
         parts = {"train": train, "val": val, "test": test}
     return {part: sorted((e for group in parts[part] for e in group.examples), key=lambda e: e.path) for part in PARTS}
 
@@ -83,26 +82,30 @@ def _require(groups: Sequence[Group], classes: Sequence[str], least: dict[int, i
         )
 
 
-def _take(groups: Sequence[Group], count: int, stratify: bool) -> tuple[list[Group], list[Group]]:
-    """(taken, rest): groups that hold `count` images in all, from each class its share."""
+def _take(groups: Sequence[Group], count: int, stratify: bool, keep: int) -> tuple[list[Group], list[Group]]:
+    """(taken, rest): groups that hold `count` images in all, from each class its share.
+
+    Of each class at least one group is taken and `keep` groups are left, so that no part lacks a class.
+    """
     pools: dict[int, list[Group]] = defaultdict(list)
     for group in groups:
         pools[group.label if stratify else 0].append(group)
     sizes = {label: sum(len(group.examples) for group in pool) for label, pool in pools.items()}
     quotas = _shares(sizes, count)
     taken, rest, owed = [], [], 0
-    for label in sorted(pools):
-        want = quotas[label] + owed  # what a class of large groups could not fill passes to the next
-        left = len(pools[label])
-        for group in pools[label]:
-            # at least one group of a class stays on each side
-            if len(group.examples) <= want and left > 1:
-                taken.append(group)
+    for label, pool in sorted(pools.items()):
+        want = quotas[label] + owed
+        chosen: list[Group] = []
+        for group in pool:
+            if len(group.examples) <= want and len(chosen) < len(pool) - keep:
+                chosen.append(group)
                 want -= len(group.examples)
-                left -= 1
-            else:
-                rest.append(group)
-        owed = want
+        if not chosen:
+            chosen = [min(pool, key=lambda group: len(group.examples))]
+            want -= len(chosen[0].examples)
+        owed = want  # what this class's groups could not fill, or had too much of, passes to the next
+        taken += chosen
+        rest += [group for group in pool if group not in chosen]
     return taken, rest
 
 

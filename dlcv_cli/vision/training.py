@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlcv_cli.config import TrainConfig
 from dlcv_cli.errors import DlcvError
-from dlcv_cli.vision.frozen_prefix import cut
+from dlcv_cli.vision.frozen_prefix import Cut, cut
 from dlcv_cli.vision.images import load_batches
 from dlcv_cli.vision.networks import Network
 from dlcv_cli.vision.preprocessing import Preprocessing
 
 EVALUATION_BATCH = 32
+MAX_KEPT = 4 * 2**30  # bytes of frozen layers' outputs held in memory; beyond it they are computed in every epoch
+
+Order = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Progress:
-    """How many of an epoch's images are done."""
+    """How many of an epoch's images are done; epoch 0 is the pass through the frozen layers."""
 
     epoch: int
     done: int
@@ -59,40 +62,110 @@ class Epoch:
     best: bool  # the best validation accuracy so far, the earliest where several are equal
 
 
-def batches(
-    images: Images, order: NDArray[np.int64], batch_size: int, device: torch.device, threads: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields (x (n, 3, H, W) float32 normalised, channels last; labels (n,) int64) on the device."""
+@dataclass(frozen=True)
+class Kept:
+    """What of the frozen layers is held in memory: the first layer behind them, and bytes in all."""
+
+    layer: str
+    size: int
+
+
+# (order of images, images a batch) -> batches of (x (n, ...), labels (n,)) on the device
+Source = Callable[[Order, int], Iterator[tuple[Tensor, Tensor]]]
+
+
+def batches(images: Images, device: torch.device, threads: int) -> Source:
+    """Images decoded for each batch: x (n, 3, H, W) float32, normalised, channels last."""
     mean = torch.tensor(images.preprocessing.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(images.preprocessing.std, device=device).view(1, 3, 1, 1)
-    loaded = load_batches(images.paths, order, images.preprocessing, batch_size, threads)
-    for indices, pixels in loaded:
-        # (n, H, W, 3) seen as (n, 3, H, W) is channels last already
-        x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
-        labels = torch.from_numpy(images.labels[indices]).to(device)
-        yield x.float().div_(255).sub_(mean).div_(std), labels
+
+    def source(order: Order, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for indices, pixels in load_batches(images.paths, order, images.preprocessing, batch_size, threads):
+            # (n, H, W, 3) seen as (n, 3, H, W) is channels last already
+            x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+            labels = torch.from_numpy(images.labels[indices]).to(device)
+            yield x.float().div_(255).sub_(mean).div_(std), labels
+
+    return source
 
 
-def predict(network: Network, images: Images, device: torch.device, threads: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields (logits (n, K) float32, labels (n,) int64) of all images in order, in eval mode."""
+def behind(prefix: nn.Sequential, source: Source) -> Source:
+    """The frozen layers' outputs, computed anew for each batch."""
+
+    def computed(order: Order, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, labels in source(order, batch_size):
+            with torch.no_grad():
+                x = prefix(x)
+            yield x, labels
+
+    return computed
+
+
+def in_memory(outputs: Tensor, labels: NDArray[np.int64], device: torch.device) -> Source:
+    """Batches of outputs (N, ...) that are there already; 4-d ones lie as (N, H, W, C)."""
+
+    def gathered(order: Order, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for some in (torch.from_numpy(order[i : i + batch_size]) for i in range(0, len(order), batch_size)):
+            x = outputs[some].to(device)
+            yield (x.permute(0, 3, 1, 2) if x.dim() == 4 else x), torch.from_numpy(labels[some.numpy()]).to(device)
+
+    return gathered
+
+
+def keep(
+    parts: Cut, parties: Sequence[Images], device: torch.device, threads: int
+) -> Generator[Progress | Kept, None, list[Source]]:
+    """The frozen layers' outputs for each party: computed once and held in memory if MAX_KEPT allows, else each time.
+
+    Without frozen layers there is nothing to keep.
+    """
+    sources = [batches(images, device, threads) for images in parties]
+    if not len(parts.prefix):
+        return sources
+    computed = [behind(parts.prefix, source) for source in sources]
+    parts.train()
+    (example, _) = next(computed[0](np.zeros(1, np.int64), 1))
+    total = sum(len(images.paths) for images in parties)
+    size = total * example.nbytes
+    if size > MAX_KEPT:
+        return computed
+    yield Kept(parts.name, size)
+    kept, done = [], 0
+    for images, source in zip(parties, computed, strict=True):
+        count, shape = len(images.paths), example[0].shape
+        outputs = torch.empty((count, *(shape[1:] + shape[:1] if len(shape) == 3 else shape)))
+        at = 0
+        for x, _ in source(np.arange(count), EVALUATION_BATCH):
+            outputs[at : at + len(x)] = x.permute(0, 2, 3, 1) if x.dim() == 4 else x
+            at += len(x)
+            yield Progress(0, done + at, total)
+        done += at
+        kept.append(in_memory(outputs, images.labels, device))
+    return kept
+
+
+def predict(
+    network: nn.Module, source: Source, count: int, batch_size: int = EVALUATION_BATCH
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields (logits (n, K) float32, labels (n,) int64) of `count` images in order, in eval mode."""
     network.eval()
     with torch.inference_mode():
-        for x, labels in batches(images, np.arange(len(images.paths)), EVALUATION_BATCH, device, threads):
+        for x, labels in source(np.arange(count), batch_size):
             yield network(x), labels
 
 
-def evaluate(network: Network, images: Images, device: torch.device, threads: int) -> tuple[float, float]:
+def evaluate(network: nn.Module, source: Source, count: int) -> tuple[float, float]:
     """(mean cross-entropy in nats, accuracy in 0..1), each summed over examples and divided once."""
     loss, right = 0.0, 0
-    for logits, labels in predict(network, images, device, threads):
+    for logits, labels in predict(network, source, count):
         loss += F.cross_entropy(logits, labels, reduction="sum").item()
         right += int((logits.argmax(1) == labels).sum())
-    return loss / len(images.paths), right / len(images.paths)
+    return loss / count, right / count
 
 
 def fit(
     network: Network, train: Images, val: Images, config: TrainConfig, device: torch.device, threads: int
-) -> Iterator[Progress | Epoch]:
+) -> Iterator[Progress | Kept | Epoch]:
     """Trains what `unfreeze` left trainable; afterwards the network holds the best validation epoch's weights.
 
     Order is a function of (seed, epoch), dropout of (seed, epoch, step). The last batch may be short.
@@ -106,6 +179,7 @@ def fit(
     optimizer = torch.optim.Adam(
         trainable, lr=config.lr, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda")
     )
+    train_source, val_source = yield from keep(parts, (train, val), device, threads)
     best_accuracy, best_state = -1.0, {}
     for epoch in range(config.epochs):
         begun = time.perf_counter()
@@ -115,10 +189,8 @@ def fit(
         parts.train()
         loss_sum, right, done = torch.zeros((), device=device), torch.zeros((), device=device), 0
         order = np.random.default_rng((config.seed, epoch)).permutation(len(train.paths))
-        for step, (x, labels) in enumerate(batches(train, order, config.batch_size, device, threads)):
+        for step, (x, labels) in enumerate(train_source(order, config.batch_size)):
             torch.manual_seed(_mix(config.seed, epoch, step))
-            with torch.no_grad():
-                x = parts.prefix(x)
             logits = parts.suffix(x)
             loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad()
@@ -129,7 +201,7 @@ def fit(
             done += len(labels)
             yield Progress(epoch + 1, done, len(train.paths))
         train_loss = loss_sum.item() / done
-        val_loss, val_accuracy = evaluate(network, val, device, threads)
+        val_loss, val_accuracy = evaluate(parts.suffix, val_source, len(val.paths))
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
             raise DlcvError(
                 f"the loss is no longer a finite number in epoch {epoch + 1} at lr {lr:g}: try a lower --lr"

@@ -1,0 +1,56 @@
+"""What every training has around its science: nothing to do, or a checkpoint and its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dlcv_cli.artifacts import metrics, tensors
+from dlcv_cli.artifacts.files import JSON, sha256
+from dlcv_cli.artifacts.lineage import Recipe, Run, up_to_date, versions
+from dlcv_cli.stages.reporting import Outcome, Reporter
+
+
+def finished(output: Path, recipe: Recipe, force: bool, report: Reporter) -> Outcome | None:
+    """The outcome when checkpoint and metrics are there and belong together, else None: it has to be trained."""
+    if not up_to_date(output, recipe, lambda path: tensors.read_record(path, tensors.CHECKPOINT), force):
+        return None
+    if not metrics.belongs(output, sha256(output)):
+        report.note(f"{output}: its metrics are missing or another run's; training again")
+        return None
+    return Outcome(output, False, tensors.read_record(output, tensors.CHECKPOINT).get("best") or {})
+
+
+def finish(
+    output: Path,
+    recipe: Recipe,
+    run: Run,
+    arrays: tensors.Arrays,
+    about: JSON,
+    parameters: Mapping[str, int],
+    records: Sequence[JSON],
+    packages: Sequence[str],
+    **machine: Any,
+) -> Outcome:
+    """Writes the checkpoint, then the metrics that carry its sha256.
+
+    Args:
+        about: what the checkpoint says of itself beside its recipe.
+        parameters: `total` and `trainable`.
+        records: epochs, or looks at the losses, each with `best`: whether it was the best so far.
+        machine: what `run` says beside times and versions.
+    """
+    best = [record for record in records if record["best"]][-1]
+    plain, best = [_without_best(record) for record in records], _without_best(best)
+    common = recipe.to_json(output.parent)
+    tensors.write(
+        output, tensors.CHECKPOINT, arrays, {**common, **about, "best": best, "versions": versions(*packages)}
+    )
+    record = {**common, "parameters": dict(parameters), "records": plain, "best": best}
+    metrics.write_metrics(output, sha256(output), {**record, "run": run.to_json(*packages, **machine)})
+    return Outcome(output, True, best)
+
+
+def _without_best(record: JSON) -> JSON:
+    return {key: value for key, value in record.items() if key != "best"}

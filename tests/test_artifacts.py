@@ -1,0 +1,422 @@
+"""Files written whole or not at all, files read that trust nothing, and what an output's record is compared with."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from dlcv_cli.artifacts import files, metrics, tensors
+from dlcv_cli.artifacts.files import beside, check_output, read_json, relative, sha256_of, whole, write_json
+from dlcv_cli.artifacts.lineage import Input, Recipe, up_to_date
+from dlcv_cli.errors import DlcvError, ExistsError, FileError
+
+SCHEMA = "dlcv.test/1"
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], None]]:
+    """Sets the process's umask for one test."""
+    before = files.umask()
+
+    def change(mask: int) -> None:
+        os.umask(mask)
+
+    yield change
+    os.umask(before)
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("old", [b"as it was", None])
+def test_failed_write_changes_nothing(tmp_path: Path, error: BaseException, old: bytes | None) -> None:
+    """Whatever goes wrong while writing, the old file stays as it was and nothing else is left."""
+    path = tmp_path / "file.json"
+    if old is not None:
+        path.write_bytes(old)
+    with pytest.raises(type(error)), whole(path) as temporary:  # noqa: PT012  # what is written before the failure
+        temporary.write_bytes(b"half of the n")
+        raise error
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == ({} if old is None else {"file.json": old})
+
+
+def test_os_errors_name_the_file_asked_for(tmp_path: Path) -> None:
+    """An error of the system is told with the final name, not the temporary one, and keeps its number."""
+    path = tmp_path / "file.json"
+    with pytest.raises(OSError, match="No space") as caught, whole(path) as temporary:
+        raise OSError(28, "No space left on device", str(temporary))
+    assert (caught.value.errno, caught.value.filename) == (28, str(path))
+    (tmp_path / "blocks").write_text("a file")
+    with pytest.raises(OSError, match="blocks") as caught, whole(tmp_path / "blocks" / "file.json"):
+        pass
+    assert caught.value.filename == str(tmp_path / "blocks" / "file.json")
+
+
+def test_final_name_appears_at_the_end(tmp_path: Path) -> None:
+    """Until the block ends the final name holds the old content; the temporary file lies in the same, new folder."""
+    path = tmp_path / "new" / "folder" / "file.json"
+    with whole(path) as temporary:
+        assert temporary.parent == path.parent
+        temporary.write_bytes(b"one")
+        assert not path.exists()
+    with whole(path) as temporary:
+        temporary.write_bytes(b"two")
+        assert path.read_bytes() == b"one"
+    assert [(p.name, p.read_bytes()) for p in path.parent.iterdir()] == [("file.json", b"two")]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+@pytest.mark.parametrize("kind", ["json", "tensors"])
+def test_permissions_are_the_umasks(
+    tmp_path: Path, umask: Callable[[int], None], mask: int, mode: int, kind: str
+) -> None:
+    """A new file has the permissions that the user's umask gives, and the umask is as it was."""
+    path = tmp_path / "file"
+    umask(mask)
+    if kind == "json":
+        write_json(path, {})
+    else:
+        tensors.write(path, SCHEMA, {"a": np.zeros(1)}, {})
+    assert path.stat().st_mode & 0o777 == mode
+    assert files.umask() == mask
+
+
+def test_content_is_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is flushed before it gets its name, and the folder afterwards."""
+    path, steps = tmp_path / "file", []
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        inode = os.fstat(handle).st_ino
+        steps.append(("folder" if inode == tmp_path.stat().st_ino else inode, path.exists()))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with whole(path) as temporary:
+        temporary.write_bytes(b"content")
+    assert steps == [(path.stat().st_ino, False), ("folder", True)]
+
+
+def test_full_disk_while_writing_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, which safetensors reports in words, becomes the system's error; the old file stays."""
+    path = tmp_path / "file.safetensors"
+    tensors.write(path, SCHEMA, {"a": np.zeros(3)}, {})
+    before = path.read_bytes()
+
+    def full(*args: Any, **more: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(tensors, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        tensors.write(path, SCHEMA, {"a": np.ones(3)}, {})
+    assert (caught.value.errno, caught.value.filename) == (28, str(path))
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {path.name: before}
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    """Numbers are exact, keys keep their order, names beyond ASCII and beyond UTF-8 survive."""
+    document = {"schema": SCHEMA, "z": 0.1 + 0.2, "a": 5e-324, "n": 2**60, "straße": "b\udcff", "none": None}
+    write_json(tmp_path / "file.json", document)
+    found = read_json(tmp_path / "file.json", SCHEMA)
+    assert found == document
+    assert list(found) == list(document)
+    assert "straße".encode() in (tmp_path / "file.json").read_bytes()
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_json_without_nan(tmp_path: Path, number: float) -> None:
+    """What is no JSON number is never written."""
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "file.json", {"loss": number})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        tensors.write(tmp_path / "file.safetensors", SCHEMA, {"a": np.zeros(1)}, {"loss": number})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_round_trip(tmp_path: Path) -> None:
+    """Arrays of any layout and the record come back; the same content is the same bytes; one metadata key."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "b": rng.normal(size=(3, 4)).astype(np.float32).T,
+        "a": np.arange(5),
+        "none": np.zeros((0, 2), np.float32),
+    }
+    record = {"stage": "test", "name": "b\udcff straße", "numbers": [0.1, 2]}
+    for name in ("one", "two"):
+        tensors.write(tmp_path / name, SCHEMA, arrays, record)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    found = tensors.read(tmp_path / "one", SCHEMA)
+    assert {n: (a.dtype, a.tolist()) for n, a in found.arrays.items()} == {
+        n: (a.dtype, a.tolist()) for n, a in arrays.items()
+    }
+    assert found.record == {"schema": SCHEMA, **record} == tensors.read_record(tmp_path / "one", SCHEMA)
+    data = (tmp_path / "one").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert list(header["__metadata__"]) == ["dlcv"]
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+BAD_JSON: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "is empty"),
+    "nan": (b'{"schema": "dlcv.test/1", "x": NaN}', "NaN is no JSON number"),
+    "infinity": (b'{"schema": "dlcv.test/1", "x": [-Infinity]}', "-Infinity is no JSON number"),
+    "deep list": (b"[" * 100_000 + b"]" * 100_000, "nested too deep"),
+    "deep object": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deep"),
+    "long number": (b'{"schema": "dlcv.test/1", "x": ' + b"9" * 5000 + b"}", "not JSON"),
+    "truncated": (b'{"schema": "dlcv.test/1", "x": [1, 2', "not JSON"),
+    "two": (b'{"schema": "dlcv.test/1"} {}', "not JSON"),
+    "binary": (bytes(range(256)), "not JSON"),
+    "byte order mark": ('\ufeff{"schema": "dlcv.test/1"}'.encode(), "not JSON"),
+    "list": (b'["dlcv.test/1"]', "is not a dlcv file (a dlcv.test/1 file is expected here)"),
+    "text": (b'"dlcv.test/1"', "is not a dlcv file"),
+    "no schema": (b'{"x": 1}', "is not a dlcv file"),
+    "schema of a number": (b'{"schema": 1}', "is not a dlcv file"),
+    "other schema": (b'{"schema": "dlcv.split/1"}', "holds 'dlcv.split/1'; a 'dlcv.test/1' file is expected here"),
+    "later schema": (b'{"schema": "dlcv.test/2"}', "holds 'dlcv.test/2'"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_JSON)
+def test_bad_json_is_refused(tmp_path: Path, kind: str) -> None:
+    """What is no JSON document of the schema is refused by name, with what is wrong."""
+    content, words = BAD_JSON[kind]
+    path = tmp_path / "file.json"
+    path.write_bytes(content)
+    with pytest.raises(FileError) as caught:
+        read_json(path, SCHEMA)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert words in str(caught.value)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing file, a folder, and a file larger than any of ours are refused before they are read."""
+    with pytest.raises(FileError, match="no such file"):
+        read_json(tmp_path / "missing", SCHEMA)
+    with pytest.raises(FileError, match="is not a file"):
+        read_json(tmp_path, SCHEMA)
+    monkeypatch.setattr(files, "MAX_JSON", 10)
+    (tmp_path / "large").write_text('{"schema": "dlcv.test/1"}')
+    with pytest.raises(FileError, match=r"larger than a dlcv\.test/1 file can be"):
+        read_json(tmp_path / "large", SCHEMA)
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """A good file of tensors."""
+    path = tmp_path / "file.safetensors"
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(4)}
+    tensors.write(path, SCHEMA, arrays, {"stage": "test"})
+    return path
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_tensors_must_be_finite(tmp_path: Path, value: float, dtype: type) -> None:
+    """A tensor with a number that is not finite is refused by the tensor's name."""
+    tensors.write(tmp_path / "file", SCHEMA, {"good": np.zeros(2), "weight": np.array([0, value], dtype)}, {})
+    with pytest.raises(FileError, match=r"file: damaged: weight has numbers that are not finite"):
+        tensors.read(tmp_path / "file", SCHEMA)
+
+
+def read_or_refused(path: Path) -> tensors.Tensors | None:
+    """A file of tensors, or None when it is refused by its name."""
+    try:
+        return tensors.read(path, SCHEMA)
+    except FileError as error:
+        if not str(error).startswith(f"{path}: "):
+            raise
+        return None
+
+
+def test_truncated_tensors_are_refused(stored: Path) -> None:
+    """A file cut short at any byte is refused."""
+    data = stored.read_bytes()
+    for size in range(len(data)):
+        stored.write_bytes(data[:size])
+        with pytest.raises(FileError, match=r"is empty|damaged"):
+            tensors.read(stored, SCHEMA)
+
+
+def test_flipped_bits_are_refused_or_harmless(stored: Path) -> None:
+    """With any one bit of the header flipped, a file is refused by name or reads as arrays all the same."""
+    data = stored.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    refused = 0
+    for at, bit in itertools.product(range(end), (0, 2, 5)):
+        stored.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
+        found = read_or_refused(stored)
+        refused += found is None
+        if found:
+            assert at >= 8, "the header's length"
+            assert sum(array.nbytes for array in found.arrays.values()) == 56
+    assert refused > end
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F8_E5M2", "X9"])
+def test_types_that_numpy_lacks(tmp_path: Path, dtype: str) -> None:
+    """A tensor of a type that numpy does not have is refused by the file's name, or read as finite numbers."""
+    size = 2 if dtype == "BF16" else 1
+    metadata = {"dlcv": json.dumps({"schema": SCHEMA})}
+    header = json.dumps(
+        {"__metadata__": metadata, "a": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2 * size]}}
+    ).encode()
+    path = tmp_path / "file"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2 * size))
+    found = read_or_refused(path)
+    assert found is None or found.arrays["a"].astype(float).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        (None, "is not a dlcv file"),
+        ({"format": "pt"}, "is not a dlcv file"),
+        ({"dlcv": ""}, "its record is not JSON"),
+        ({"dlcv": "{"}, "its record is not JSON"),
+        ({"dlcv": '{"schema": "dlcv.test/1", "x": NaN}'}, "NaN is no JSON number"),
+        ({"dlcv": "[" * 100_000}, "nested too deep"),
+        ({"dlcv": "[]"}, "is not a dlcv file"),
+        ({"dlcv": '{"schema": "dlcv.test/2"}'}, "holds 'dlcv.test/2'; a 'dlcv.test/1' file is expected here"),
+    ],
+)
+def test_tensors_without_our_record(tmp_path: Path, metadata: dict[str, str] | None, words: str) -> None:
+    """Tensors without a record of the schema are refused, with what they hold instead."""
+    safetensors.numpy.save_file({"a": np.zeros(2)}, tmp_path / "file", metadata)
+    for read in (tensors.read, tensors.read_record):
+        with pytest.raises(FileError) as caught:
+            read(tmp_path / "file", SCHEMA)
+        assert words in str(caught.value)
+
+
+def test_array_is_checked(stored: Path) -> None:
+    """An array is handed out if it is of the type and dimensions asked for; else it is refused by name."""
+    file = tensors.read(stored, SCHEMA)
+    assert tensors.array(file, "a", np.float32, 2).shape == (2, 3)
+    for name, dtype, ndim in (("c", np.float32, 2), ("a", np.float64, 2), ("a", np.float32, 1), ("b", np.float32, 1)):
+        with pytest.raises(FileError, match=f"file.safetensors: damaged: .*'{name}'"):
+            tensors.array(file, name, dtype, ndim)
+
+
+# ----------------------------------------------------------------------------------------------------------- lineage
+
+RECIPE = Recipe(
+    "vgg.head", {"lr": 0.005, "epochs": 6, "unfreeze": None}, {"split": Input("a" * 64, Path("s.split.json"))}
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "differences"),
+    [
+        ({}, []),
+        ({"stage": "vgg.scratch"}, ["it is the output of vgg.scratch"]),
+        ({"stage": None}, ["it is the output of None"]),
+        ({"config": {"lr": 0.01, "epochs": 6, "unfreeze": None}}, ["lr was 0.01, now 0.005"]),
+        ({"config": {"lr": 1, "epochs": 2, "unfreeze": None}}, ["lr was 1, now 0.005", "epochs was 2, now 6"]),
+        ({"config": {"lr": 0.005, "unfreeze": None}}, ["epochs was None, now 6"]),
+        ({"config": {"lr": 0.005, "epochs": 6, "unfreeze": None, "old": 3}}, ["old was 3, now None"]),
+        ({"config": 3}, ["lr was None, now 0.005", "epochs was None, now 6"]),
+        ({"inputs": {"split": {"sha256": "b" * 64}}}, ["another split"]),
+        ({"inputs": {}}, ["another split"]),
+        ({"inputs": {"split": {"sha256": "a" * 64}, "weights": {"sha256": "c" * 64}}}, ["another weights"]),
+        ({"inputs": {"split": "a" * 64}}, ["another split"]),
+        ({"inputs": {"split": {"sha256": "a" * 64, "path": "moved/s.split.json"}}}, []),
+    ],
+)
+def test_differences_in_words(tmp_path: Path, changes: dict[str, Any], differences: list[str]) -> None:
+    """What differs from an existing output's record: stage, each setting, each input; not where a file lies."""
+    assert RECIPE.differences(RECIPE.to_json(tmp_path) | changes) == differences
+
+
+def test_recipe_in_json(tmp_path: Path) -> None:
+    """Inputs are recorded by content, with a path relative to the output's folder, or the name they are known by."""
+    given = {
+        "split": Input("a" * 64, tmp_path / "data" / "s.split.json", root=tmp_path / "photos"),
+        "weights": Input("b" * 64, name="imagenet"),
+    }
+    assert Recipe("vgg.head", {"lr": 1}, given).to_json(tmp_path / "runs") == {
+        "stage": "vgg.head",
+        "config": {"lr": 1},
+        "inputs": {
+            "split": {"path": "../data/s.split.json", "root": "../photos", "sha256": "a" * 64},
+            "weights": {"name": "imagenet", "sha256": "b" * 64},
+        },
+    }
+
+
+def test_up_to_date(tmp_path: Path) -> None:
+    """Like make: not there, or forced, is to be made; made the same is up to date; else refused with why."""
+    path = tmp_path / "out.json"
+
+    def recorded(output: Path) -> dict[str, Any]:
+        return read_json(output, SCHEMA)
+
+    assert not up_to_date(path, RECIPE, recorded, force=False)
+    write_json(path, {"schema": SCHEMA, **RECIPE.to_json(tmp_path)})
+    assert up_to_date(path, RECIPE, recorded, force=False)
+    assert not up_to_date(path, RECIPE, recorded, force=True)
+    write_json(path, {"schema": SCHEMA, **RECIPE.to_json(tmp_path), "config": {"lr": 1}})
+    with pytest.raises(ExistsError, match=r"out\.json exists and was made differently \(lr was 1, now 0\.005; epochs"):
+        up_to_date(path, RECIPE, recorded, force=False)
+    path.write_text("foreign")
+    with pytest.raises(ExistsError, match=r"made differently \(is not the dlcv\.test/1 file expected here: .*--force"):
+        up_to_date(path, RECIPE, recorded, force=False)
+
+
+def test_hash_of_a_document() -> None:
+    """The order of keys does not matter, the order of lists and the type of values do; file names need not be UTF-8."""
+    assert sha256_of({"a": 1, "b": [1, 2]}) == sha256_of({"b": [1, 2], "a": 1})
+    others = [{"a": 1, "b": [2, 1]}, {"a": "1", "b": [1, 2]}, {"a": 1, "b": [1, 2], "c": None}]
+    assert len({sha256_of(document) for document in ({"a": 1, "b": [1, 2]}, *others)}) == 4
+    assert sha256_of("b\udcff") != sha256_of("b?")
+
+
+# ------------------------------------------------------------------------------------------------------------- names
+
+
+def test_names_beside() -> None:
+    """What belongs to a checkpoint is named after it, dots in its name and all."""
+    assert beside(Path("runs/head.safetensors"), ".metrics.json") == Path("runs/head.metrics.json")
+    assert beside(Path("runs/lr.0.01.safetensors"), ".eval.json") == Path("runs/lr.0.01.eval.json")
+
+
+def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path is seen from the folder where it is recorded, wherever the command runs."""
+    assert relative(tmp_path / "a" / "x", tmp_path / "b" / "c") == "../../a/x"
+    monkeypatch.chdir(tmp_path)
+    assert relative(Path("a/x"), Path("a")) == "x"
+
+
+@pytest.mark.parametrize("name", ["head.pth", "head", ".safetensors", "head.safetensors.bak"])
+def test_output_names(tmp_path: Path, name: str) -> None:
+    """An output needs the ending of its format and a name before it, and cannot be a folder."""
+    assert check_output(tmp_path / "head.safetensors", ".safetensors") == tmp_path / "head.safetensors"
+    with pytest.raises(DlcvError, match=r"must end in \.safetensors"):
+        check_output(tmp_path / name, ".safetensors")
+    (tmp_path / "head.safetensors").mkdir()
+    with pytest.raises(DlcvError, match="is a folder"):
+        check_output(tmp_path / "head.safetensors", ".safetensors")
+
+
+def test_metrics_belong_to_their_checkpoint(tmp_path: Path) -> None:
+    """Metrics are a checkpoint's own if they name its hash; missing ones, and another's, are not."""
+    checkpoint = tmp_path / "head.safetensors"
+    assert not metrics.belongs(checkpoint, "a" * 64)
+    metrics.write_metrics(checkpoint, "a" * 64, {"stage": "vgg.head", "run": {"seconds": 1}})
+    assert metrics.belongs(checkpoint, "a" * 64)
+    assert not metrics.belongs(checkpoint, "b" * 64)
+    found = read_json(tmp_path / "head.metrics.json", metrics.METRICS)
+    assert list(found) == ["schema", "stage", "checkpoint", "run"]
+    write_json(tmp_path / "head.metrics.json", {"schema": metrics.METRICS, "checkpoint": "a" * 64})
+    assert not metrics.belongs(checkpoint, "a" * 64)

@@ -1,0 +1,326 @@
+"""The shell's side: help, usage, exit codes, what is imported when, and that every command is documented."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from conftest import Run, make_photos
+
+import dlcv_cli
+from dlcv_cli.cli.root import app
+from dlcv_cli.errors import DlcvError
+
+PACKAGE = Path(dlcv_cli.__file__).parent
+README = Path(__file__).parent.parent / "README.md"
+
+
+def commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command of the app, as the words that are typed."""
+    below = getattr(command, "commands", None)
+    if not below:
+        yield words
+    for name, subcommand in (below or {}).items():
+        yield from commands(subcommand, (*words, name))
+
+
+COMMANDS = sorted(commands(typer.main.get_command(app)))
+every_command = pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Another Python, as a user's shell would start it."""
+    command, env = [sys.executable, *arguments], {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", env=env, timeout=60)
+
+
+def test_commands_are_found() -> None:
+    """The list of commands that the tests below go through is not empty by mistake."""
+    assert {("data", "split"), ("vgg", "head"), ("seq", "train"), ("eval",), ("demo",)} <= set(COMMANDS)
+
+
+# --- help and usage -------------------------------------------------------------------------------------------------
+
+
+def test_help_and_usage_errors_import_no_torch() -> None:
+    """Help, version, argument errors and settings out of range of every command are told without importing torch."""
+    lines = [["--help"], ["--version"], [], ["nonsense"], ["--nonsense"], ["data"], ["data", "nonsense"]]
+    for words in COMMANDS:
+        lines += [[*words, "--help"], [*words, "--nonsense"], [*words[:-1], words[-1] + "x"]]
+        if words != ("demo",):  # which needs no argument
+            lines.append([*words])
+    lines += [
+        ["data", "split", "x", "-o", "x.split.json", "--test-fraction", "2"],
+        ["data", "split", "x", "-o", "x.split.json", "--seed", "many"],
+        ["vgg", "head", "x", "-o", "x.safetensors", "--lr", "-1"],
+        ["vgg", "head", "x", "-o", "x.safetensors", "--arch", "vgg99"],
+        ["seq", "train", "x", "-o", "x.safetensors", "--epochs", "0"],
+        ["seq", "train", "x", "-o", "x.safetensors", "--cell", "brain"],
+    ]
+    script = f"""
+import contextlib, io, sys
+from dlcv_cli.cli.root import app
+for line in {lines!r}:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            app(line, prog_name="dlcv")
+        except SystemExit as end:
+            code = end.code
+    fine = "--help" in line or "--version" in line
+    assert code == (0 if fine else 2), (line, code)
+    heavy = {{"torch", "torchvision", "sklearn", "scipy", "numba"}} & set(sys.modules)
+    assert not heavy, (line, heavy)
+"""
+    result = python("-c", script)
+    assert result.returncode == 0, result.stderr
+
+
+@every_command
+def test_help_says_what_a_command_does(run: Run, words: tuple[str, ...]) -> None:
+    """Each command has a sentence of help, and so has each of its options and arguments."""
+    result = run(*words, "--help")
+    assert result.exit_code == 0
+    assert f"dlcv {' '.join(words)}" in result.stdout or f"root {' '.join(words)}" in result.stdout
+    command = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]  # type: ignore[attr-defined]
+    assert command.help
+    for parameter in command.params:
+        assert getattr(parameter, "help", None), parameter.name
+
+
+def test_help_lists_the_groups(run: Run) -> None:
+    """`dlcv --help` lists every group and command; -h is the same."""
+    result = run("--help")
+    assert result.exit_code == 0
+    for words in COMMANDS:
+        assert f" {words[0]} " in result.stdout
+    assert run("-h").stdout == result.stdout
+
+
+def test_python_m_version() -> None:
+    """`python -m dlcv_cli --version` prints the version."""
+    result = python("-m", "dlcv_cli", "--version")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"dlcv {dlcv_cli.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nonsense",
+        "--nonsense",
+        "data nonsense",
+        "data split",
+        "data split here",
+        "data split here -o x.split.json --seed many",
+        "data split here -o x.split.json --dataset imagenet",
+        "data show",
+        "vgg finetune x.split.json -o x.safetensors",
+        "seq train x.safetensors -o y.safetensors --cell brain",
+        "eval",
+    ],
+)
+def test_wrong_usage(run: Run, line: str) -> None:
+    """Wrong usage is exit code 2, with the usage on stderr and nothing on stdout."""
+    result = run(*line.split())
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Usage: " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("data split x -o x.split.json --test-fraction 1.5", "test_fraction is 1.5: it must be <= 0.9"),
+        ("data split x -o x.split.json --val-fraction 0", "val_fraction is 0.0: it must be > 0"),
+        ("data split x -o x.split.json --val-fraction nan", "val_fraction is nan: it must be a finite number"),
+        ("data split x -o x.split.json --seed -1", "seed is -1: it must be >= 0"),
+        ("data split x -o x.split.json --seed 4294967296", "seed is 4294967296: it must be <= 4,294,967,295"),
+        ("data split x -o x.split.json --train-per-class 0", "train_per_class is 0: it must be >= 1"),
+        ("data split x -o x.split.json --no-stratify --test-per-class 3", "--no-stratify contradicts"),
+        ("data draw -o x --size 8", "size is 8: it must be >= 16"),
+        ("data draw -o x --classes 1", "classes is 1: it must be >= 2"),
+        ("vgg head x -o x.safetensors --lr 0", "lr is 0.0: it must be > 0"),
+        ("vgg scratch x -o x.safetensors --lr inf", "lr is inf: it must be a finite number"),
+        ("vgg head x -o x.safetensors --threads 0", "threads is 0: it must be >= 1"),
+        ("seq gen -o x.safetensors --min-length 5 --max-length 4", "max_length is 4: it must be >= min_length, 5"),
+        ("seq train x -o x.safetensors --hidden-size 0", "hidden_size is 0: it must be >= 1"),
+    ],
+)
+def test_setting_out_of_range(run: Run, line: str, message: str) -> None:
+    """A setting out of its range is exit code 2 and one line with the setting, its value and the range."""
+    result = run(*line.split())
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    [told] = result.stderr.splitlines()
+    assert told.startswith(f"dlcv: {message}")
+
+
+# --- the one place where errors become messages and exit codes ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (DlcvError("a thing:\n  two lines"), 1, "dlcv: a thing: two lines\n"),
+        (OSError(28, "No space left on device", "/tmp/x"), 1, "dlcv: /tmp/x: No space left on device\n"),
+        (PermissionError(13, "Permission denied"), 1, "dlcv: Permission denied\n"),
+        (MemoryError(), 1, "dlcv: out of memory: use a smaller --batch-size or a smaller network\n"),
+        (KeyboardInterrupt(), 130, "dlcv: interrupted\n"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_errors_become_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
+) -> None:
+    """What a user can cause is one line on stderr and its exit code, from within any command."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("dlcv_cli.stages.data.show", fail)
+    result = run("data", "show", "x.split.json", "--json")
+    assert (result.exit_code, result.stdout, result.stderr) == (code, "", message)
+
+
+def test_bugs_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of ours is not dressed up as the user's."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr("dlcv_cli.stages.data.show", fail)
+    with pytest.raises(AssertionError, match="a bug"):
+        run("data", "show", "x.split.json")
+
+
+@pytest.mark.parametrize(("error", "code"), [(DlcvError("full"), 1), (KeyboardInterrupt(), 130)], ids=["error", "^C"])
+def test_demo_stops_at_the_first_failure(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, code: int
+) -> None:
+    """A command of the demo that fails, or is interrupted, ends the demo with its exit code and message."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("dlcv_cli.stages.data.digits", fail)
+    monkeypatch.setattr("dlcv_cli.cli.demo.COMMANDS", "data digits -o {o}/digits\ndata draw -o {o}/drawn --size 8\n")
+    result = run("demo", "-o", tmp_path / "demo")
+    assert result.exit_code == code
+    assert result.stdout.count("$ dlcv ") == 1
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"), [("cp1252", b"\xe7\x8c\xab"), ("ascii", b"stra\xc3\x9fe"), ("utf-8", b"caf\xe9")]
+)
+def test_names_that_stdout_cannot_encode(run: Run, tmp_path: Path, encoding: str, name: bytes) -> None:
+    """A class name that stdout's encoding lacks (or that is no UTF-8) is shown as well as may be, with no traceback."""
+    try:
+        root = make_photos(tmp_path / "photos", {os.fsdecode(name): 3, "zebra": 3})
+    except (OSError, UnicodeError):
+        pytest.skip("such a name cannot be made here")
+    split = tmp_path / "x.split.json"
+    assert run("data", "split", root, "-o", split, "--json").exit_code == 0
+    result = python("-m", "dlcv_cli", "data", "show", str(split), PYTHONIOENCODING=encoding)
+    assert result.returncode == 0, result.stderr
+    assert "zebra" in result.stdout
+
+
+def test_progress_bar_leaves_the_terminal_as_it_was() -> None:
+    """Interrupted under a progress bar: the bar is off the screen and the cursor back before the message is told."""
+    pty = pytest.importorskip("pty")
+    script = """
+from dlcv_cli.cli.root import app
+from dlcv_cli.stages import data
+def interrupted(*_, report, **__):
+    report.progress("hashing", 1, 10)
+    raise KeyboardInterrupt
+data.split = interrupted
+app(["data", "split", "x", "-o", "x.split.json"])
+"""
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=theirs, env=env) as process:
+        os.close(theirs)
+        told = b""
+        with contextlib.suppress(OSError):  # how Linux says that the other side has closed
+            while piece := os.read(ours, 4096):
+                told += piece
+    os.close(ours)
+    assert process.returncode == 130
+    hidden, shown = told.find(b"\x1b[?25l"), told.find(b"\x1b[?25h")
+    assert 0 <= hidden < shown < told.find(b"dlcv: interrupted")
+    assert told.endswith(b"dlcv: interrupted\r\n")
+
+
+def test_no_progress_bar_off_the_terminal(run: Run, split_file: Path, photos: Path) -> None:
+    """Elsewhere than on a terminal nothing of a progress bar is printed."""
+    result = run("data", "split", photos, "-o", split_file, "--force")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+# --- the house ------------------------------------------------------------------------------------------------------
+
+# What a part of the package may import of the package, beside itself; cli may import all.
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "vision": {"config", "errors"},
+    "sequences": {"config", "errors"},
+    "evaluation": {"config", "errors"},
+    "artifacts": {"config", "errors", "vision", "sequences", "evaluation"},
+    "stages": {"config", "errors", "vision", "sequences", "evaluation", "artifacts"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of the package that a file imports anywhere, functions included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import, which this test does not follow"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("dlcv_cli.")}
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_imports_run_one_way(part: str) -> None:
+    """cli -> stages -> artifacts and the sciences -> config -> errors; the sciences know nothing of files or shell."""
+    files = sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / f"{part}.py"]
+    wrong = {str(path.relative_to(PACKAGE)): imported(path) - ALLOWED[part] - {part} for path in files}
+    assert {path: names for path, names in wrong.items() if names} == {}
+
+
+def test_the_import_rule_covers_the_package() -> None:
+    """No part of the package is left out of the rule."""
+    parts = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert parts - {"__init__", "__main__", "__pycache__", "cli", "checkpoints"} == set(ALLOWED)
+
+
+def test_science_prints_nothing() -> None:
+    """Only the command line prints: no print elsewhere."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.is_relative_to(PACKAGE / "cli"):
+            continue
+        calls = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+        assert "print" not in [getattr(call.func, "id", "") for call in calls], path
+
+
+@every_command
+def test_readme_mentions_every_command(words: tuple[str, ...]) -> None:
+    """Every command is in the README as it is typed."""
+    assert f"dlcv {' '.join(words)}" in README.read_text("utf-8")

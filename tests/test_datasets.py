@@ -1,0 +1,282 @@
+"""Where images come from: folders as people keep them, Caltech101, the built-in digits, drawn figures."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import os
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision.datasets
+from conftest import make_photos
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from dlcv_cli.config import DrawConfig
+from dlcv_cli.errors import DlcvError
+from dlcv_cli.vision import datasets, drawing
+from dlcv_cli.vision.datasets import list_folder
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """Two classes of two images."""
+    return make_photos(tmp_path / "two", {"a": 2, "b": 2})
+
+
+GOOD = [("a/000.png", 0), ("a/001.png", 0), ("b/000.png", 1), ("b/001.png", 1)]
+
+
+def copy_as(root: Path, name: str) -> None:
+    """One of class a's images under another name."""
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_bytes((root / "a/000.png").read_bytes())
+
+
+def test_folder_in_order(two: Path) -> None:
+    """Classes are the folders by name, images are sorted, nothing is bad or ignored."""
+    listing = list_folder(two)
+    assert listing.classes == ["a", "b"]
+    assert listing.images == GOOD
+    assert (listing.bad, listing.ignored) == ([], [])
+
+
+def test_hidden_and_stray_files_are_ignored(two: Path) -> None:
+    """Hidden files and folders, files beside the classes and other kinds of file are ignored, and listed."""
+    for name in ("a/.hidden.png", "a/.thumbs/x.png", ".git/x.png", "stray.png"):
+        copy_as(two, name)
+    for name in ("b/notes.txt", "b/Thumbs.db", "README"):
+        (two / name).write_text("words")
+    (two / "b/empty").touch()
+    listing = list_folder(two)
+    assert listing.classes == ["a", "b"]
+    assert listing.images == GOOD
+    assert listing.bad == []
+    assert sorted(listing.ignored) == sorted(
+        [".git", "README", "stray.png", "a/.hidden.png", "a/.thumbs", "b/Thumbs.db", "b/empty", "b/notes.txt"]
+    )
+
+
+def test_own_manifest_is_not_mentioned(two: Path) -> None:
+    """The file that data digits and data draw leave is not reported as stray."""
+    (two / datasets.MANIFEST).write_text("{}")
+    assert list_folder(two).ignored == []
+
+
+@pytest.mark.parametrize(
+    "name", ["a/x.JPG", "a/x.Jpeg", "a/x.txt", "a/x", "a/x.tiff", "a/deep/er/x.png", "a/x y/ö.png"]
+)
+def test_content_decides_what_is_an_image(two: Path, name: str) -> None:
+    """An image counts whatever its ending and however deep it lies, and belongs to its class folder."""
+    copy_as(two, name)
+    listing = list_folder(two)
+    assert sorted(listing.images) == sorted([*GOOD, (name, 0)])
+    assert (listing.bad, listing.ignored) == ([], [])
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".JPG", ".Jpeg", ".png", ".PNG", ".gif", ".bmp", ".webp"])
+@pytest.mark.parametrize(("content", "reason"), [(b"", "empty"), (b"<html>404</html>", "not an image")])
+def test_named_like_an_image_but_none(two: Path, ending: str, content: bytes, reason: str) -> None:
+    """A file that is named like an image, in any letter case, and is none is bad, with the reason."""
+    (two / f"a/x{ending}").write_bytes(content)
+    listing = list_folder(two)
+    assert listing.images == GOOD
+    [(path, problem)] = listing.bad
+    assert path == f"a/x{ending}"
+    assert reason in problem
+
+
+def test_broken_link_is_bad(two: Path) -> None:
+    """A link to nothing is bad, not a crash; below the root it is ignored like any other stray entry."""
+    (two / "a/x.png").symlink_to(two / "gone.png")
+    (two / "c").symlink_to(two / "gone")
+    listing = list_folder(two)
+    assert listing.images == GOOD
+    assert [path for path, _ in listing.bad] == ["a/x.png"]
+    assert listing.ignored == ["c"]
+
+
+def test_links_to_images_and_folders_are_followed(two: Path, tmp_path: Path) -> None:
+    """Linked files and folders count as if they lay there."""
+    elsewhere = make_photos(tmp_path / "elsewhere", {"more": 1})
+    (two / "a/x.png").symlink_to(elsewhere / "more/000.png")
+    (two / "b/more").symlink_to(elsewhere / "more")
+    (two / "c").symlink_to(elsewhere / "more")
+    listing = list_folder(two)
+    assert listing.classes == ["a", "b", "c"]
+    extra = [("a/x.png", 0), ("b/more/000.png", 1), ("c/000.png", 2)]
+    assert sorted(listing.images) == sorted(GOOD + extra)
+
+
+@pytest.mark.parametrize("target", ["a", "."], ids=["to the class", "to the root"])
+@pytest.mark.parametrize("link", ["a/up", "a/deep/up"])
+def test_link_loop_ends(two: Path, link: str, target: str) -> None:
+    """A link back to a folder above is not followed: each image is listed once, under its own class."""
+    copy_as(two, "a/deep/x.png")
+    (two / link).symlink_to(two / target, target_is_directory=True)
+    assert sorted(list_folder(two).images) == sorted([*GOOD, ("a/deep/x.png", 0)])
+
+
+def test_link_cycle_between_classes_ends(two: Path) -> None:
+    """Two folders that link to each other do not send the listing in circles."""
+    (two / "a/b").symlink_to(two / "b", target_is_directory=True)
+    (two / "b/a").symlink_to(two / "a", target_is_directory=True)
+    assert set(GOOD) <= set(list_folder(two).images)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_not_waited_for(two: Path) -> None:
+    """A named pipe among the images is ignored, not opened (which would wait for ever)."""
+    os.mkfifo(two / "a/x.png")
+    listing = list_folder(two)
+    assert listing.images == GOOD
+    assert listing.ignored == ["a/x.png"]
+
+
+def test_no_folder_or_no_classes(tmp_path: Path) -> None:
+    """A root that is missing, a file, or without class folders is refused with its name."""
+    (tmp_path / "file").touch()
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat/x.png").touch()
+    for name, message in [("none", "no such folder"), ("file", "no such folder"), ("flat", "no class folders")]:
+        with pytest.raises(DlcvError, match=f"{name}: .*{message}"):
+            list_folder(tmp_path / name)
+
+
+def test_empty_class_is_named(two: Path) -> None:
+    """A class folder without an image is refused by its name."""
+    (two / "empty class").mkdir()
+    (two / "text").mkdir()
+    (two / "text/x.txt").write_text("words")
+    with pytest.raises(DlcvError, match=r"'empty class', 'text'"):
+        list_folder(two)
+
+
+def test_class_left_out(two: Path) -> None:
+    """A class left out on purpose is neither a class nor reported as ignored, and labels close the gap."""
+    listing = list_folder(two, without=("a",))
+    assert listing.classes == ["b"]
+    assert listing.images == [("b/000.png", 0), ("b/001.png", 0)]
+    assert listing.ignored == []
+
+
+# --- Caltech101 -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("below", ["", "101_ObjectCategories", "caltech101/101_ObjectCategories"])
+def test_caltech101_is_found(tmp_path: Path, below: str) -> None:
+    """The unpacked folder itself, its parent, and where torchvision puts it are all found."""
+    place = tmp_path / below
+    make_photos(place, {"accordion": 1, "airplanes": 1})
+    assert datasets.find_caltech101(tmp_path, download=False) == place
+
+
+@pytest.mark.parametrize("root", ["", "not made yet"])
+def test_caltech101_missing(tmp_path: Path, root: str) -> None:
+    """Without it the message names the folder, --download and the manual way."""
+    with pytest.raises(DlcvError) as caught:
+        datasets.find_caltech101(tmp_path / root, download=False)
+    for text in (str(tmp_path / root), "101_ObjectCategories", "--download", datasets.CALTECH101_PAGE):
+        assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        urllib.error.URLError("no route to host"),
+        RuntimeError("File not found or corrupted: no route to host"),
+        http.client.IncompleteRead(b"", 7),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_caltech101_download_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """A download that fails, in any of the ways a network fails, says so and gives the manual way."""
+
+    def fail(self: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torchvision.datasets.Caltech101, "download", fail)
+    with pytest.raises(DlcvError, match="could not be downloaded") as caught:
+        datasets.find_caltech101(tmp_path, download=True)
+    assert str(error) in str(caught.value)
+    assert datasets.CALTECH101_PAGE in str(caught.value)
+
+
+def test_caltech101_is_downloaded_where_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download that works is found where torchvision put it, and not made again."""
+    calls = []
+
+    def download(self: torchvision.datasets.Caltech101) -> None:
+        calls.append(self.root)
+        names = {"BACKGROUND_Google": 1, "accordion": 1, "airplanes": 1}
+        make_photos(Path(self.root, "101_ObjectCategories"), names)
+        Path(self.root, "Annotations").mkdir()
+
+    monkeypatch.setattr(torchvision.datasets.Caltech101, "download", download)
+    for _ in range(2):
+        place = datasets.find_caltech101(tmp_path, download=True)
+        assert (place / "accordion/000.png").is_file()
+    assert len(calls) == 1
+
+
+# --- built in -------------------------------------------------------------------------------------------------------
+
+
+def test_digits_are_scikit_learns() -> None:
+    """1,797 gray PNGs of 8 x 8, the values 0..16 of scikit-learn spread over 0..255, each in its digit's folder."""
+    data = load_digits()
+    files = list(datasets.digits())
+    assert len({name for name, _ in files}) == len(files) == len(data.images) == 1797
+    for (name, png), pixels, label in zip(files, data.images, data.target, strict=True):
+        image = Image.open(io.BytesIO(png))
+        assert name.split("/")[0] == str(label)
+        assert image.mode == "L"
+        assert (np.asarray(image) == np.round(pixels / 16 * 255)).all()
+
+
+def drawn(**settings: int) -> dict[str, bytes]:
+    return dict(drawing.draw(DrawConfig(**{"classes": 3, "per_class": 3, "size": 32, "seed": 0} | settings)))
+
+
+def test_drawing_depends_on_seed_class_and_number_alone() -> None:
+    """The same figure has the same bytes again, however many classes and images are drawn with it."""
+    assert drawn() == drawn()
+    more = drawn(classes=4, per_class=5)
+    assert len(more) == 20
+    assert drawn().items() <= more.items()
+
+
+def test_drawings_differ() -> None:
+    """No two drawings are the same, within a set and between seeds."""
+    contents = [*drawn().values(), *drawn(seed=1).values()]
+    assert len(set(contents)) == len(contents) == 18
+    corners = [Image.open(io.BytesIO(png)).crop((0, 0, 2, 2)).tobytes() for png in contents]
+    assert len(set(corners)) == 18  # paper and noise as well, not the figure alone
+
+
+@pytest.mark.parametrize("size", [16, 33, 64])
+def test_drawing_size(size: int) -> None:
+    """Drawings are RGB squares of the size asked for, in one folder a class."""
+    files = drawn(size=size, classes=2, per_class=2)
+    assert {name.split("/")[0] for name in files} == {"figure-000", "figure-001"}
+    for png in files.values():
+        image = Image.open(io.BytesIO(png))
+        assert (image.size, image.mode) == ((size, size), "RGB")
+
+
+def test_drawings_of_a_class_are_alike() -> None:
+    """Two drawings of one figure share more ink than drawings of two figures: there is a class to learn."""
+
+    def ink(png: bytes) -> np.ndarray:
+        gray = np.asarray(Image.open(io.BytesIO(png)).convert("L"), float)
+        return np.abs(gray - np.median(gray)).ravel()
+
+    files = drawn(classes=6, per_class=12, size=32)
+    shapes = np.array([ink(png) for png in files.values()]).reshape(6, 12, -1)
+    mean = shapes.mean(1)  # of each class
+    within = np.mean([[np.corrcoef(one, mean[c])[0, 1] for one in shapes[c]] for c in range(6)])
+    across = np.mean([[np.corrcoef(one, mean[(c + 1) % 6])[0, 1] for one in shapes[c]] for c in range(6)])
+    assert within > across + 0.1

@@ -1,0 +1,639 @@
+"""`eval` and `eval --compare`: numbers against scikit-learn, files, tables, refusals."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, make_photos
+from PIL import Image
+from sklearn import metrics as sklearn_metrics
+from torchvision.transforms import v2
+from typer.testing import CliRunner, Result
+
+from dlcv_cli.artifacts import sequences, tensors
+from dlcv_cli.cli.root import app
+from dlcv_cli.errors import DlcvError
+from dlcv_cli.evaluation.comparison import compare
+from dlcv_cli.evaluation.metrics import classification, largest_class, regression
+from dlcv_cli.stages.vgg import read_checkpoint
+
+IMAGES = ("scratch", "head")
+CELLS = ("baseline", "elman", "gru")
+THREADS = ("--threads", 1)
+
+
+def dlcv(*args: object) -> Result:
+    """Runs a command that must work."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exit_code == 0, result.stderr or result.exception
+    return result
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_as_it_was() -> Iterator[None]:
+    """The commands set torch's threads; this sets them back."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both studies' data and checkpoints, nothing evaluated. Not to be changed: see `folder`."""
+    folder = tmp_path_factory.mktemp("made")
+    make_photos(folder / "photos", {"cat": 10, "straße": 10, "tree house": 15})
+    split = folder / "photos.split.json"
+    dlcv("data", "split", folder / "photos", "-o", split)
+    common = (split, "--arch", "vgg16_mini", *THREADS, "-o")
+    dlcv("vgg", "scratch", *common, folder / "scratch.safetensors", "--epochs", 2, "--lr", 0.001, "--batch-size", 8)
+    weights = ("--weights", folder / "scratch.safetensors")
+    dlcv("vgg", "head", *common, folder / "head.safetensors", "--epochs", 1, *weights)
+    dlcv("seq", "gen", "--count", 100, "-o", folder / "data.safetensors")
+    for cell in CELLS:
+        output = folder / f"{cell}.safetensors"
+        dlcv("seq", "train", folder / "data.safetensors", "--cell", cell, "--hidden-size", 4, "-o", output)
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(made, tmp_path / "folder"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it with every checkpoint evaluated on test. Not to be changed."""
+    folder = Path(shutil.copytree(made, tmp_path_factory.mktemp("evaluated") / "folder"))
+    dlcv("eval", *checkpoints(folder, IMAGES), *THREADS)
+    dlcv("eval", *checkpoints(folder, CELLS))
+    return folder
+
+
+def checkpoints(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """Paths of checkpoints by name."""
+    return [folder / f"{name}.safetensors" for name in names]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON file."""
+    document: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return document
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def refused(result: Result, *words: object) -> None:
+    """Exit 1 with nothing on stdout, and a last line on stderr that has these words."""
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("dlcv: ")
+    for word in words:
+        assert str(word) in last
+
+
+# ----------------------------------------------------------------------------------------------------------- metrics
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("n", "k"), [(60, 8), (40, 40), (7, 6)])
+def test_classification_is_scikit_learns(seed: int, n: int, k: int) -> None:
+    """Loss, top-1, top-5 and per-class recall are scikit-learn's, on random cases where classes may be absent."""
+    rng = np.random.default_rng((seed, n))
+    logits = rng.normal(0, 2, (n, k)).astype(np.float32)
+    labels = rng.integers(0, k - 1, n)  # the last class never occurs
+    softmax = torch.from_numpy(logits).double().softmax(1).numpy()
+    found = classification(logits, labels)
+    every, answers, present = np.arange(k), logits.argmax(1), np.unique(labels)
+    assert list(found) == ["loss", "top1_accuracy", "top5_accuracy", "mean_per_class_recall"]
+    assert found["loss"] == pytest.approx(sklearn_metrics.log_loss(labels, softmax, labels=every))
+    assert found["top1_accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(labels, answers))
+    top5 = sklearn_metrics.top_k_accuracy_score(labels, logits, k=5, labels=every)
+    assert found["top5_accuracy"] == pytest.approx(top5)
+    recall = sklearn_metrics.recall_score(labels, answers, labels=present, average="macro")
+    assert found["mean_per_class_recall"] == pytest.approx(recall)
+
+
+def test_few_classes_have_no_wrong_top5() -> None:
+    """With five classes or fewer, the top five hold every label."""
+    logits = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+    assert classification(logits, np.arange(9) % 3)["top5_accuracy"] == 1
+
+
+def test_ties_count_for_the_lower_class() -> None:
+    """A network that answers the same for all classes is right where the label is 0, as argmax has it."""
+    found = classification(np.zeros((10, 10), np.float32), np.arange(10))
+    assert (found["top1_accuracy"], found["top5_accuracy"]) == (0.1, 0.5)
+    assert found["loss"] == pytest.approx(np.log(10))
+
+
+def test_extreme_logits() -> None:
+    """Logits far beyond exp's range give their true loss, not infinity."""
+    logits = np.array([[1e4, 0], [0, 1e4], [-1e4, -1e4]], np.float32)
+    assert classification(logits, np.array([1, 1, 0]))["loss"] == pytest.approx((1e4 + 0 + np.log(2)) / 3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_regression_is_scikit_learns(seed: int) -> None:
+    """MSE and MAE are scikit-learn's."""
+    rng = np.random.default_rng(seed)
+    predictions, targets = rng.normal(size=(2, 50)).astype(np.float32)
+    found = regression(predictions, targets)
+    assert list(found) == ["mse", "mae"]
+    exact = targets.astype(np.float64), predictions.astype(np.float64)
+    assert found["mse"] == pytest.approx(sklearn_metrics.mean_squared_error(*exact))
+    assert found["mae"] == pytest.approx(sklearn_metrics.mean_absolute_error(*exact))
+
+
+def test_largest_class() -> None:
+    """The baseline answers the most frequent training class, whatever is frequent in test; the lowest of equal ones."""
+    train, labels = np.array([2, 0, 2, 1]), np.array([0, 0, 0, 2, 1])
+    assert largest_class(train, labels) == {"label": 2, "top1_accuracy": 0.2, "mean_per_class_recall": 1 / 3}
+    assert largest_class(np.array([2, 1, 2, 1]), labels)["label"] == 1
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("name", [*IMAGES, *CELLS])
+def test_eval_keys(evaluated: Path, name: str) -> None:
+    """The evaluation file's keys, at every level, in their order, and what it says of its inputs."""
+    checkpoint = evaluated / f"{name}.safetensors"
+    found = read(evaluated / f"{name}.test.eval.json")
+    images = name in IMAGES
+    data = evaluated / ("photos.split.json" if images else "data.safetensors")
+    assert list(found) == [
+        "schema", "stage", "config", "inputs", "data", "metrics", "baseline", "predictions", "run",
+    ]  # fmt: skip
+    assert (found["schema"], found["stage"], found["config"]) == ("dlcv.eval/1", "eval", {"split": "test"})
+    for role, path in (("checkpoint", checkpoint), ("data", data)):
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert found["inputs"][role] == {"path": path.name, "sha256": sha256}
+    assert list(found["data"]) == ["study", "split", "n", "path", "fingerprint"]
+    where = [found["data"][key] for key in ("study", "split", "n", "path")]
+    assert where == (["images", "test", 7, data.name] if images else ["sequences", "test", 20, data.name])
+    keys = ["loss", "top1_accuracy", "top5_accuracy", "mean_per_class_recall"] if images else ["mse", "mae"]
+    assert list(found["metrics"]) == keys
+    assert list(found["baseline"]) == ["name", "metrics"]
+    assert list(found["baseline"]["metrics"]) == ([keys[1], keys[3]] if images else keys)
+    predictions = evaluated / f"{name}.test.predictions.safetensors"
+    sha256 = hashlib.sha256(predictions.read_bytes()).hexdigest()
+    assert found["predictions"] == {"path": predictions.name, "sha256": sha256}
+    assert list(found["run"]) == ["started", "seconds", "machine", "python", "versions"]
+    record = tensors.read_record(predictions, tensors.PREDICTIONS)
+    assert list(record) == ["schema", "stage", "config", "inputs", "data"]
+    assert all(record[key] == found[key] for key in ("stage", "config", "inputs", "data"))
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_image_predictions(evaluated: Path, name: str) -> None:
+    """The predictions give the metrics again, and are what torchvision's transforms and the weights give."""
+    found = read(evaluated / f"{name}.test.eval.json")
+    arrays = tensors.read(evaluated / f"{name}.test.predictions.safetensors", tensors.PREDICTIONS).arrays
+    assert {key: (a.shape, a.dtype) for key, a in arrays.items()} == {
+        "logits": ((7, 3), np.float32),
+        "labels": ((7,), np.int64),
+    }
+    test = read(evaluated / "photos.split.json")["parts"]["test"]
+    assert arrays["labels"].tolist() == [example["label"] for example in test]
+    assert found["metrics"]["top1_accuracy"] == np.mean(arrays["logits"].argmax(1) == arrays["labels"])
+    assert found["metrics"] == classification(arrays["logits"], arrays["labels"])
+    transform = v2.Compose(
+        [
+            v2.Resize(64, antialias=True),
+            v2.CenterCrop(64),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    x = torch.stack([transform(Image.open(evaluated / "photos" / example["path"])) for example in test])
+    with torch.inference_mode():
+        logits = read_checkpoint(evaluated / f"{name}.safetensors").network.eval()(x).numpy()
+    spread = np.ptp(arrays["logits"])
+    np.testing.assert_allclose(arrays["logits"], logits, atol=0.02 * spread)  # a pixel may round otherwise
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_sequence_predictions(evaluated: Path, name: str) -> None:
+    """The predictions and targets, in the data's order, give the metrics again."""
+    found = read(evaluated / f"{name}.test.eval.json")
+    arrays = tensors.read(evaluated / f"{name}.test.predictions.safetensors", tensors.PREDICTIONS).arrays
+    test = sequences.read(evaluated / "data.safetensors").parts["test"]
+    assert sorted(arrays) == ["lengths", "predictions", "targets"]
+    assert np.array_equal(arrays["targets"], test.targets)
+    assert np.array_equal(arrays["lengths"], test.lengths)
+    errors = arrays["predictions"].astype(np.float64) - test.targets
+    expected = {"mse": pytest.approx(np.mean(errors**2)), "mae": pytest.approx(np.mean(abs(errors)))}
+    assert found["metrics"] == expected
+    if name == "baseline":
+        assert arrays["predictions"].tolist() == [1.0] * 20
+
+
+def test_baselines(evaluated: Path) -> None:
+    """Each study's baseline: the largest training class, and the task's constant, named."""
+    test = [example["label"] for example in read(evaluated / "photos.split.json")["parts"]["test"]]
+    images = read(evaluated / "head.test.eval.json")["baseline"]
+    assert images["name"] == "always tree house"
+    assert images["metrics"] == {"top1_accuracy": test.count(2) / len(test), "mean_per_class_recall": 1 / 3}
+    network, other = (read(evaluated / f"{name}.test.eval.json") for name in ("baseline", "gru"))
+    assert other["baseline"] == {"name": "constant 1", "metrics": network["metrics"]}
+
+
+def test_twice_the_same(evaluated: Path, folder: Path) -> None:
+    """Evaluating in another folder gives the same predictions byte by byte, and files that differ in `run`."""
+    dlcv("eval", *checkpoints(folder, IMAGES), *THREADS)
+    for name in IMAGES:
+        file = f"{name}.test.predictions.safetensors"
+        assert (folder / file).read_bytes() == (evaluated / file).read_bytes()
+        one, other = (read(place / f"{name}.test.eval.json") for place in (folder, evaluated))
+        assert list(one.pop("run")) == list(other.pop("run"))
+        assert one == other
+
+
+def test_up_to_date(run: Run, evaluated: Path) -> None:
+    """The same command again says so and touches nothing; what it prints is the same."""
+    before = contents(evaluated)
+    result = run("eval", evaluated / "head.safetensors")
+    assert result.exit_code == 0
+    assert result.stderr == f"{evaluated / 'head.test.eval.json'}: up to date\n"
+    assert result.stdout.startswith(f"{evaluated / 'head.safetensors'}: test n=7  top-1 % ")
+    assert contents(evaluated) == before
+    assert result.stdout == run("eval", evaluated / "head.safetensors").stdout
+
+
+@pytest.mark.parametrize("state", ["missing", "changed"])
+def test_without_its_predictions_it_evaluates_again(run: Run, folder: Path, state: str) -> None:
+    """An evaluation whose predictions are gone or changed is made again, and says why."""
+    dlcv("eval", folder / "gru.safetensors")
+    predictions = folder / "gru.test.predictions.safetensors"
+    good = predictions.read_bytes()
+    if state == "missing":
+        predictions.unlink()
+    else:
+        predictions.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    result = run("eval", folder / "gru.safetensors")
+    assert result.exit_code == 0
+    assert "missing or changed; evaluating again" in result.stderr
+    assert predictions.read_bytes() == good
+
+
+def test_other_parts(run: Run, folder: Path) -> None:
+    """Each part has its own files; an image checkpoint's validation metrics are those it was kept for."""
+    for part in ("val", "train"):
+        assert run("eval", folder / "scratch.safetensors", "--split", part, *THREADS).exit_code == 0
+    val, train = (read(folder / f"scratch.{part}.eval.json") for part in ("val", "train"))
+    assert (val["data"]["n"], train["data"]["n"]) == (6, 22)
+    best = read(folder / "scratch.metrics.json")["best"]
+    assert val["metrics"]["top1_accuracy"] == pytest.approx(best["val_accuracy"])
+    assert val["metrics"]["loss"] == pytest.approx(best["val_loss"], rel=1e-4)
+    assert val["data"]["fingerprint"] != train["data"]["fingerprint"]
+    assert not (folder / "scratch.test.eval.json").exists()
+
+
+def test_retrained_checkpoint(run: Run, folder: Path) -> None:
+    """An evaluation of a checkpoint that has since been trained anew is refused, and --force makes it again."""
+    gru = folder / "gru.safetensors"
+    dlcv("eval", gru)
+    before = read(folder / "gru.test.eval.json")
+    dlcv("seq", "train", folder / "data.safetensors", "--cell", "gru", "--hidden-size", 5, "-o", gru, "--force")
+    refused(run("eval", gru), folder / "gru.test.eval.json", "another checkpoint", "--force")
+    assert read(folder / "gru.test.eval.json") == before
+    assert run("eval", gru, "--force").exit_code == 0
+    assert read(folder / "gru.test.eval.json")["metrics"] != before["metrics"]
+
+
+# ------------------------------------------------------------------------------------------------------ moved and gone
+
+
+def test_moved_files(run: Run, evaluated: Path, folder: Path, tmp_path: Path) -> None:
+    """A split and images that moved are found with --data and --root, and give the same numbers."""
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    split = folder / "photos.split.json"
+    split.rename(moved / "p.split.json")
+    head = folder / "head.safetensors"
+    refused(run("eval", head), split, "no such file", str(head), "--data")
+    refused(run("eval", head, "--data", moved / "p.split.json"), "--root")
+    (folder / "photos").rename(moved / "pictures")
+    result = run("eval", head, "--data", moved / "p.split.json", "--root", moved / "pictures", *THREADS)
+    assert result.exit_code == 0, result.stderr
+    one, other = read(folder / "head.test.eval.json"), read(evaluated / "head.test.eval.json")
+    assert one["data"]["path"] == "../moved/p.split.json"
+    assert one["metrics"] == other["metrics"]
+    assert one["data"]["fingerprint"] == other["data"]["fingerprint"]
+
+
+def test_root_of_the_training_is_remembered(run: Run, folder: Path) -> None:
+    """A checkpoint trained with --root is evaluated on those images without being told again."""
+    (folder / "photos").rename(folder / "pictures")
+    output, split = folder / "new.safetensors", folder / "photos.split.json"
+    weights = ("--weights", folder / "scratch.safetensors", "--arch", "vgg16_mini", "--epochs", 1, *THREADS)
+    dlcv("vgg", "head", split, *weights, "--root", folder / "pictures", "-o", output)
+    result = run("eval", output, *THREADS)
+    assert result.exit_code == 0, result.stderr
+    refused(run("eval", folder / "head.safetensors"), "--root")
+
+
+@pytest.mark.parametrize("name", ["head", "gru"])
+def test_changed_data(run: Run, folder: Path, name: str) -> None:
+    """Data that changed since the training is refused; given by hand, it is taken and the change is noted."""
+    checkpoint = folder / f"{name}.safetensors"
+    if name == "head":
+        data = folder / "photos.split.json"
+        dlcv("data", "split", folder / "photos", "-o", data, "--seed", 1, "--force")
+    else:
+        data = folder / "data.safetensors"
+        dlcv("seq", "gen", "--count", 90, "-o", data, "--force")
+    before = contents(folder)
+    refused(run("eval", checkpoint), data, f"has changed since {checkpoint} was trained with it", "--data")
+    assert contents(folder) == before
+    result = run("eval", checkpoint, "--data", data)
+    assert result.exit_code == 0
+    assert f"{data} is not the file that {checkpoint} was trained with" in result.stderr
+
+
+def test_changed_image(run: Run, folder: Path) -> None:
+    """A test image that changed since the split is refused by name."""
+    image = read(folder / "photos.split.json")["parts"]["test"][0]["path"]
+    (folder / "photos" / image).write_bytes(b"changed")
+    refused(run("eval", folder / "head.safetensors"), f"{image} (changed)", folder / "photos.split.json")
+    assert not (folder / "head.test.eval.json").exists()
+
+
+def test_other_classes(run: Run, folder: Path) -> None:
+    """A split of other classes is refused with the difference."""
+    make_photos(folder / "animals", {"cat": 10, "dog": 10, "straße": 10})
+    dlcv("data", "split", folder / "animals", "-o", folder / "animals.split.json")
+    result = run("eval", folder / "head.safetensors", "--data", folder / "animals.split.json")
+    refused(result, "trained for other classes", "'tree house'", "'dog'")
+
+
+def test_other_task(run: Run, folder: Path) -> None:
+    """A checkpoint is not evaluated on another task's sequences."""
+    other = folder / "product.safetensors"
+    dlcv("seq", "gen", "--task", "multiplication", "--count", 20, "-o", other)
+    refused(run("eval", folder / "gru.safetensors", "--data", other), "'adding'", "'multiplication'", other)
+
+
+@pytest.mark.parametrize(("name", "data"), [("head", "data.safetensors"), ("gru", "photos.split.json")])
+def test_data_of_the_other_study(run: Run, folder: Path, name: str, data: str) -> None:
+    """Sequences for an image network, and a split for a cell, are refused by name."""
+    refused(run("eval", folder / f"{name}.safetensors", "--data", folder / data), folder / data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("data.safetensors", "'dlcv.sequences/1'; a 'dlcv.checkpoint/1'"),
+        ("photos.split.json", "no safetensors file"),
+        ("gru.test.predictions.safetensors", "'dlcv.predictions/1'; a 'dlcv.checkpoint/1'"),
+        ("missing", "no such file"),
+        ("photos", "is not a file"),
+        ("empty", "is empty"),
+        ("truncated", "damaged"),
+    ],
+)
+def test_not_a_checkpoint(run: Run, folder: Path, kind: str, words: str) -> None:
+    """What is no checkpoint is refused in one line that says what it is, and nothing is written."""
+    dlcv("eval", folder / "gru.safetensors")
+    (folder / "empty").touch()
+    (folder / "truncated").write_bytes((folder / "gru.safetensors").read_bytes()[:-4])
+    before = contents(folder)
+    result = run("eval", folder / kind)
+    refused(result, folder / kind, words)
+    assert len(result.stderr.splitlines()) == 1
+    assert contents(folder) == before
+
+
+Change = Callable[[dict[str, Any], tensors.Arrays], Any]
+DAMAGE: dict[str, Change] = {
+    "no stage": lambda record, arrays: record.pop("stage"),
+    "no inputs": lambda record, arrays: record.pop("inputs"),
+    "inputs is a list": lambda record, arrays: record.update(inputs=[1]),
+    "path is a number": lambda record, arrays: record["inputs"]["data"].update(path=3),
+    "no config": lambda record, arrays: record.pop("config"),
+    "unknown cell": lambda record, arrays: record["config"].update(cell="gnu"),
+    "cell is a list": lambda record, arrays: record["config"].update(cell=["gru"]),
+    "another cell": lambda record, arrays: record["config"].update(cell="lstm"),
+    "no task": lambda record, arrays: record.pop("task"),
+    "nan": lambda record, arrays: arrays["head.bias"].fill(np.nan),
+    "no head": lambda record, arrays: arrays.pop("head.weight"),
+    "wider": lambda record, arrays: arrays.update({"rnn.weight_ih_l0": np.zeros((12, 3), np.float32)}),
+    "half": lambda record, arrays: arrays.update({n: a.astype(np.float16) for n, a in arrays.items()}),
+    "no weights": lambda record, arrays: arrays.clear(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_checkpoint(run: Run, folder: Path, damage: str) -> None:
+    """A cell's checkpoint with anything wrong in its record or its tensors is refused in one line that names it."""
+    stored = tensors.read(folder / "gru.safetensors", tensors.CHECKPOINT)
+    record = {key: value for key, value in stored.record.items() if key != "schema"}
+    DAMAGE[damage](record, stored.arrays)
+    bad = folder / "bad.safetensors"
+    tensors.write(bad, tensors.CHECKPOINT, stored.arrays, record)
+    before = contents(folder)
+    if damage == "no stage":
+        assert run("eval", bad).exit_code == 0
+        return
+    refused(run("eval", bad), bad)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("key", ["data", "metrics", "baseline", "predictions"])
+@pytest.mark.parametrize(
+    "value", [None, 3, {}, {"study": "audio", "split": "test", "n": 1, "path": "", "fingerprint": ""}]
+)
+def test_damaged_evaluation(run: Run, folder: Path, key: str, value: object) -> None:
+    """An evaluation file that lacks something is refused by name or made again, never a traceback."""
+    dlcv("eval", *checkpoints(folder, ("gru", "elman")))
+    path = folder / "gru.test.eval.json"
+    document = read(path)
+    good = document["metrics"]
+    if value is None:
+        del document[key]
+    else:
+        document[key] = value
+    path.write_text(json.dumps(document))
+    result = run("eval", "--compare", *checkpoints(folder, ("elman", "gru")))
+    if result.exit_code:
+        refused(result, "gru")
+    else:
+        assert read(path)["metrics"] == good
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"schema": "dlcv.metrics/1"}', "[]"])
+def test_foreign_evaluation(run: Run, folder: Path, content: str) -> None:
+    """A file under the evaluation's name that is none is left alone without --force."""
+    path = folder / "gru.test.eval.json"
+    path.write_text(content)
+    refused(run("eval", folder / "gru.safetensors"), f"{path} exists", "--force")
+    assert path.read_text() == content
+    assert run("eval", folder / "gru.safetensors", "--force").exit_code == 0
+    assert read(path)["schema"] == "dlcv.eval/1"
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+
+
+def test_json_of_one_and_many(run: Run, evaluated: Path) -> None:
+    """--json prints the evaluation file's document, a list of them for several checkpoints, and nothing else."""
+    one = run("eval", evaluated / "gru.safetensors", "--json")
+    assert json.loads(one.stdout) == read(evaluated / "gru.test.eval.json")
+    two = run("eval", *checkpoints(evaluated, ("gru", "elman")), "--json")
+    assert json.loads(two.stdout) == [read(evaluated / f"{name}.test.eval.json") for name in ("gru", "elman")]
+
+
+@pytest.mark.parametrize("more", [("--json",), ("--format", "json")])
+@pytest.mark.parametrize("names", [IMAGES, CELLS])
+def test_comparison_keys(run: Run, evaluated: Path, names: tuple[str, ...], more: tuple[str, ...]) -> None:
+    """The comparison's keys, at every level, in their order; rows as given, the baseline last; who is best."""
+    result = run("eval", "--compare", *checkpoints(evaluated, names), *more)
+    found = json.loads(result.stdout)
+    documents = [read(evaluated / f"{name}.test.eval.json") for name in names]
+    assert list(found) == ["schema", "study", "split", "n", "data", "rows"]
+    assert found["schema"] == "dlcv.comparison/1"
+    assert found["data"] == documents[0]["data"]
+    assert all(found[key] == found["data"][key] for key in ("study", "split", "n"))
+    assert all(list(row) == ["name", "metrics", "difference", "best"] for row in found["rows"])
+    baseline = documents[0]["baseline"]
+    assert [row["name"] for row in found["rows"]] == [*names, f"baseline: {baseline['name']}"]
+    assert [row["metrics"] for row in found["rows"]] == [*(d["metrics"] for d in documents), baseline["metrics"]]
+    key = "top1_accuracy" if names == IMAGES else "mse"
+    first = documents[0]["metrics"][key]
+    assert [row["difference"] for row in found["rows"]] == [row["metrics"][key] - first for row in found["rows"]]
+    choose = max if names == IMAGES else min
+    best = choose(document["metrics"][key] for document in documents)
+    assert [key in row["best"] for row in found["rows"]] == [*(d["metrics"][key] == best for d in documents), False]
+
+
+@pytest.mark.parametrize("names", [IMAGES, CELLS])
+def test_csv(run: Run, evaluated: Path, names: tuple[str, ...]) -> None:
+    """The csv table has plain numbers in full, fractions and no percent, and the JSON's values."""
+    paths = checkpoints(evaluated, names)
+    rows = json.loads(run("eval", "--compare", *paths, "--json").stdout)["rows"]
+    found = list(csv.DictReader(run("eval", "--compare", *paths, "--format", "csv").stdout.splitlines()))
+    keys = [*rows[0]["metrics"]]
+    first = "top1_accuracy" if names == IMAGES else "mse"
+    assert sorted(found[0]) == sorted(["name", *keys, f"{first}_difference"])
+    for line, row in zip(found, rows, strict=True):
+        assert line["name"] == row["name"]
+        assert {key: float(line[key]) for key in keys if line[key]} == row["metrics"]
+        assert float(line[f"{first}_difference"]) == row["difference"]
+
+
+@pytest.mark.parametrize(
+    ("table", "begins", "ends"),
+    [
+        ("plain", "test, n = 20", "* best"),
+        ("github", "| test, n = 20", "|"),
+        ("latex", r"\begin{tabular}", r"\end{tabular}"),
+    ],
+)
+def test_tables(run: Run, evaluated: Path, table: str, begins: str, ends: str) -> None:
+    """Each text table: a row a network and the baseline, a star on each column's best, the difference to the first."""
+    paths = checkpoints(evaluated, CELLS)
+    result = run("eval", "--compare", *paths, "--format", table)
+    lines = result.stdout.rstrip().splitlines()
+    assert lines[0].startswith(begins)
+    assert lines[-1].endswith(ends)
+    rows = json.loads(run("eval", "--compare", *paths, "--json").stdout)["rows"]
+    stars = 0
+    for row in rows:
+        [line] = [line for line in lines if re.match(rf"\|?\s*{row['name']}\s", line)]
+        assert line.count("*") == len(row["best"])
+        stars += line.count("*")
+        shown = [float(number) for number in re.findall(r"[+-]\d[\d.e-]*|\d+\.\d+(?:e-\d+)?", line)]
+        expected = [row["metrics"]["mse"], row["metrics"]["mae"], *([] if row is rows[0] else [row["difference"]])]
+        assert shown == pytest.approx(expected, abs=5e-4, rel=1e-2)
+    assert stars >= 2
+    assert "mse" not in result.stdout, "headings are words"
+
+
+def test_percent_on_screen(run: Run, evaluated: Path) -> None:
+    """On the screen accuracies are percent, under headings that say so, with the baseline's gaps left empty."""
+    result = run("eval", "--compare", *checkpoints(evaluated, IMAGES))
+    header, _, scratch, *_ = result.stdout.splitlines()
+    assert re.split(r"\s{2,}", header) == [
+        "test, n = 7", "top-1 %", "top-5 %", "per-class recall %", "loss", "top-1 % - scratch",
+    ]  # fmt: skip
+    accuracy = read(evaluated / "scratch.test.eval.json")["metrics"]["top1_accuracy"]
+    assert scratch.split()[1] == f"{100 * accuracy:.2f}"
+
+
+def test_equal_networks_are_both_best() -> None:
+    """Where two networks share the best value, both carry the star, and the better baseline carries none."""
+    data = {"study": "sequences", "split": "test", "n": 3, "path": "d", "fingerprint": "f" * 64}
+    baseline = {"name": "constant 1", "metrics": {"mse": 0.1, "mae": 0.1}}
+    documents = [
+        (name, {"data": data, "metrics": {"mse": 0.5, "mae": mae}, "baseline": baseline})
+        for name, mae in (("a", 0.3), ("b", 0.2))
+    ]
+    assert [row["best"] for row in compare(documents)["rows"]] == [["mse"], ["mse", "mae"], []]
+
+
+@pytest.mark.parametrize(("key", "what"), [("study", "kind of study"), ("split", "part"), ("fingerprint", "data")])
+def test_compare_refuses_different_data(key: str, what: str) -> None:
+    """Evaluations of another study, part or data are not put in one table; both are named."""
+    data = {"study": "sequences", "split": "test", "n": 3, "path": "d", "fingerprint": "f" * 64}
+    same = {"data": data, "metrics": {"mse": 1, "mae": 1}, "baseline": {"name": "b", "metrics": {"mse": 1, "mae": 1}}}
+    other = {**same, "data": {**data, key: "different" * 8}}
+    with pytest.raises(DlcvError, match=rf"c and a were measured on different data \(another {what}: "):
+        compare([("a", same), ("b", same), ("c", other)])
+
+
+def test_comparing_different_data(run: Run, folder: Path) -> None:
+    """Checkpoints trained on different data are not compared; the message names both, and --data is the way."""
+    other = folder / "other.safetensors"
+    dlcv("seq", "gen", "--count", 100, "--seed", 1, "-o", other)
+    dlcv("seq", "train", other, "--cell", "baseline", "-o", folder / "b.safetensors")
+    paths = checkpoints(folder, ("gru", "b"))
+    refused(run("eval", "--compare", *paths), "b and gru", "other.safetensors", "data.safetensors", "--data")
+    assert run("eval", "--compare", *paths, "--data", other, "--force").exit_code == 0
+    refused(run("eval", "--compare", *checkpoints(folder, ("baseline", "head"))), "head and baseline", "kind of study")
+
+
+def test_same_name_in_two_folders(run: Run, folder: Path, tmp_path: Path) -> None:
+    """Checkpoints of one name are told apart by their paths."""
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    result = run("eval", "--compare", folder / "gru.safetensors", other / "gru.safetensors", "--json")
+    assert result.exit_code == 0, result.stderr
+    rows = json.loads(result.stdout)["rows"]
+    assert [row["name"] for row in rows[:2]] == [str(folder / "gru"), str(other / "gru")]
+    assert rows[0]["metrics"] == rows[1]["metrics"]
+
+
+def test_checkpoint_given_twice(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same checkpoint under two spellings is wrong usage, and nothing is evaluated."""
+    monkeypatch.chdir(folder)
+    before = contents(folder)
+    Path("link.safetensors").symlink_to("gru.safetensors")
+    for second in (folder / "gru.safetensors", "./gru.safetensors", "photos/../gru.safetensors", "link.safetensors"):
+        result = run("eval", "--compare", "gru.safetensors", second)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "given twice" in result.stderr
+    (folder / "link.safetensors").unlink()
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("options", ["", "gru.safetensors --format html", "gru.safetensors --split all"])
+def test_usage(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, options: str) -> None:
+    """No checkpoint, an unknown format and an unknown part are wrong usage."""
+    monkeypatch.chdir(folder)
+    result = run("eval", *options.split())
+    assert (result.exit_code, result.stdout) == (2, "")

@@ -1,0 +1,413 @@
+"""`seq gen` and `seq train` as a user runs them: files, refusals, exit codes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import Run
+from typer.testing import CliRunner, Result
+
+from dlcv_cli.artifacts import sequences, tensors
+from dlcv_cli.cli.root import app
+
+CELLS = {"elman": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
+SETTINGS = ("--hidden-size", 4, "--epochs", 2, "--record-every", 30)
+
+
+def dlcv(*args: object) -> Result:
+    """Runs a command that must work."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exit_code == 0, result.stderr or result.exception
+    return result
+
+
+def train_all(folder: Path) -> None:
+    """64 training sequences and every cell trained on them, in a folder."""
+    dlcv("seq", "gen", "--count", 100, "-o", folder / "data.safetensors")
+    for cell in ("baseline", *CELLS):
+        output = folder / f"{cell}.safetensors"
+        dlcv("seq", "train", folder / "data.safetensors", "--cell", cell, *SETTINGS, "-o", output)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_as_it_was() -> Iterator[None]:
+    """`seq train` sets torch's threads; this sets them back."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and a checkpoint of each cell. Not to be changed: see `folder`."""
+    folder = tmp_path_factory.mktemp("trained")
+    train_all(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(trained, tmp_path / "folder"))
+
+
+def train(run: Run, folder: Path, *more: object) -> Result:
+    """The GRU's training again."""
+    gru = ("--cell", "gru", *SETTINGS, "-o", folder / "gru.safetensors")
+    return run("seq", "train", folder / "data.safetensors", *gru, *more)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def metrics_of(checkpoint: Path) -> dict[str, Any]:
+    """The metrics beside a checkpoint."""
+    document: dict[str, Any] = json.loads(checkpoint.with_suffix(".metrics.json").read_text("utf-8"))
+    return document
+
+
+def refused(result: Result, *words: object) -> None:
+    """Exit 1 with nothing on stdout and one line on stderr, that has these words."""
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert re.fullmatch(r"dlcv: [^\n]+\n", result.stderr), result.stderr
+    for word in words:
+        assert str(word) in result.stderr
+
+
+# --------------------------------------------------------------------------------------------------------------- gen
+
+
+@pytest.mark.parametrize(
+    ("more", "counts"),
+    [
+        ((), {"train": 6400, "val": 1600, "test": 2000}),
+        (("--count", 7), {"train": 4, "val": 1, "test": 2}),
+        (("--count", 3), {"train": 1, "val": 1, "test": 1}),
+        (("--count", 10, "--test-fraction", 0.3, "--val-fraction", 0.5), {"train": 3, "val": 4, "test": 3}),
+    ],
+)
+def test_counts(run: Run, tmp_path: Path, more: tuple[object, ...], counts: dict[str, int]) -> None:
+    """The published counts by default; held-out parts are rounded up; the file holds what is said."""
+    output = tmp_path / "data.safetensors"
+    result = run("seq", "gen", *more, "-o", output, "--json")
+    assert json.loads(result.stdout) == {"status": "made", "output": str(output), "counts": counts}
+    parts = sequences.read(output).parts
+    assert {part: len(data.lengths) for part, data in parts.items()} == counts
+
+
+@pytest.mark.parametrize("task", ["adding", "multiplication", "temporal-order"])
+def test_gen_twice(run: Run, tmp_path: Path, task: str) -> None:
+    """The same command in two folders gives the same bytes; another seed other sequences."""
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        result = run(
+            "seq", "gen", "--task", task, "--count", 50, "--seed", seed, "-o", tmp_path / name / "d.safetensors"
+        )
+        assert result.exit_code == 0
+    one, same, other = ((tmp_path / name / "d.safetensors").read_bytes() for name in "abc")
+    assert one == same
+    assert one != other
+    record = tensors.read_record(tmp_path / "a" / "d.safetensors", tensors.SEQUENCES)
+    assert list(record) == ["schema", "stage", "config", "inputs", "versions"]
+    assert list(record["config"]) == [
+        "task", "count", "min_length", "max_length", "test_fraction", "val_fraction", "seed",
+    ]  # fmt: skip
+    assert (record["config"]["task"], record["inputs"]) == (task, {})
+
+
+def test_gen_parts_do_not_overlap(trained: Path) -> None:
+    """No sequence is in two parts, and settings reach the data."""
+    parts = sequences.read(trained / "data.safetensors").parts
+    seen = Counter(inputs.tobytes() for d in parts.values() for inputs in np.split(d.inputs, np.cumsum(d.lengths)[:-1]))
+    assert set(seen.values()) == {1}
+    assert len(seen) == 100
+
+
+def test_gen_like_make(run: Run, folder: Path) -> None:
+    """The same command is up to date; another is refused by what differs; --force goes ahead."""
+    before, data = contents(folder), folder / "data.safetensors"
+    result = run("seq", "gen", "--count", 100, "-o", data)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"{data}: up to date (adding: train 64, val 16, test 20)\n"
+    refused(run("seq", "gen", "--count", 101, "-o", data), f"{data} exists", "(count was 100, now 101)", "--force")
+    refused(run("seq", "gen", "--count", 100, "-o", folder / "gru.safetensors"), "dlcv.checkpoint/1")
+    assert contents(folder) == before
+    assert run("seq", "gen", "--count", 101, "-o", data, "--force").stdout.startswith(f"wrote {data} ")
+    assert len(sequences.read(data).parts["test"].lengths) == 21
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ("--count 2", 2, "count is 2"),
+        ("--min-length 1", 2, "min_length is 1"),
+        ("--min-length 9 --max-length 8", 2, "max_length is 8"),
+        ("--test-fraction 0", 2, "test_fraction is 0.0"),
+        ("--task sorting", 2, "temporal-order"),
+        ("--count 3 --test-fraction 0.9", 2, "leaves a part empty"),
+        ("--name", 2, ""),
+    ],
+)
+def test_gen_usage(run: Run, tmp_path: Path, options: str, code: int, words: str) -> None:
+    """Settings outside their range are wrong usage; a count that leaves a part empty is refused; nothing is written."""
+    result = run("seq", "gen", *options.split(), "-o", tmp_path / "d.safetensors")
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert words in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------------------- train
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_loads_into_torch(trained: Path, cell: str) -> None:
+    """A checkpoint loads strictly into torch.nn's classes, and these give the validation loss that is recorded."""
+    output = trained / f"{cell}.safetensors"
+    stored = safetensors.torch.load_file(output)
+    parts: dict[str, dict[str, torch.Tensor]] = {"rnn": {}, "head": {}}
+    for name, tensor in stored.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = tensor
+    rnn, head = CELLS[cell](2, 4), torch.nn.Linear(4, 1)
+    rnn.load_state_dict(parts["rnn"], strict=True)
+    head.load_state_dict(parts["head"], strict=True)
+    val = sequences.read(trained / "data.safetensors").parts["val"]
+    with torch.no_grad():
+        answers = [
+            head(rnn(torch.from_numpy(inputs))[0][-1]).item()
+            for inputs in np.split(val.inputs, np.cumsum(val.lengths)[:-1])
+        ]
+    mse = np.mean((np.array(answers) - val.targets) ** 2)
+    assert metrics_of(output)["best"]["val_loss"] == pytest.approx(mse, rel=1e-5)
+
+
+@pytest.mark.parametrize("cell", ["baseline", *CELLS])
+def test_metrics_keys(trained: Path, cell: str) -> None:
+    """The metrics file's keys, at every level, in their order, and a record every 30 steps and at the last, 128."""
+    output = trained / f"{cell}.safetensors"
+    found = metrics_of(output)
+    assert list(found) == [
+        "schema", "stage", "config", "inputs", "parameters", "records", "best", "checkpoint", "run",
+    ]  # fmt: skip
+    assert (found["schema"], found["stage"]) == ("dlcv.metrics/1", "seq.train")
+    assert found["config"] == {
+        "cell": cell, "hidden_size": 4, "epochs": 2, "lr": 0.003, "record_every": 30, "seed": 0,
+    }  # fmt: skip
+    data = hashlib.sha256((trained / "data.safetensors").read_bytes()).hexdigest()
+    assert found["inputs"] == {"data": {"path": "data.safetensors", "sha256": data}}
+    gates = {"baseline": 0, "elman": 1, "lstm": 4, "gru": 3}[cell]
+    count = gates * (4 * 2 + 4 * 4 + 4 + 4) + (4 + 1 if gates else 0)
+    assert found["parameters"] == {"total": count, "trainable": count}
+    assert all(list(record) == ["iteration", "train_loss", "val_loss"] for record in found["records"])
+    iterations = [record["iteration"] for record in found["records"]]
+    assert iterations == ([30, 60, 90, 120, 128] if gates else [0])
+    assert found["best"] == min(found["records"], key=lambda record: record["val_loss"])
+    sha256 = hashlib.sha256(output.read_bytes()).hexdigest()
+    assert found["checkpoint"] == {"path": output.name, "sha256": sha256}
+    assert list(found["run"]) == ["started", "seconds", "machine", "python", "versions", "threads"]
+    assert list(found["run"]["versions"]) == ["dlcv", "torch", "numpy", "safetensors"]
+
+
+def test_record_keys(trained: Path) -> None:
+    """The checkpoint's record: its keys in their order, and that it agrees with the metrics."""
+    record, metrics = (
+        tensors.read_record(trained / "gru.safetensors", tensors.CHECKPOINT),
+        metrics_of(trained / "gru.safetensors"),
+    )
+    assert list(record) == ["schema", "stage", "config", "inputs", "task", "best", "versions"]
+    assert all(record[key] == metrics[key] for key in ("stage", "config", "inputs", "best"))
+    assert record["task"] == "adding"
+
+
+def test_baseline_checkpoint(trained: Path) -> None:
+    """The baseline's checkpoint is the task's constant alone, its one record that constant's loss."""
+    stored = tensors.read(trained / "baseline.safetensors", tensors.CHECKPOINT)
+    assert {name: array.tolist() for name, array in stored.arrays.items()} == {"constant": [1.0]}
+    val = sequences.read(trained / "data.safetensors").parts["val"]
+    mse = np.mean((val.targets.astype(np.float64) - 1) ** 2)
+    [record] = metrics_of(trained / "baseline.safetensors")["records"]
+    assert record == {"iteration": 0, "train_loss": None, "val_loss": pytest.approx(mse)}
+
+
+def test_twice_the_same(trained: Path, tmp_path: Path) -> None:
+    """The same commands in another folder give the same checkpoints byte by byte, and metrics that differ in `run`."""
+    train_all(tmp_path / "again")
+    for cell in ("baseline", *CELLS):
+        name = f"{cell}.safetensors"
+        assert (trained / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), cell
+        one, other = metrics_of(trained / name), metrics_of(tmp_path / "again" / name)
+        assert list(one.pop("run")) == list(other.pop("run"))
+        assert one == other
+
+
+def test_up_to_date(run: Run, folder: Path) -> None:
+    """The same command again says so and touches nothing."""
+    output = folder / "gru.safetensors"
+    before, stamp = contents(folder), output.stat().st_mtime_ns
+    result = train(run, folder)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"{output}: up to date (best iteration ")
+    assert contents(folder) == before
+    assert output.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("more", "difference"),
+    [
+        (("--hidden-size", 8), "hidden_size was 4, now 8"),
+        (("--cell", "lstm"), "cell was gru, now lstm"),
+        (("--seed", 3, "--lr", 0.1), "lr was 0.003, now 0.1; seed was 0, now 3"),
+    ],
+)
+def test_other_settings_are_refused(run: Run, folder: Path, more: tuple[object, ...], difference: str) -> None:
+    """A checkpoint trained otherwise is left alone, and the message names what differs; --force replaces it."""
+    before, output = contents(folder), folder / "gru.safetensors"
+    refused(train(run, folder, *more), f"{output} exists", f"({difference})", "--force")
+    assert contents(folder) == before
+    assert train(run, folder, *more, "--force").exit_code == 0
+    assert output.read_bytes() != before["gru.safetensors"]
+
+
+def test_other_data_is_refused(run: Run, folder: Path) -> None:
+    """A checkpoint trained on other data, and a data file in a checkpoint's place, are left alone."""
+    dlcv("seq", "gen", "--count", 10, "-o", folder / "other.safetensors")
+    dlcv("seq", "gen", "--count", 100, "--seed", 1, "-o", folder / "data.safetensors", "--force")
+    before = contents(folder)
+    refused(train(run, folder), "(another data)")
+    refused(train(run, folder, "-o", folder / "other.safetensors"), "dlcv.sequences/1")
+    refused(train(run, folder, "-o", folder / "data.safetensors", "--force"), folder / "data.safetensors", "another -o")
+    assert contents(folder) == before
+
+
+def test_without_its_metrics_it_trains_again(run: Run, trained: Path, folder: Path) -> None:
+    """A checkpoint whose metrics are gone is made again, the same, and says why."""
+    (folder / "gru.metrics.json").unlink()
+    result = train(run, folder)
+    assert result.exit_code == 0
+    assert "metrics are missing" in result.stderr
+    assert (folder / "gru.safetensors").read_bytes() == (trained / "gru.safetensors").read_bytes()
+    assert (folder / "gru.metrics.json").exists()
+
+
+Arrays = tensors.Arrays
+DAMAGE: dict[str, Callable[[Arrays, dict[str, Any]], Any]] = {
+    "one step less": lambda a, r: a.update({"train.inputs": a["train.inputs"][:-1]}),
+    "a length more": lambda a, r: a["val.lengths"].__setitem__(0, a["val.lengths"][0] + 1),
+    "length of 0": lambda a, r: a["train.lengths"].__setitem__(slice(2), [0, a["train.lengths"][:2].sum()]),
+    "negative length": lambda a, r: a["train.lengths"].__setitem__(slice(2), [-1, a["train.lengths"][:2].sum() + 1]),
+    "lengths that wrap": lambda a, r: a["test.lengths"].__setitem__(slice(2), [2**62, 2**62]),
+    "a target less": lambda a, r: a.update({"test.targets": a["test.targets"][1:]}),
+    "no targets": lambda a, r: a.pop("val.targets"),
+    "empty part": lambda a, r: a.update({f"val.{n}": a[f"val.{n}"][:0] for n in ("inputs", "lengths", "targets")}),
+    "lengths of 32 bits": lambda a, r: a.update({"train.lengths": a["train.lengths"].astype(np.int32)}),
+    "inputs of 64 bits": lambda a, r: a.update({"train.inputs": a["train.inputs"].astype(np.float64)}),
+    "flat inputs": lambda a, r: a.update({"train.inputs": a["train.inputs"].ravel()}),
+    "nan": lambda a, r: a["train.inputs"].__setitem__(0, np.nan),
+    "infinite target": lambda a, r: a["val.targets"].__setitem__(0, np.inf),
+    "val is wider": lambda a, r: a.update({"val.inputs": np.hstack([a["val.inputs"]] * 2)}),
+    "no inputs a step": lambda a, r: a.update({n: x[:, :0] for n, x in a.items() if n.endswith("inputs")}),
+    "no config": lambda a, r: r.pop("config"),
+    "unknown task": lambda a, r: r["config"].update(task="sorting"),
+    "task is a list": lambda a, r: r["config"].update(task=["adding"]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_damaged_sequences(run: Run, folder: Path, damage: str, command: str) -> None:
+    """A sequence file with anything wrong in it is refused in one line that names it, and nothing is written."""
+    stored = tensors.read(folder / "data.safetensors", tensors.SEQUENCES)
+    record = {key: value for key, value in stored.record.items() if key != "schema"}
+    DAMAGE[damage](stored.arrays, record)
+    bad = folder / "bad.safetensors"
+    tensors.write(bad, tensors.SEQUENCES, stored.arrays, record)
+    before = contents(folder)
+    if command == "train":
+        refused(run("seq", "train", bad, *SETTINGS, "-o", folder / "out" / "new.safetensors"), bad)
+    else:
+        result = run("eval", folder / "gru.safetensors", "--data", bad)
+        assert result.exit_code == 1
+        assert str(bad) in result.stderr.splitlines()[-1]
+    assert contents(folder) == before
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "empty", "folder", "garbage", "truncated", "checkpoint", "foreign", "json"]
+)
+def test_bad_data(run: Run, folder: Path, kind: str) -> None:
+    """What is no sequence file is refused in one line that names it and what was expected, and nothing is written."""
+    bad, good = folder / "bad.safetensors", folder / "data.safetensors"
+    if kind == "empty":
+        bad.touch()
+    elif kind == "folder":
+        bad.mkdir()
+    elif kind == "garbage":
+        bad.write_bytes(bytes(range(256)) * 20)
+    elif kind == "truncated":
+        bad.write_bytes(good.read_bytes()[:-8])
+    elif kind == "checkpoint":
+        shutil.copy(folder / "lstm.safetensors", bad)
+    elif kind == "foreign":
+        safetensors.torch.save_file({"a": torch.zeros(3)}, bad)
+    elif kind == "json":
+        shutil.copy(folder / "lstm.metrics.json", bad)
+    before = contents(folder)
+    words = {"checkpoint": "'dlcv.checkpoint/1'; a 'dlcv.sequences/1'", "foreign": "not a dlcv file"}
+    refused(run("seq", "train", bad, *SETTINGS, "-o", folder / "new.safetensors"), bad, words.get(kind, ""))
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [("--hidden-size 0", 2), ("--lr 0", 2), ("--lr inf", 2), ("--record-every 0", 2), ("--cell gnu", 2)],
+)
+def test_train_usage(run: Run, folder: Path, options: str, code: int) -> None:
+    """Settings outside their range, or of no table, are wrong usage; nothing is written."""
+    before = contents(folder)
+    result = train(run, folder, *options.split(), "--force")
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert contents(folder) == before
+
+
+def test_runaway_training(run: Run, folder: Path) -> None:
+    """A training whose loss runs away ends with one line of advice, and writes nothing."""
+    before = contents(folder)
+    result = train(run, folder, "--lr", "1e38", "--force")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("dlcv: the loss is no longer a finite number at iteration 30")
+    assert contents(folder) == before
+
+
+def test_output_below_a_file(run: Run, folder: Path) -> None:
+    """An output whose folder is a file is refused before anything is trained."""
+    (folder / "runs").write_text("a file")
+    before = contents(folder)
+    refused(train(run, folder, "-o", folder / "runs" / "new.safetensors"), folder / "runs")
+    assert contents(folder) == before
+
+
+def test_json(run: Run, folder: Path) -> None:
+    """--json: one document on stdout, made or up to date, with the best record; all else on stderr."""
+    output = folder / "gru.safetensors"
+    again, forced = train(run, folder, "--json"), train(run, folder, "--json", "--force")
+    for result, status in ((again, "up to date"), (forced, "made")):
+        document = json.loads(result.stdout)
+        assert document == {"status": status, "output": str(output), **metrics_of(output)["best"]}
+        assert list(document) == ["status", "output", "iteration", "train_loss", "val_loss"]
+    lines = forced.stderr.splitlines()
+    assert lines[0] == "trains 101 parameters (gru) on 64 sequences"
+    assert [line.split()[1] for line in lines[1:]] == ["30", "60", "90", "120", "128"]

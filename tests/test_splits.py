@@ -1,0 +1,251 @@
+"""Who is in train, val and test: exact counts, nobody twice, nobody lost, the same for the same seed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections import Counter
+from fractions import Fraction
+
+import pytest
+
+from dlcv_cli.config import SplitConfig
+from dlcv_cli.errors import DlcvError, SettingError
+from dlcv_cli.vision.splits import PARTS, Example, held_out, split
+
+Parts = dict[str, list[Example]]
+
+
+def examples(sizes: list[int], copies: int = 1) -> list[Example]:
+    """So many different images a class, each `copies` times under another name."""
+    return [
+        Example(f"c{label}/{i}-{copy}.png", label, hashlib.sha256(f"{label}/{i}".encode()).hexdigest())
+        for label, size in enumerate(sizes)
+        for i in range(size)
+        for copy in range(copies)
+    ]
+
+
+def divided(given: list[Example], **settings: object) -> Parts:
+    classes = [f"class {label}" for label in range(max(e.label for e in given) + 1)]
+    return split(given, classes, SplitConfig(**settings))  # type: ignore[arg-type]
+
+
+def counts(parts: Parts) -> tuple[int, int, int]:
+    return len(parts["train"]), len(parts["val"]), len(parts["test"])
+
+
+def by_class(parts: Parts) -> dict[str, Counter[int]]:
+    return {part: Counter(e.label for e in parts[part]) for part in PARTS}
+
+
+def caltech_like() -> list[int]:
+    """101 class sizes from 31 to 800 that add up to 8,677, as Caltech101's do."""
+    sizes = [800, 798, 435, 435, *[32 + (i * 37) % 64 for i in range(96)], 31]
+    for i in range(abs(8677 - sum(sizes))):
+        sizes[4 + i % 96] += 1 if sum(sizes) < 8677 else -1
+    return sizes
+
+
+# Sizes and settings that press in different ways: tiny classes, huge ones, many, and large held-out shares.
+SIZES = {
+    "smallest": [3, 3, 3],
+    "uneven": [3, 4, 5, 1000],
+    "many small": [3] * 60 + [4] * 40,
+    "photos": [10, 10, 15],
+    "two": [50, 7],
+}
+FRACTIONS = [(0.2, 0.2), (0.1, 0.5), (0.5, 0.1), (0.9, 0.9), (0.6, 0.2), (0.01, 0.01)]
+every_size = pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+every_fraction = pytest.mark.parametrize(("test", "val"), FRACTIONS, ids=str)
+
+
+@pytest.mark.parametrize("stratify", [True, False])
+def test_published_counts(stratify: bool) -> None:
+    """8,677 images in 101 classes give the published study's 5,552 / 1,389 / 1,736."""
+    sizes = caltech_like()
+    assert (len(sizes), sum(sizes), min(sizes), max(sizes)) == (101, 8677, 31, 800)
+    assert counts(divided(examples(sizes), stratify=stratify)) == (5552, 1389, 1736)
+
+
+@pytest.mark.parametrize("fraction", ["0.2", "0.1", "0.3", "0.07", "0.14", "0.15", "0.28", "0.001", "0.55", "0.9"])
+def test_held_out_is_the_exact_ceiling(fraction: str) -> None:
+    """The held-out part is the ceiling of the exact product, not of floating point's."""
+    for count in [*range(1, 1200), 8677, 99_999, 100_000, 1_000_000]:
+        assert held_out(count, float(fraction)) == math.ceil(count * Fraction(fraction)), count
+
+
+@pytest.mark.parametrize(("count", "fraction", "expected"), [(35, 0.2, 7), (100, 0.07, 7), (25, 0.28, 7), (36, 0.2, 8)])
+def test_held_out_by_hand(count: int, fraction: float, expected: int) -> None:
+    """A fifth of 35 is 7; so is 7 % of 100, which is more than 7 in binary; a part of an image counts as one."""
+    assert held_out(count, fraction) == expected
+
+
+@pytest.mark.parametrize("stratify", [True, False])
+@pytest.mark.parametrize("count", [3, 4, 5, 9, 35, 100, 101])
+def test_counts_are_ceilings(count: int, stratify: bool) -> None:
+    """Test is the ceiling of its share of all, val that of the rest."""
+    test = math.ceil(count * Fraction("0.2"))
+    val = math.ceil((count - test) * Fraction("0.2"))
+    assert counts(divided(examples([count]), stratify=stratify)) == (count - test - val, val, test)
+
+
+@every_size
+@every_fraction
+@pytest.mark.parametrize("settings", [{}, {"stratify": False}, {"train_per_class": 1}, {"copies": 3}], ids=str)
+def test_nobody_twice_and_nobody_lost(sizes: list[int], test: float, val: float, settings: dict[str, int]) -> None:
+    """The parts together are the images given, each once; per class, that less what was not asked for."""
+    settings = dict(settings)
+    given = examples(sizes, settings.pop("copies", 1))
+    if "train_per_class" in settings:
+        settings["val_per_class"] = 1
+    parts = divided(given, test_fraction=test, val_fraction=val, **settings)
+    assert Counter(e for part in PARTS for e in parts[part]) == Counter(given)
+
+
+@every_size
+@every_fraction
+@pytest.mark.parametrize("copies", [1, 2])
+def test_every_class_is_in_every_part(sizes: list[int], test: float, val: float, copies: int) -> None:
+    """Stratified, each class has an image in train, val and test, however small it is and whatever the fractions."""
+    parts = divided(examples(sizes, copies), test_fraction=test, val_fraction=val)
+    absent = {part: sorted(set(range(len(sizes))) - set(found)) for part, found in by_class(parts).items()}
+    assert absent == {part: [] for part in PARTS}
+
+
+@every_fraction
+def test_no_part_is_empty_without_stratification(test: float, val: float) -> None:
+    """Three images are enough for three parts, whatever the fractions."""
+    parts = divided(examples([3]), test_fraction=test, val_fraction=val, stratify=False)
+    assert counts(parts) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("sizes", [SIZES["photos"], SIZES["two"], caltech_like(), [40] * 30])
+@pytest.mark.parametrize(("test", "val"), [(0.2, 0.2), (0.1, 0.5), (0.33, 0.33)], ids=str)
+def test_each_class_has_its_share(sizes: list[int], test: float, val: float) -> None:
+    """Stratified, each class's test and val images are within one of its share of the part."""
+    found = by_class(divided(examples(sizes), test_fraction=test, val_fraction=val))
+    total = sum(found["test"].values())
+    rest = sum(sizes) - total
+    for label, size in enumerate(sizes):
+        assert abs(found["test"][label] - total * size / sum(sizes)) < 1
+        left = size - found["test"][label]
+        assert abs(found["val"][label] - sum(found["val"].values()) * left / rest) < 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"stratify": False}, {"train_per_class": 5}], ids=str)
+def test_order_of_the_input_does_not_matter(settings: dict[str, object]) -> None:
+    """The same images in another order give the same parts, also where one image lies in two classes."""
+    given = examples([20, 30, 15])
+    given += [
+        Example(f"c{(e.label + 1) % 3}/twin-{i}.png", (e.label + 1) % 3, e.sha256) for i, e in enumerate(given[::4])
+    ]
+    shuffled = random.Random(1).sample(given, len(given))
+    assert shuffled != given
+    assert divided(shuffled, **settings) == divided(given, **settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"stratify": False}, {"train_per_class": 5}], ids=str)
+def test_seed_decides(settings: dict[str, object]) -> None:
+    """The same seed repeats itself; another seed, alike in numbers, chooses others."""
+    given = examples([20, 30, 15])
+    one, again, other = (divided(given, seed=seed, **settings) for seed in (0, 0, 1))
+    assert one == again
+    assert counts(one) == counts(other)
+    assert all(one[part] != other[part] for part in PARTS)
+
+
+def test_parts_are_sorted_by_path() -> None:
+    """Each part lists its images by path."""
+    for part in divided(examples([20, 30])).values():
+        assert [e.path for e in part] == sorted(e.path for e in part)
+
+
+def test_another_image_moves_few() -> None:
+    """Adding one image to a class leaves almost every other where it was."""
+    given = examples([100, 100])
+    before, after = divided(given), divided([*given, Example("c0/new.png", 0, "f" * 64)])
+    moved = [e for part in PARTS for e in before[part] if e not in after[part]]
+    assert len(moved) <= 4
+
+
+@pytest.mark.parametrize("settings", [{}, {"stratify": False}, {"train_per_class": 3, "val_per_class": 2}], ids=str)
+def test_identical_images_stay_in_one_part(settings: dict[str, object]) -> None:
+    """Byte-identical images are never in two parts, within a class or across classes."""
+    given = examples([10, 10, 10])
+    twins = [Example(f"c{i % 3}/twin-{i}.png", i % 3, given[i].sha256) for i in range(0, 30, 2)]
+    parts = divided([*given, *twins], **settings)
+    where: dict[str, set[str]] = {}
+    for part in PARTS:
+        for e in parts[part]:
+            where.setdefault(e.sha256, set()).add(part)
+    assert all(len(found) == 1 for found in where.values())
+    assert sum(map(len, parts.values())) == 45
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # train is given; val follows from val_fraction (0.2 of train + val), test is what is left
+        ({"train_per_class": 15}, [(15, 4, size - 19) for size in (40, 60, 100)]),
+        ({"train_per_class": 30}, [(30, 8, size - 38) for size in (40, 60, 100)]),
+        ({"train_per_class": 15, "test_per_class": 20}, [(15, 4, 20)] * 3),
+        ({"train_per_class": 15, "test_per_class": 50}, [(15, 4, 21), (15, 4, 41), (15, 4, 50)]),
+        ({"train_per_class": 10, "val_per_class": 5}, [(10, 5, size - 15) for size in (40, 60, 100)]),
+        ({"train_per_class": 10, "val_per_class": 5, "test_per_class": 7}, [(10, 5, 7)] * 3),
+        ({"val_per_class": 5}, [(27, 5, 8), (43, 5, 12), (75, 5, 20)]),
+        ({"test_per_class": 10}, [(24, 6, 10), (40, 10, 10), (72, 18, 10)]),
+        ({"val_per_class": 5, "test_per_class": 10}, [(25, 5, 10), (45, 5, 10), (85, 5, 10)]),
+    ],
+    ids=str,
+)
+def test_per_class_protocols(settings: dict[str, int], expected: list[tuple[int, int, int]], copies: int) -> None:
+    """What is asked for per class is given exactly, counted in different images."""
+    parts = divided(examples([40, 60, 100], copies), **settings)
+    different = {part: Counter(label for label, _ in {(e.label, e.sha256) for e in parts[part]}) for part in PARTS}
+    assert [tuple(different[part][label] for part in PARTS) for label in range(3)] == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "settings", "named"),
+    [
+        ([5, 2, 5], {}, r"'class 1' has 2, needs 3"),
+        ([5, 2, 1], {}, r"'class 1' has 2, needs 3, 'class 2' has 1, needs 3"),
+        ([40, 20, 40], {"train_per_class": 30}, r"'class 1' has 20, needs 39"),
+        ([40, 11, 40], {"test_per_class": 10}, r"'class 1' has 11, needs 12"),
+        ([40, 5, 40], {"val_per_class": 4}, r"'class 1' has 5, needs 6"),
+    ],
+    ids=str,
+)
+def test_too_small_class_is_named(sizes: list[int], settings: dict[str, int], named: str) -> None:
+    """A class with too few images is refused by name, with what it has and what it needs."""
+    with pytest.raises(DlcvError, match=named):
+        divided(examples(sizes), **settings)
+
+
+def test_copies_do_not_make_a_class_large_enough() -> None:
+    """Three copies of one image count as one image."""
+    given = [*examples([5]), *(Example(f"c1/{i}.png", 1, "0" * 64) for i in range(3))]
+    with pytest.raises(DlcvError, match=r"'class 1' has 1, needs 3"):
+        divided(given)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_too_few_images_at_all(count: int) -> None:
+    """Fewer than three images cannot be divided, stratified or not."""
+    with pytest.raises(DlcvError, match="at least 3 different images"):
+        split(examples([count]), ["class 0"], SplitConfig(stratify=False))
+
+
+def test_one_image_more_than_needed_is_enough() -> None:
+    """A protocol that just fits is accepted."""
+    assert counts(divided(examples([39]), train_per_class=30)) == (30, 8, 1)
+
+
+@pytest.mark.parametrize("name", ["train_per_class", "val_per_class", "test_per_class"])
+def test_protocols_are_stratified(name: str) -> None:
+    """Asking for images per class and for no stratification is a contradiction."""
+    with pytest.raises(SettingError, match="contradicts"):
+        SplitConfig(stratify=False, **{name: 3})

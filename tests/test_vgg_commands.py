@@ -1,0 +1,594 @@
+"""`vgg head`, `finetune` and `scratch` as a user runs them: files, refusals, exit codes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from conftest import Run, make_photos
+from typer.testing import CliRunner, Result
+
+from dlcv_cli.artifacts import tensors
+from dlcv_cli.cli.root import app
+from dlcv_cli.errors import DlcvError
+from dlcv_cli.stages import vgg
+
+CLASSES = {"cat": 10, "straße": 10, "tree house": 15}
+COMMON = ("--epochs", 1, "--threads", 1)
+TRAIN_CONFIG = ["epochs", "batch_size", "lr", "schedule", "decay", "weight_decay", "seed"]
+STAGES = {"scratch": ["arch"], "head": ["arch", "partial"], "finetune": ["unfreeze"]}
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def dlcv(*args: object) -> Result:
+    """Runs a command that must work."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exit_code == 0, result.stderr or result.exception
+    return result
+
+
+def train_all(folder: Path) -> None:
+    """Photos, their split, and the chain scratch -> head -> finetune, one epoch each, in a folder."""
+    make_photos(folder / "photos", CLASSES)
+    split = folder / "photos.split.json"
+    dlcv("data", "split", folder / "photos", "-o", split)
+    for stage, more in (
+        ("scratch", ("--arch", "vgg16_mini", "--lr", 0.001)),
+        ("head", ("--arch", "vgg16_mini", "--weights", folder / "scratch.safetensors")),
+        ("finetune", ("--from", folder / "head.safetensors", "--batch-size", 8)),
+    ):
+        dlcv("vgg", stage, split, *COMMON, *more, "-o", folder / f"{stage}.safetensors")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_as_it_was() -> Iterator[None]:
+    """The commands set torch's threads; this sets them back."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the whole chain. Not to be changed: see `chain`."""
+    folder = tmp_path_factory.mktemp("trained")
+    train_all(folder)
+    return folder
+
+
+@pytest.fixture
+def chain(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the chain, to be changed."""
+    return Path(shutil.copytree(trained, tmp_path / "chain"))
+
+
+def finetune(run: Run, folder: Path, *more: object) -> Result:
+    """The chain's last command again."""
+    return run(
+        "vgg", "finetune", folder / "photos.split.json", *COMMON, "--from", folder / "head.safetensors",
+        "--batch-size", 8, "-o", folder / "finetune.safetensors", *more,
+    )  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def metrics_of(checkpoint: Path) -> dict[str, Any]:
+    """The metrics beside a checkpoint."""
+    document: dict[str, Any] = json.loads(checkpoint.with_suffix(".metrics.json").read_text("utf-8"))
+    return document
+
+
+def refused(result: Result, *words: object) -> None:
+    """Exit 1 with nothing on stdout and one line on stderr, that has these words."""
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert re.fullmatch(r"dlcv: [^\n]+\n", result.stderr), result.stderr
+    for word in words:
+        assert str(word) in result.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_metrics_keys(trained: Path, stage: str) -> None:
+    """The metrics file's keys, at every level, in their order."""
+    checkpoint = trained / f"{stage}.safetensors"
+    found = metrics_of(checkpoint)
+    assert list(found) == [
+        "schema", "stage", "config", "inputs", "parameters", "records", "best", "checkpoint", "run",
+    ]  # fmt: skip
+    assert (found["schema"], found["stage"]) == ("dlcv.metrics/1", f"vgg.{stage}")
+    assert list(found["config"]) == [*TRAIN_CONFIG, *STAGES[stage]]
+    assert list(found["parameters"]) == ["total", "trainable"]
+    [epoch] = found["records"]
+    assert list(epoch) == ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+    assert found["best"] == epoch
+    assert epoch["epoch"] == 1
+    assert 0 <= epoch["val_accuracy"] <= 1
+    sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert found["checkpoint"] == {"path": checkpoint.name, "sha256": sha256}
+    run = found["run"]
+    assert list(run) == [
+        "started", "seconds", "machine", "python", "versions", "device", "threads", "images_per_second",
+    ]  # fmt: skip
+    assert list(run["versions"]) == ["dlcv", "torch", "numpy", "pillow", "safetensors"]
+    assert (run["threads"], len(run["images_per_second"])) == (1, 1)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_record_keys(trained: Path, stage: str) -> None:
+    """The checkpoint's record: its keys in their order, and that it agrees with the metrics."""
+    checkpoint = trained / f"{stage}.safetensors"
+    record, metrics = tensors.read_record(checkpoint, tensors.CHECKPOINT), metrics_of(checkpoint)
+    assert list(record) == [
+        "schema", "stage", "config", "inputs", "arch", "classes", "preprocessing", "best", "versions",
+    ]  # fmt: skip
+    assert all(record[key] == metrics[key] for key in ("stage", "config", "inputs", "best"))
+    assert record["arch"] == "vgg16_mini"
+    assert record["classes"] == list(CLASSES)
+    assert list(record["preprocessing"]) == ["resize", "crop", "mean", "std"]
+    given = {"scratch": {}, "head": {"weights": "scratch"}, "finetune": {"checkpoint": "head"}}[stage]
+    files = {"split": "photos.split.json"} | {role: f"{name}.safetensors" for role, name in given.items()}
+    assert {role: found["path"] for role, found in record["inputs"].items()} == files
+    for found in record["inputs"].values():
+        assert list(found) == ["path", "sha256"]
+        assert found["sha256"] == hashlib.sha256((trained / found["path"]).read_bytes()).hexdigest()
+
+
+def test_settings_are_recorded(trained: Path) -> None:
+    """What was asked for stands in the files; the layers that train by default are spelled out."""
+    config = metrics_of(trained / "finetune.safetensors")["config"]
+    assert (config["epochs"], config["batch_size"], config["lr"], config["schedule"]) == (1, 8, 5e-5, "constant")
+    assert config["unfreeze"] == "classifier,features.28"
+    count = {stage: metrics_of(trained / f"{stage}.safetensors")["parameters"] for stage in STAGES}
+    assert count["head"]["trainable"] == 512 * 3 + 3
+    assert count["scratch"]["trainable"] == count["scratch"]["total"]
+    features_28 = 64 * 64 * 9 + 64
+    classifier = (64 * 4 * 512 + 512) + (512 * 512 + 512) + (512 * 3 + 3)
+    assert count["finetune"]["trainable"] == features_28 + classifier
+
+
+def test_what_trains_changes(trained: Path) -> None:
+    """From one checkpoint to the next only the layers that train change, the others bit by bit the same."""
+    stored = {stage: tensors.read(trained / f"{stage}.safetensors", tensors.CHECKPOINT).arrays for stage in STAGES}
+
+    def layers(one: str, other: str) -> set[str]:
+        pairs = ((name, array, stored[other][name]) for name, array in stored[one].items())
+        return {name.rpartition(".")[0] for name, a, b in pairs if not np.array_equal(a, b)}
+
+    assert layers("scratch", "head") == {"classifier.6"}
+    assert layers("head", "finetune") == {"features.28", "classifier.0", "classifier.3", "classifier.6"}
+
+
+def test_file_has_no_pickle(trained: Path) -> None:
+    """A checkpoint is a JSON header and the tensors' float32 numbers end to end, nothing else."""
+    data = (trained / "head.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    assert list(header.pop("__metadata__")) == ["dlcv"]
+    assert {entry["dtype"] for entry in header.values()} == {"F32"}
+    spans = sorted(entry["data_offsets"] for entry in header.values())
+    assert [start for start, _ in spans] == [0, *(end for _, end in spans[:-1])]
+    assert spans[-1][1] == len(data) - 8 - size
+    for entry in header.values():
+        assert entry["data_offsets"][1] - entry["data_offsets"][0] == 4 * int(np.prod(entry["shape"]))
+
+
+def test_checkpoint_loads_into_torchvision(run: Run, split_file: Path, tmp_path: Path) -> None:
+    """A checkpoint of a network that torchvision has loads strictly into torchvision's own."""
+    output = tmp_path / "squeeze.safetensors"
+    result = run("vgg", "scratch", split_file, "--arch", "squeezenet1_1", "--batch-size", 8, *COMMON, "-o", output)
+    assert result.exit_code == 0, result.stderr
+    network = torchvision.models.squeezenet1_1(num_classes=3)
+    state = safetensors.torch.load_file(output)
+    network.load_state_dict(state, strict=True)
+    assert {t.dtype for t in state.values()} == {torch.float32}
+
+
+def test_twice_the_same(trained: Path, tmp_path: Path) -> None:
+    """The same commands in another folder give the same checkpoints byte by byte, and metrics that differ in `run`."""
+    train_all(tmp_path / "again")
+    for stage in STAGES:
+        name = f"{stage}.safetensors"
+        assert (trained / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), stage
+        one, other = metrics_of(trained / name), metrics_of(tmp_path / "again" / name)
+        assert one.pop("run") != other.pop("run")
+        assert one == other
+
+
+def test_seed_changes_the_checkpoint(run: Run, chain: Path) -> None:
+    """Another seed gives other weights."""
+    before = (chain / "finetune.safetensors").read_bytes()
+    assert finetune(run, chain, "--seed", 1, "--force").exit_code == 0
+    assert (chain / "finetune.safetensors").read_bytes() != before
+
+
+# --------------------------------------------------------------------------------------------------------- like make
+
+
+def test_up_to_date(run: Run, chain: Path) -> None:
+    """The same command again says so and touches nothing."""
+    output = chain / "finetune.safetensors"
+    before, stamp = contents(chain), output.stat().st_mtime_ns
+    result = finetune(run, chain)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"{output}: up to date (best epoch 1 ")
+    assert contents(chain) == before
+    assert output.stat().st_mtime_ns == stamp
+
+
+def test_up_to_date_after_moving(run: Run, trained: Path, tmp_path: Path) -> None:
+    """A folder that moves with all its files stays up to date."""
+    moved = Path(shutil.copytree(trained, tmp_path / "else" / "where"))
+    result = finetune(run, moved)
+    assert result.exit_code == 0
+    assert "up to date" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "difference"),
+    [
+        (("--lr", 0.01), "lr was 5e-05, now 0.01"),
+        (("--epochs", 2), "epochs was 1, now 2"),
+        (("--unfreeze", "classifier"), "unfreeze was classifier,features.28, now classifier"),
+        (("--seed", 1, "--schedule", "cosine"), "schedule was constant, now cosine; seed was 0, now 1"),
+    ],
+)
+def test_other_settings_are_refused(run: Run, chain: Path, more: tuple[object, ...], difference: str) -> None:
+    """An output made with other settings is left alone; the message names what differs and the ways out."""
+    before = contents(chain)
+    output = chain / "finetune.safetensors"
+    refused(finetune(run, chain, *more), f"{output} exists", f"({difference})", "--force", "another -o")
+    assert contents(chain) == before
+
+
+def test_other_inputs_are_refused(run: Run, chain: Path) -> None:
+    """An output made from another split or another checkpoint is left alone, and the message says which."""
+    before = contents(chain)
+    refused(finetune(run, chain, "--from", chain / "scratch.safetensors"), "(another checkpoint)")
+    assert contents(chain) == before
+    dlcv("data", "split", chain / "photos", "-o", chain / "photos.split.json", "--seed", 1, "--force")
+    refused(finetune(run, chain), "(another split)")
+
+
+def test_output_of_another_stage_is_refused(run: Run, chain: Path) -> None:
+    """An output that another stage made is named as such."""
+    before = contents(chain)
+    result = finetune(run, chain, "-o", chain / "scratch.safetensors")
+    refused(result, chain / "scratch.safetensors", "it is the output of vgg.scratch")
+    assert contents(chain) == before
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "link.safetensors"])
+def test_output_that_is_the_input_is_refused(run: Run, chain: Path, name: str) -> None:
+    """The checkpoint that is gone on from is not replaced, under whatever name and even with --force."""
+    (chain / "link.safetensors").symlink_to("head.safetensors")
+    before = contents(chain)
+    refused(finetune(run, chain, "-o", chain / name, "--force"), chain / name, "another -o")
+    assert contents(chain) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x10\0\0\0\0\0\0\0{}"], ids=["empty", "text", "short"])
+def test_foreign_output_is_refused(run: Run, chain: Path, content: bytes) -> None:
+    """A file that is no checkpoint is not overwritten without --force."""
+    output = chain / "finetune.safetensors"
+    output.write_bytes(content)
+    refused(finetune(run, chain), f"{output} exists and was made differently")
+    assert output.read_bytes() == content
+    assert finetune(run, chain, "--force").exit_code == 0
+    assert tensors.read_record(output, tensors.CHECKPOINT)["stage"] == "vgg.finetune"
+
+
+def test_force(run: Run, trained: Path, chain: Path) -> None:
+    """--force makes it anew: with other settings another checkpoint, and with the same the same bytes."""
+    output = chain / "finetune.safetensors"
+    result = finetune(run, chain, "--lr", 0.01, "--force")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"wrote {output} ")
+    assert metrics_of(output)["config"]["lr"] == 0.01
+    assert finetune(run, chain, "--force").exit_code == 0
+    assert output.read_bytes() == (trained / "finetune.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("state", ["missing", "another's"])
+def test_without_its_metrics_it_trains_again(run: Run, trained: Path, chain: Path, state: str) -> None:
+    """A checkpoint whose metrics are gone, or another run's, is made again, the same, and says why."""
+    metrics = chain / "finetune.metrics.json"
+    metrics.unlink()
+    if state == "another's":
+        shutil.copy(chain / "head.metrics.json", metrics)
+    result = finetune(run, chain)
+    assert result.exit_code == 0
+    assert "metrics are missing or another run's; training again" in result.stderr
+    assert result.stdout.startswith("wrote ")
+    assert (chain / "finetune.safetensors").read_bytes() == (trained / "finetune.safetensors").read_bytes()
+    assert metrics_of(chain / "finetune.safetensors")["stage"] == "vgg.finetune"
+
+
+def test_interrupted(run: Run, chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ends with exit code 130 and leaves the files as they were."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vgg, "fit", interrupted)
+    before = contents(chain)
+    result = finetune(run, chain, "--force")
+    assert result.exit_code == 130
+    assert result.stderr.endswith("dlcv: interrupted\n")
+    assert contents(chain) == before
+
+
+# -------------------------------------------------------------------------------------------------------- bad inputs
+
+
+@pytest.mark.parametrize("change", ["changed", "missing", "folder"])
+def test_changed_images_are_named(run: Run, chain: Path, change: str) -> None:
+    """An image of train or val that is not as it was in the split stops the training, by name."""
+    split = json.loads((chain / "photos.split.json").read_text("utf-8"))
+    name = split["parts"]["val"][0]["path"]
+    image = chain / "photos" / name
+    if change == "changed":
+        shutil.copy(chain / "photos" / split["parts"]["test"][0]["path"], image)
+    else:
+        image.unlink()
+    if change == "folder":
+        image.mkdir()
+    (chain / "finetune.safetensors").unlink()
+    result = finetune(run, chain)
+    assert result.exit_code == 1
+    word = "changed" if change == "changed" else "missing"
+    assert f"1 of its images in {chain / 'photos'} are not as they were: {name} ({word})" in result.stderr
+    assert not (chain / "finetune.safetensors").exists()
+
+
+def test_root(run: Run, chain: Path) -> None:
+    """Images that moved are found with --root, and the checkpoint remembers where; without it, the way out is said."""
+    (chain / "photos").rename(chain / "moved")
+    output = chain / "new.safetensors"
+    lost = finetune(run, chain, "-o", output)
+    assert (lost.exit_code, lost.stdout) == (1, "")
+    assert re.search(r"dlcv: .*photos\.split\.json: .*photos is not there.*--root\n$", lost.stderr)
+    result = finetune(run, chain, "-o", output, "--root", chain / "moved")
+    assert result.exit_code == 0, result.stderr
+    one, other = (tensors.read(chain / n, tensors.CHECKPOINT) for n in ("new.safetensors", "finetune.safetensors"))
+    assert all(np.array_equal(one.arrays[name], array) for name, array in other.arrays.items())
+    assert one.record["inputs"]["split"]["root"] == "moved"
+    again = finetune(run, chain, "-o", output, "--root", chain / "moved")
+    assert "up to date" in again.stdout
+
+
+def test_other_classes_are_refused(run: Run, chain: Path, tmp_path: Path) -> None:
+    """A checkpoint of other classes cannot be gone on from; the message has the difference, both ways."""
+    make_photos(tmp_path / "animals", {"cat": 10, "dog": 10, "straße": 10})
+    split = tmp_path / "animals.split.json"
+    dlcv("data", "split", tmp_path / "animals", "-o", split)
+    head, output = chain / "head.safetensors", tmp_path / "out.safetensors"
+    refused(
+        run("vgg", "finetune", split, *COMMON, "--from", head, "-o", output),
+        f"{head} was trained for other classes than {split} has",
+        f"only in {head}: 'tree house'",
+        f"only in {split}: 'dog'",
+    )
+    assert not output.exists()
+
+
+def test_classes_in_another_order_are_refused() -> None:
+    """The same classes in another order are other classes."""
+    vgg.require_classes(Path("c"), ["a", "b"], Path("s"), ["a", "b"])
+    with pytest.raises(DlcvError, match="the same names in another order"):
+        vgg.require_classes(Path("c"), ["a", "b"], Path("s"), ["b", "a"])
+
+
+Write = Callable[[Path, Path], Any]  # (path to write, the chain's folder)
+
+
+def half_of(name: str) -> Write:
+    """The first half of a good file."""
+    return lambda path, chain: path.write_bytes((chain / name).read_bytes()[: (chain / name).stat().st_size // 2])
+
+
+def copy_of(name: str) -> Write:
+    """A good file of another kind."""
+    return lambda path, chain: shutil.copy(chain / name, path)
+
+
+def sequences(path: Path, chain: Path) -> None:
+    """A sequence file."""
+    dlcv("seq", "gen", "--count", 20, "-o", path.with_suffix(".safetensors"))
+    path.with_suffix(".safetensors").rename(path)
+
+
+def seq_checkpoint(path: Path, chain: Path) -> None:
+    """A checkpoint of the other study."""
+    sequences(chain / "data", chain)
+    dlcv("seq", "train", chain / "data", "--cell", "baseline", "-o", chain / "seq.safetensors")
+    shutil.copy(chain / "seq.safetensors", path)
+
+
+ANY_INPUT: dict[str, Write] = {
+    "missing": lambda path, chain: None,
+    "empty": lambda path, chain: path.touch(),
+    "folder": lambda path, chain: path.mkdir(),
+    "garbage": lambda path, chain: path.write_bytes(bytes(range(256)) * 20),
+    "json list": lambda path, chain: path.write_text("[1, 2]"),
+    "json": lambda path, chain: path.write_text('{"a": 1}'),
+    "other schema": lambda path, chain: path.write_text('{"schema": "dlcv.split/9"}'),
+    "sequences": sequences,
+}
+
+
+@pytest.mark.parametrize("kind", [*ANY_INPUT, "truncated", "metrics", "checkpoint"])
+def test_bad_split(run: Run, chain: Path, kind: str) -> None:
+    """What is no split file is refused in one line that names it, and nothing is written."""
+    own = {
+        "truncated": half_of("photos.split.json"),
+        "metrics": copy_of("head.metrics.json"),
+        "checkpoint": copy_of("head.safetensors"),
+    }
+    bad = chain / "bad.split.json"
+    (ANY_INPUT | own)[kind](bad, chain)
+    before = contents(chain)
+    result = run("vgg", "scratch", bad, "--arch", "vgg16_mini", *COMMON, "-o", chain / "out" / "new.safetensors")
+    refused(result, bad)
+    if kind in ("other schema", "metrics"):
+        assert "'dlcv.split/1'" in result.stderr, "the schema expected"
+        assert re.search(r"'dlcv\.(split/9|metrics/1)'", result.stderr), "the schema found"
+    assert contents(chain) == before
+    assert not (chain / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [*ANY_INPUT, "truncated", "split", "foreign", "seq checkpoint"])
+def test_bad_checkpoint(run: Run, chain: Path, kind: str) -> None:
+    """What is no image checkpoint is refused in one line that names it, and nothing is written."""
+
+    def foreign(path: Path, chain: Path) -> None:
+        safetensors.torch.save_file({"a": torch.zeros(3)}, path)
+
+    own: dict[str, Write] = {
+        "truncated": half_of("head.safetensors"),
+        "split": copy_of("photos.split.json"),
+        "foreign": foreign,
+        "seq checkpoint": seq_checkpoint,
+    }
+    bad = chain / "bad.safetensors"
+    (ANY_INPUT | own)[kind](bad, chain)
+    before = contents(chain)
+    refused(finetune(run, chain, "--from", bad, "-o", chain / "out" / "new.safetensors"), bad)
+    assert contents(chain) == before
+    assert not (chain / "out").exists()
+
+
+Change = Callable[[dict[str, Any], tensors.Arrays], Any]
+DAMAGE: dict[str, Change] = {
+    "no arch": lambda record, arrays: record.pop("arch"),
+    "unknown arch": lambda record, arrays: record.update(arch="vgg99"),
+    "arch is a list": lambda record, arrays: record.update(arch=["vgg16_mini"]),
+    "other arch": lambda record, arrays: record.update(arch="squeezenet1_1"),
+    "no classes": lambda record, arrays: record.pop("classes"),
+    "classes of numbers": lambda record, arrays: record.update(classes=[1, 2, 3]),
+    "too many classes": lambda record, arrays: record["classes"].append("x"),
+    "no preprocessing": lambda record, arrays: record.pop("preprocessing"),
+    "crop of 0": lambda record, arrays: record["preprocessing"].update(crop=0),
+    "std of 0": lambda record, arrays: record["preprocessing"].update(std=[0, 1, 1]),
+    "nan": lambda record, arrays: arrays["features.0.bias"].fill(np.nan),
+    "infinite": lambda record, arrays: arrays["features.0.bias"].fill(np.inf),
+    "no bias": lambda record, arrays: arrays.pop("features.0.bias"),
+    "one too many": lambda record, arrays: arrays.update(extra=np.zeros(3, np.float32)),
+    "half": lambda record, arrays: arrays.update({n: a.astype(np.float16) for n, a in arrays.items()}),
+    "other shape": lambda record, arrays: arrays.update({"features.0.bias": np.zeros(9, np.float32)}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("command", ["finetune", "eval"])
+def test_damaged_checkpoint(run: Run, chain: Path, damage: str, command: str) -> None:
+    """A checkpoint with anything wrong in its record or its tensors is refused in one line that names it."""
+    stored = tensors.read(chain / "head.safetensors", tensors.CHECKPOINT)
+    record = {key: value for key, value in stored.record.items() if key != "schema"}
+    DAMAGE[damage](record, stored.arrays)
+    bad = chain / "bad.safetensors"
+    tensors.write(bad, tensors.CHECKPOINT, stored.arrays, record)
+    before = contents(chain)
+    if command == "finetune":
+        refused(finetune(run, chain, "--from", bad, "-o", chain / "out" / "new.safetensors"), bad)
+    else:
+        refused(run("eval", bad), bad)
+    assert contents(chain) == before
+
+
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_output_below_a_file(run: Run, chain: Path, below: str) -> None:
+    """An output that cannot be, its folder being a file, is refused before anything is trained."""
+    (chain / "runs").write_text("a file")
+    before = contents(chain)
+    result = finetune(run, chain, "-o", chain / "runs" / below / "new.safetensors")
+    refused(result, chain / "runs")
+    assert contents(chain) == before
+
+
+@pytest.mark.parametrize(("name", "words"), [("new.pth", "must end in .safetensors"), ("folder.safetensors", "folder")])
+def test_output_name(run: Run, chain: Path, name: str, words: str) -> None:
+    """An output of another ending, or that is a folder, is refused."""
+    (chain / "folder.safetensors").mkdir()
+    refused(finetune(run, chain, "-o", chain / name), name, words)
+
+
+@pytest.mark.parametrize(
+    ("option", "code"),
+    [
+        ("--lr=0", 2),
+        ("--lr=nan", 2),
+        ("--epochs=0", 2),
+        ("--epochs=two", 2),
+        ("--schedule=linear", 2),
+        ("--seed=-1", 2),
+        ("--no-such-option", 2),
+        ("--unfreeze=classifier.9", 1),
+        ("--unfreeze=", 1),
+    ],
+)
+def test_exit_codes(run: Run, chain: Path, option: str, code: int) -> None:
+    """Wrong usage is 2, what fits no layer of the network 1; either way no file is written."""
+    before = contents(chain)
+    result = finetune(run, chain, "-o", chain / "new.safetensors", option)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert result.stderr
+    assert contents(chain) == before
+
+
+def test_unknown_network(run: Run, split_file: Path, tmp_path: Path) -> None:
+    """An unknown --arch is wrong usage, and the names there are are listed."""
+    result = run("vgg", "scratch", split_file, "--arch", "resnet18", "-o", tmp_path / "x.safetensors")
+    assert result.exit_code == 2
+    assert "vgg16_mini" in result.stderr
+
+
+def test_runaway_training(run: Run, chain: Path) -> None:
+    """A training whose loss runs away ends with one line of advice, and writes nothing."""
+    before = contents(chain)
+    result = finetune(run, chain, "--lr", "1e38", "-o", chain / "new.safetensors")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("dlcv: the loss is no longer a finite number in epoch 1")
+    assert contents(chain) == before
+
+
+# ------------------------------------------------------------------------------------------------------------ output
+
+
+def test_json(run: Run, chain: Path) -> None:
+    """--json: one document on stdout, made or up to date, with the best epoch; all else on stderr."""
+    output = chain / "finetune.safetensors"
+    keys = ["status", "output", "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+    again = finetune(run, chain, "--json")
+    forced = finetune(run, chain, "--json", "--force")
+    for result, status in ((again, "up to date"), (forced, "made")):
+        document = json.loads(result.stdout)
+        assert list(document) == keys
+        assert (document["status"], document["output"]) == (status, str(output))
+        assert {key: document[key] for key in keys[2:]} == metrics_of(output)["best"]
+    assert "epoch 1 " in forced.stderr
+
+
+def test_what_is_told(run: Run, chain: Path) -> None:
+    """stderr says what trains and one plain line an epoch; stdout only what was written."""
+    result = finetune(run, chain, "--force", "--epochs", 2)
+    trains, *lines = result.stderr.splitlines()
+    assert re.fullmatch(r"trains [\d,]+ of [\d,]+ parameters \(vgg16_mini, 3 classes\) on \w+", trains)
+    assert [line.split()[1] for line in lines if line.startswith("epoch ")] == ["1", "2"]
+    assert len(result.stdout.splitlines()) == 1

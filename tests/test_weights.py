@@ -1,0 +1,426 @@
+"""`--weights`: every kind of file that is read, every kind that is refused, and the download."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import json
+import os
+import re
+import socket
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import Run
+from torch import Tensor
+from torchvision.models import get_model_weights
+
+from dlcv_cli.artifacts import tensors as files
+from dlcv_cli.errors import DlcvError, FileError
+from dlcv_cli.stages import weights
+from dlcv_cli.stages.reporting import Reporter
+from dlcv_cli.vision.architectures import ARCHITECTURES
+from dlcv_cli.vision.networks import Network, random_network
+from dlcv_cli.vision.preprocessing import Preprocessing
+
+MINI = ARCHITECTURES["vgg16_mini"]
+CAFFE = {"mean": [0.48, 0.45, 0.4], "std": [0.0039, 0.004, 0.0041]}
+State = dict[str, Tensor]
+
+
+@functools.cache
+def network() -> Network:
+    """vgg16_mini for 9 classes."""
+    return random_network(MINI, 9, seed=11)
+
+
+def state() -> State:
+    """Its tensors."""
+    return dict(network().state_dict())
+
+
+def write_dlcv(tensors: State, path: Path) -> None:
+    """A dlcv checkpoint of nine classes."""
+    record = {
+        "stage": "vgg.scratch",
+        "arch": "vgg16_mini",
+        "classes": [str(i) for i in range(9)],
+        "preprocessing": {"resize": 80, "crop": 48, **CAFFE},
+    }
+    files.write(path, files.CHECKPOINT, {name: t.numpy() for name, t in tensors.items()}, record)
+
+
+def as_module(tensors: State) -> State:
+    """The names that DataParallel gives."""
+    return {f"module.{name}": t for name, t in tensors.items()}
+
+
+# kind of file -> how it is written
+KINDS: dict[str, Callable[[State, Path], Any]] = {
+    "zip.pth": lambda t, p: torch.save(OrderedDict(t), p),
+    "legacy.pth": lambda t, p: torch.save(t, p, _use_new_zipfile_serialization=False),
+    "wrapped.pth": lambda t, p: torch.save({"epoch": 3, "state_dict": as_module(t), "lr": 0.1}, p),
+    "model.pth": lambda t, p: torch.save({"model": OrderedDict(t)}, p),
+    "parameters.pth": lambda t, p: torch.save({n: torch.nn.Parameter(x) for n, x in t.items()}, p),
+    "plain.safetensors": safetensors.torch.save_file,
+    "misnamed.pth": safetensors.torch.save_file,
+    "caffe.safetensors": lambda t, p: safetensors.torch.save_file(t, p, {"preprocessing": json.dumps(CAFFE)}),
+    "dlcv.safetensors": write_dlcv,
+}
+PREPROCESSING = {
+    "caffe.safetensors": Preprocessing(64, 64, tuple(CAFFE["mean"]), tuple(CAFFE["std"])),
+    "dlcv.safetensors": Preprocessing(80, 48, tuple(CAFFE["mean"]), tuple(CAFFE["std"])),
+}
+
+
+def head(run: Run, split: Path, source: object, output: Path, *more: object) -> Any:
+    """`vgg head` for one epoch of vgg16_mini from these weights."""
+    return run(
+        "vgg", "head", split, "--arch", "vgg16_mini", "--epochs", 1, "--threads", 1,
+        "--weights", source, "-o", output, *more,
+    )  # fmt: skip
+
+
+def refused(result: Any, *words: str) -> None:
+    """Exit 1 with one line on stderr, that has these words."""
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert re.fullmatch(r"dlcv: [^\n]+\n", result.stderr), result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_read(tmp_path: Path, kind: str) -> None:
+    """Names, numbers and preprocessing come out of each kind of file as they went in."""
+    tensors = state()
+    KINDS[kind](tensors, tmp_path / kind)
+    found = weights.read(tmp_path / kind, None, MINI)
+    assert {name: t.dtype for name, t in found.tensors.items()} == dict.fromkeys(tensors, torch.float32)
+    assert all(torch.equal(found.tensors[name], t) for name, t in tensors.items())
+    assert found.preprocessing == PREPROCESSING.get(kind, MINI.preprocessing)
+    assert found.sha256 == hashlib.sha256((tmp_path / kind).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["legacy.pth", "wrapped.pth", "caffe.safetensors", "dlcv.safetensors"])
+def test_head_starts_from_the_weights(run: Run, split_file: Path, tmp_path: Path, kind: str) -> None:
+    """`vgg head` keeps all but the head bit by bit, and hands the weights' preprocessing on in the checkpoint."""
+    tensors, output = state(), tmp_path / "head.safetensors"
+    KINDS[kind](tensors, tmp_path / kind)
+    result = head(run, split_file, tmp_path / kind, output)
+    assert result.exit_code == 0, result.stderr
+    assert "30 tensors fit, classifier.6 is new; left over: classifier.6" in result.stderr
+    stored = files.read(output, files.CHECKPOINT)
+    for name, tensor in tensors.items():
+        if name.startswith("classifier.6."):
+            assert stored.arrays[name].shape[0] == 3
+        else:
+            assert torch.equal(torch.from_numpy(stored.arrays[name]), tensor), name
+    assert Preprocessing.from_json(stored.record["preprocessing"]) == PREPROCESSING.get(kind, MINI.preprocessing)
+    source = stored.record["inputs"]["weights"]
+    assert source == {"path": kind, "sha256": hashlib.sha256((tmp_path / kind).read_bytes()).hexdigest()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", ["zip.pth", "plain.safetensors"])
+def test_other_precisions_become_float32(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    """Weights of half or double precision are read as float32."""
+    tensors = {name: t.to(dtype) for name, t in state().items()}
+    KINDS[kind](tensors, tmp_path / kind)
+    found = weights.read(tmp_path / kind, None, MINI).tensors
+    assert all(
+        torch.equal(found[name], t.float()) and found[name].dtype == torch.float32 for name, t in tensors.items()
+    )
+
+
+class Evil:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+def test_code_in_pickles_does_not_run(run: Run, split_file: Path, tmp_path: Path, new: bool) -> None:
+    """A .pth that would run code when unpickled is refused, and the code does not run."""
+    bad, folder = tmp_path / "evil.pth", tmp_path / "ran"
+    torch.save({**state(), "evil": Evil(folder)}, bad, _use_new_zipfile_serialization=new)
+    refused(head(run, split_file, bad, tmp_path / "out" / "head.safetensors"), "evil.pth")
+    assert not folder.exists()
+    assert not (tmp_path / "out").exists()
+    torch.load(bad, weights_only=False)
+    assert folder.exists(), "the file is as hostile as the test says"
+
+
+def cut_short(kind: str, size: float) -> Callable[[Path], None]:
+    """Writes the first part of a good file of that kind."""
+
+    def write(path: Path) -> None:
+        KINDS[kind](state(), path)
+        data = path.read_bytes()
+        path.write_bytes(data[: int(len(data) * size)])
+
+    return write
+
+
+def changed(name: str, value: Any) -> Callable[[Path], None]:
+    """Writes a good .pth but for one entry."""
+    return lambda path: torch.save({**state(), name: value}, path)
+
+
+def described(preprocessing: str) -> Callable[[Path], None]:
+    """Writes a good .safetensors that has this text for its preprocessing."""
+    return lambda path: safetensors.torch.save_file(state(), path, {"preprocessing": preprocessing})
+
+
+NAN = torch.full((8,), float("nan"))
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing": (lambda p: None, "no such file of weights; known by name for this network: drawn"),
+    "empty": (lambda p: p.touch(), "is empty"),
+    "folder": (lambda p: p.mkdir(), "is not a file"),
+    "text": (lambda p: p.write_text("not weights\n" * 99), "neither PyTorch nor safetensors"),
+    "three bytes": (lambda p: p.write_bytes(b"PK\x03"), "neither PyTorch nor safetensors"),
+    "garbage after PK": (lambda p: p.write_bytes(b"PK\x03\x04" + bytes(range(256)) * 9), "cannot be read as PyTorch"),
+    "garbage after legacy": (lambda p: p.write_bytes(b"\x80\x02\x8a\x0a" + bytes(range(256)) * 9), "cannot be read"),
+    "short zip": (cut_short("zip.pth", 0.5), "cannot be read as PyTorch"),
+    "short legacy": (cut_short("legacy.pth", 0.5), "cannot be read as PyTorch"),
+    "short safetensors": (cut_short("plain.safetensors", 0.9), "damaged"),
+    "short header": (cut_short("plain.safetensors", 0.0004), "damaged"),
+    "tensor": (lambda p: torch.save(torch.zeros(3), p), "holds no dictionary of tensors"),
+    "no tensors": (lambda p: torch.save({}, p), "holds no dictionary of tensors"),
+    "list": (lambda p: torch.save(list(state().values()), p), "holds no dictionary of tensors"),
+    "number": (changed("features.0.bias", 1.5), "holds no dictionary of tensors"),
+    "nan": (changed("features.0.bias", NAN), "features.0.bias has numbers that are not finite"),
+    "sparse": (changed("features.0.bias", torch.zeros(8).to_sparse()), ""),
+    "meta": (changed("features.0.bias", torch.zeros(8, device="meta")), ""),
+    "no std": (described('{"mean": [0, 0, 0]}'), "std needs three numbers"),
+    "std of zero": (described('{"mean": [0, 0, 0], "std": [1, 0, 1]}'), "std needs positive numbers"),
+    "huge mean": (described('{"mean": [1e999, 0, 0], "std": [1, 1, 1]}'), "mean needs finite numbers"),
+    "huge whole mean": (described(f'{{"mean": [1{"0" * 400}, 0, 0], "std": [1, 1, 1]}}'), ""),
+    "not json": (described("mean 0"), "its preprocessing cannot be read"),
+    "json nan": (described('{"mean": [NaN, 0, 0], "std": [1, 1, 1]}'), "NaN is no JSON number"),
+    "json list": (described("[]"), "mean needs three numbers"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_weights_are_refused(run: Run, split_file: Path, tmp_path: Path, kind: str) -> None:
+    """A file that is no usable weights is refused in one line that names it, and nothing is written."""
+    write, words = BAD[kind]
+    path = tmp_path / "bad.pth"
+    write(path)
+    before = sorted(tmp_path.rglob("*"))
+    refused(head(run, split_file, path, tmp_path / "out" / "head.safetensors"), "bad.pth", words)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("change", ["missing", "misshapen"])
+def test_missing_layers_need_partial(run: Run, split_file: Path, tmp_path: Path, change: str) -> None:
+    """Weights that leave more than the head to chance are refused, naming what lacks; --partial takes them."""
+    tensors, output = state(), tmp_path / "head.safetensors"
+    if change == "missing":
+        del tensors["features.0.weight"]
+    else:
+        tensors["features.0.weight"] = torch.zeros(8, 1, 3, 3)
+    torch.save(tensors, tmp_path / "w.pth")
+    result = head(run, split_file, tmp_path / "w.pth", output)
+    assert result.exit_code == 1
+    last = result.stderr.splitlines()[-1]
+    assert "w.pth: does not fit vgg16_mini: it lacks features.0.weight (1 in all)" in last
+    assert "--partial" in last
+    assert not output.exists()
+    result = head(run, split_file, tmp_path / "w.pth", output, "--partial")
+    assert result.exit_code == 0, result.stderr
+    assert "missing: features.0.weight" in result.stderr
+    arrays = files.read(output, files.CHECKPOINT).arrays
+    assert torch.equal(torch.from_numpy(arrays["features.2.weight"]), tensors["features.2.weight"])
+    assert arrays["features.0.weight"].std() > 0
+
+
+@pytest.mark.parametrize("more", [(), ("--partial",)])
+def test_weights_of_another_kind(run: Run, split_file: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    """Weights of which nothing fits are refused, --partial or not, with the way out."""
+    torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.pth")
+    result = head(run, split_file, tmp_path / "resnet.pth", tmp_path / "head.safetensors", *more)
+    assert result.exit_code == 1
+    last = result.stderr.splitlines()[-1]
+    assert "resnet.pth: does not fit vgg16_mini" in last
+    assert "choose another --arch" in last
+    assert "--partial" not in last
+    assert not (tmp_path / "head.safetensors").exists()
+
+
+def test_sequence_checkpoint_is_no_weights(run: Run, split_file: Path, tmp_path: Path) -> None:
+    """A dlcv file that is no image checkpoint is refused."""
+    path = tmp_path / "gru.safetensors"
+    files.write(path, files.CHECKPOINT, {"head.bias": state()["features.0.bias"].numpy()}, {"stage": "seq.train"})
+    refused(head(run, split_file, path, tmp_path / "head.safetensors"), "gru.safetensors")
+
+
+# ---------------------------------------------------------------------------------------------------------- download
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `content` under every path, and counts."""
+
+    content = b""
+    served = 0
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """GET of anything but /gone/."""
+
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.served += 1
+        if self.path.startswith("/gone/"):
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.server.content)))
+        self.end_headers()
+        self.wfile.write(self.server.content)
+
+    def log_message(self, *args: object) -> None:
+        """Silence."""
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[Path]:
+    """An empty cache folder for torch.hub."""
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(tmp_path / "hub")
+    yield tmp_path / "hub" / "checkpoints"
+    torch.hub.set_dir(before)
+
+
+@pytest.fixture
+def server(cache: Path, tmp_path: Path) -> Iterator[Server]:
+    """A server of vgg16_mini's weights on this machine."""
+    torch.save(state(), tmp_path / "served.pth")
+    with Server(("127.0.0.1", 0), Handler) as served:
+        served.content = (tmp_path / "served.pth").read_bytes()
+        thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield served
+        served.shutdown()
+        thread.join()
+
+
+def url_of(server: Server, digest: str | None = None, folder: str = "") -> str:
+    """The served file's URL, its name ending in its hash unless told otherwise."""
+    digest = digest or hashlib.sha256(server.content).hexdigest()[:8]
+    return f"http://127.0.0.1:{server.server_port}{folder}/vgg16_mini-{digest}.pth"
+
+
+class Notes(Reporter):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Keeps one."""
+        self.notes.append(text)
+
+
+def test_download(server: Server, cache: Path) -> None:
+    """The file comes into torch's cache, is announced, reads as weights, and is not fetched again."""
+    url, notes = url_of(server), Notes()
+    path = weights.download(url, notes)
+    assert path == cache / url.rpartition("/")[2]
+    assert path.read_bytes() == server.content
+    assert notes.notes == [f"downloading {url}"]
+    assert set(weights.read(path, "imagenet", MINI).tensors) == set(state())
+    assert weights.download(url, Reporter()) == path
+    assert server.served == 1
+
+
+def test_download_of_another_file(server: Server, cache: Path) -> None:
+    """A download whose hash is not the one in its name is refused with the manual way, and not kept."""
+    url = url_of(server, "0123abcd")
+    with pytest.raises(DlcvError, match=rf"could not be downloaded .*hash.*: download {url} with a browser"):
+        weights.download(url, Reporter())
+    assert list(cache.iterdir()) == []
+
+
+def test_damaged_cache(server: Server, cache: Path) -> None:
+    """A file in the cache that is not what its name says is refused, and the message says to delete it."""
+    path = weights.download(url_of(server), Reporter())
+    path.write_bytes(server.content[:-1])
+    with pytest.raises(FileError, match=r"is damaged \(its sha256 does not begin with .*delete it"):
+        weights.download(url_of(server), Reporter())
+    path.unlink()
+    assert weights.download(url_of(server), Reporter()).read_bytes() == server.content
+
+
+def test_download_not_there(server: Server, cache: Path) -> None:
+    """A server that does not have the file: its answer and the manual way."""
+    with pytest.raises(DlcvError, match=r"404.*with a browser and give its path to --weights"):
+        weights.download(url_of(server, folder="/gone"), Reporter())
+    assert list(cache.iterdir()) == []
+
+
+def test_download_unreachable(cache: Path) -> None:
+    """A server that does not answer: what happened and the manual way."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/vgg16_mini-0123abcd.pth"
+        with pytest.raises(DlcvError, match=rf"could not be downloaded \(.+\): download {url} with a browser"):
+            weights.download(url, Reporter())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"what?\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nshort",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nshort",
+        b"",
+    ],
+    ids=["no HTTP", "chunk cut short", "body cut short", "hangs up"],
+)
+def test_download_from_a_broken_server(cache: Path, answer: bytes) -> None:
+    """A server or proxy that breaks off, or speaks no HTTP: what happened and the manual way, and nothing is kept."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(DlcvError, match="with a browser"):
+            weights.download(f"http://127.0.0.1:{listening.getsockname()[1]}/vgg16_mini-0123abcd.pth", Reporter())
+        thread.join()
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("arch", sorted(set(ARCHITECTURES) - {"vgg16_mini"}))
+def test_torchvision_weights_have_their_hash_in_the_name(arch: str) -> None:
+    """Each network's ImageNet weights are torchvision's of that network, under a name that download can check."""
+    entry = ARCHITECTURES[arch].weights["imagenet"]
+    assert entry == arch
+    assert re.search(rf"/{arch}(-owt)?-[0-9a-f]{{8}}\.pth$", get_model_weights(entry).IMAGENET1K_V1.url)
+
+
+def test_weights_by_name_come_from_torchvision(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`imagenet` looks for torchvision's file in torch's cache."""
+    asked = []
+    monkeypatch.setattr(weights, "download", lambda url, report: asked.append(url) or Path("there"))
+    assert weights.find(None, ARCHITECTURES["squeezenet1_1"], Reporter()) == (Path("there"), "imagenet")
+    assert weights.find("imagenet", ARCHITECTURES["squeezenet1_1"], Reporter()) == (Path("there"), "imagenet")
+    assert asked == [get_model_weights("squeezenet1_1").IMAGENET1K_V1.url] * 2
