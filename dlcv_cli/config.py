@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from dlcv_cli.errors import SettingError
 
 Part = Literal["train", "val", "test"]
+Augment = Literal["none", "flip", "crop-flip"]
 
 
 def setting(
@@ -105,7 +106,8 @@ class TrainConfig(Config):
     schedule: Literal["exponential", "cosine", "constant"] = setting("exponential", "how lr changes by epoch")
     decay: float = setting(0.9, "exponential: lr is multiplied by this after each epoch", above=0, high=1)
     weight_decay: float = setting(0.0, "Adam's L2 penalty", low=0)
-    seed: int = setting(0, "initial weights, order and dropout", **SEED)
+    augment: Augment = setting("none", "how training images vary: mirrored; a random part of them, mirrored")
+    seed: int = setting(0, "initial weights, order, dropout and augmentation", **SEED)
 
     def lr_at(self, epoch: int) -> float:
         """Learning rate of an epoch (0 is the first)."""

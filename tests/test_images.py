@@ -23,6 +23,11 @@ SMALL = Preprocessing(resize=64, crop=64)
 Pixels = NDArray[np.uint8]
 
 
+def whole(image: Image.Image, index: int) -> Pixels:
+    """What evaluation sees of an image."""
+    return images.resize_and_crop(image, SMALL)
+
+
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
@@ -281,7 +286,7 @@ def test_truncated_file_is_refused(kind: str, kept: float, tmp_path: Path) -> No
         images.open_upright(path.read_bytes())
     assert images.problem(path)
     with pytest.raises(FileError, match="cut: "):
-        images.load(path, SMALL)
+        images.load(path, whole, 0)
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO"])
@@ -354,7 +359,7 @@ def test_batches_come_in_order(count: int, batch_size: int, tmp_path: Path) -> N
         side = 400 if i % 3 == 0 else 10  # some take longer than others
         path.write_bytes(encode(Image.new("RGB", (side, side), (i, 0, 255)), "PNG"))
     order = np.random.default_rng(0).permutation(count)
-    batches = list(images.load_batches(paths, order, SMALL, batch_size, threads=3))
+    batches = list(images.load_batches(paths, order, whole, batch_size, threads=3))
     assert [len(indices) for indices, _ in batches] == [
         min(batch_size, count - start) for start in range(0, count, batch_size)
     ]
@@ -367,7 +372,7 @@ def test_batches_come_in_order(count: int, batch_size: int, tmp_path: Path) -> N
 
 def test_batches_of_nothing() -> None:
     """No images, no batches."""
-    assert list(images.load_batches([], np.array([], np.int64), SMALL, 4, threads=2)) == []
+    assert list(images.load_batches([], np.array([], np.int64), whole, 4, threads=2)) == []
 
 
 def test_a_bad_image_in_a_batch_is_named(tmp_path: Path) -> None:
@@ -376,7 +381,42 @@ def test_a_bad_image_in_a_batch_is_named(tmp_path: Path) -> None:
     for path in paths:
         path.write_bytes(encode(Image.new("RGB", (4, 4)), "PNG"))
     paths[3].write_bytes(b"no image")
-    batches = images.load_batches(paths, np.arange(6), SMALL, 2, threads=2)
+    batches = images.load_batches(paths, np.arange(6), whole, 2, threads=2)
     assert next(batches)[0].tolist() == [0, 1]
     with pytest.raises(FileError, match=r"3\.png: not an image"):
         next(batches)
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    """Red grows to the right, green downwards."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, 0 * x], 2).round().astype(np.uint8))
+
+
+def test_flip_mirrors_half_of_the_images() -> None:
+    """`flip` gives the evaluation's view or its mirror image, each about half of the time."""
+    image, plain = gradient(90, 70), whole(gradient(90, 70), 0)
+    views = [images.random_view(image, SMALL, "flip", np.random.default_rng(seed)) for seed in range(200)]
+    mirrored = [np.array_equal(view, plain[:, ::-1]) for view in views]
+    assert all(m or np.array_equal(view, plain) for m, view in zip(mirrored, views, strict=True))
+    assert 70 < sum(mirrored) < 130
+
+
+def test_crop_flip_takes_a_part() -> None:
+    """`crop-flip` shows 35 to 100 % of the area, inside the image, at a side ratio of 3/4 to 4/3, and varies."""
+    image, spans = gradient(160, 160), []
+    for seed in range(100):
+        view = images.random_view(image, SMALL, "crop-flip", np.random.default_rng(seed)).astype(float)
+        assert view.shape == (64, 64, 3)
+        spans.append((np.ptp(view[32, :, 0]) / 255, np.ptp(view[:, 32, 1]) / 255))
+    wide, high = np.array(spans).T
+    assert 0.3 < (wide * high).min() < 0.5
+    assert 0.85 < (wide * high).max() <= 1
+    assert 0.7 < (wide / high).min() < 0.85
+    assert 1.2 < (wide / high).max() < 1.4
+
+
+def test_crop_flip_of_a_sliver() -> None:
+    """A part of a very narrow image stays inside it."""
+    view = images.random_view(gradient(500, 1), SMALL, "crop-flip", np.random.default_rng(0))
+    assert view.shape == (64, 64, 3)

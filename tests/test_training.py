@@ -336,3 +336,30 @@ def test_missing_image_is_named(data: tuple[Images, Images], tmp_path: Path) -> 
     gone = replace(train, paths=[*train.paths[:-1], tmp_path / "gone.png"])
     with pytest.raises(DlcvError, match=r"gone\.png"):
         epochs_of(trainee(PLAIN, ("classifier",)), gone, val, TrainConfig(epochs=1))
+
+
+@pytest.mark.parametrize("augment", ["flip", "crop-flip"])
+def test_augmentation_repeats_and_varies(data: tuple[Images, Images], augment: str) -> None:
+    """A view is a function of seed, epoch and image: the same again, whatever the order; another in the next epoch."""
+    source = batches(data[0], CPU, 2, augment, seed=3)  # type: ignore[arg-type]
+    order = np.arange(11)
+    first = torch.cat([x for x, _ in source(order, 4, 0)])
+    backwards = torch.cat([x for x, _ in source(order[::-1].copy(), 3, 0)])
+    assert torch.equal(first, backwards.flip(0))
+    assert not torch.equal(first, torch.cat([x for x, _ in source(order, 4, 1)]))
+
+
+def test_augmented_training_differs_in_its_images_alone(data: tuple[Images, Images]) -> None:
+    """With `augment`, frozen layers stay as they are, only the validation images' outputs are kept, and it repeats."""
+    ends = []
+    for augment in ("flip", "flip", "none"):
+        network = trainee(MINI, LAYERS["head"])
+        before = state(network)
+        config = TrainConfig(epochs=2, batch_size=4, augment=augment)  # type: ignore[arg-type]
+        kept = [event.size for event in fit(network, *data, config, CPU, 2) if isinstance(event, Kept)]
+        assert kept == [4 * 512 * (7 if augment == "flip" else 18)]
+        changed = {name for name, tensor in state(network).items() if not torch.equal(tensor, before[name])}
+        assert changed == {"classifier.6.weight", "classifier.6.bias"}
+        ends.append(network.classifier[6].weight)
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])

@@ -88,6 +88,11 @@ def head(run: Run, split: Path, source: object, output: Path, *more: object) -> 
     )  # fmt: skip
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Every file below a folder."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def refused(result: Any, *words: str) -> None:
     """Exit 1 with one line on stderr, that has these words."""
     assert result.exit_code == 1
@@ -157,7 +162,7 @@ def test_code_in_pickles_does_not_run(run: Run, split_file: Path, tmp_path: Path
     torch.save({**state(), "evil": Evil(folder)}, bad, _use_new_zipfile_serialization=new)
     refused(head(run, split_file, bad, tmp_path / "out" / "head.safetensors"), "evil.pth")
     assert not folder.exists()
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.rglob("head.*")) == []
     torch.load(bad, weights_only=False)
     assert folder.exists(), "the file is as hostile as the test says"
 
@@ -196,32 +201,33 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "short legacy": (cut_short("legacy.pth", 0.5), "cannot be read as PyTorch"),
     "short safetensors": (cut_short("plain.safetensors", 0.9), "damaged"),
     "short header": (cut_short("plain.safetensors", 0.0004), "damaged"),
-    "tensor": (lambda p: torch.save(torch.zeros(3), p), "holds no dictionary of tensors"),
-    "no tensors": (lambda p: torch.save({}, p), "holds no dictionary of tensors"),
-    "list": (lambda p: torch.save(list(state().values()), p), "holds no dictionary of tensors"),
-    "number": (changed("features.0.bias", 1.5), "holds no dictionary of tensors"),
+    "tensor": (lambda p: torch.save(torch.zeros(3), p), "holds no dictionary of dense tensors"),
+    "no tensors": (lambda p: torch.save({}, p), "holds no dictionary of dense tensors"),
+    "list": (lambda p: torch.save(list(state().values()), p), "holds no dictionary of dense tensors"),
+    "number": (changed("features.0.bias", 1.5), "holds no dictionary of dense tensors"),
     "nan": (changed("features.0.bias", NAN), "features.0.bias has numbers that are not finite"),
     "sparse": (changed("features.0.bias", torch.zeros(8).to_sparse()), ""),
     "meta": (changed("features.0.bias", torch.zeros(8, device="meta")), ""),
     "no std": (described('{"mean": [0, 0, 0]}'), "std needs three numbers"),
     "std of zero": (described('{"mean": [0, 0, 0], "std": [1, 0, 1]}'), "std needs positive numbers"),
-    "huge mean": (described('{"mean": [1e999, 0, 0], "std": [1, 1, 1]}'), "mean needs finite numbers"),
+    "huge mean": (described('{"mean": [1e999, 0, 0], "std": [1, 1, 1]}'), "mean needs numbers in reason"),
     "huge whole mean": (described(f'{{"mean": [1{"0" * 400}, 0, 0], "std": [1, 1, 1]}}'), ""),
-    "not json": (described("mean 0"), "its preprocessing cannot be read"),
+    "not json": (described("mean 0"), "is no image network's weights, or damaged"),
     "json nan": (described('{"mean": [NaN, 0, 0], "std": [1, 1, 1]}'), "NaN is no JSON number"),
     "json list": (described("[]"), "mean needs three numbers"),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")  # torch's own, when it loads one
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_weights_are_refused(run: Run, split_file: Path, tmp_path: Path, kind: str) -> None:
     """A file that is no usable weights is refused in one line that names it, and nothing is written."""
     write, words = BAD[kind]
     path = tmp_path / "bad.pth"
     write(path)
-    before = sorted(tmp_path.rglob("*"))
+    before = files_below(tmp_path)
     refused(head(run, split_file, path, tmp_path / "out" / "head.safetensors"), "bad.pth", words)
-    assert sorted(tmp_path.rglob("*")) == before
+    assert files_below(tmp_path) == before
 
 
 @pytest.mark.parametrize("change", ["missing", "misshapen"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -189,11 +188,14 @@ def check_output(path: Path, ending: str) -> Path:
 
 
 def writable(path: Path) -> None:
-    """Makes the output's folder and tries it, before work is done in vain. OSError that names the output."""
+    """Tries the folder of an output, or the nearest one above that exists, before work is done in vain.
+
+    Raises:
+        OSError: it cannot be written; names the output.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        folder = next(above for above in path.absolute().parents if above.exists())
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        number = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno or errno.EIO
-        raise OSError(number, os.strerror(number), str(path)) from None
+        raise OSError(error.errno, error.strerror, str(path)) from None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlcv_cli.artifacts.files import JSON, beside, read_json, write_json
+from dlcv_cli.artifacts.files import JSON, beside, mapping, read_json, write_json
 from dlcv_cli.errors import FileError
+from dlcv_cli.evaluation.comparison import COLUMNS
 
 METRICS = "dlcv.metrics/1"
 EVAL = "dlcv.eval/1"
@@ -31,6 +32,7 @@ def read_eval(path: Path) -> JSON:
         texts = [where["study"], where["split"], where["path"], where["fingerprint"], baseline["name"]]
         texts.append(document["predictions"]["sha256"])
         numbers = [where["n"], *document["metrics"].values(), *baseline["metrics"].values()]
+        numbers += [document["metrics"][column.key] for column in COLUMNS[where["study"]]]
     except (KeyError, TypeError, AttributeError):
         raise FileError(path, "damaged: it lacks what an evaluation holds; remove it and evaluate again") from None
     if not all(isinstance(t, str) for t in texts) or not all(isinstance(n, int | float) for n in numbers):
@@ -39,9 +41,9 @@ def read_eval(path: Path) -> JSON:
 
 
 def belongs(checkpoint: Path, checkpoint_sha256: str) -> bool:
-    """Whether the metrics beside a checkpoint are there and are its own."""
-    path = metrics_path(checkpoint)
-    if not path.exists():
+    """Whether the metrics beside a checkpoint are there, whole and its own."""
+    try:
+        record = read_json(metrics_path(checkpoint), METRICS)
+    except FileError:
         return False
-    recorded = read_json(path, METRICS).get("checkpoint")
-    return isinstance(recorded, dict) and recorded.get("sha256") == checkpoint_sha256
+    return mapping(record.get("checkpoint")).get("sha256") == checkpoint_sha256

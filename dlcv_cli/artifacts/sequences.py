@@ -41,7 +41,11 @@ def read(path: Path) -> SequenceFile:
     task = config.get("task") if isinstance(config, dict) else None
     if not isinstance(task, str):
         raise FileError(path, "damaged: its record names no task")
-    return SequenceFile(path, task, {part: _part(file, part) for part in PARTS}, file.record)
+    parts = {part: _part(file, part) for part in PARTS}
+    widths = {data.inputs.shape[1] for data in parts.values()}
+    if len(widths) > 1 or min(widths) < 1:
+        raise FileError(path, f"damaged: its parts have {sorted(widths)} inputs a step")
+    return SequenceFile(path, task, parts, file.record)
 
 
 def _part(file: tensors.Tensors, part: str) -> Sequences:

@@ -5,6 +5,7 @@ Letters: n sequences of one length, T steps, F inputs a step, D hidden size.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +47,8 @@ def network(cell: Cell, parameters: Parameters) -> nn.Module:
     Raises:
         ValueError: the arrays are not those of this cell.
     """
+    if any(array.dtype != np.float32 for array in parameters.values()):
+        raise ValueError("its tensors are not all float32")
     module: nn.Module
     try:
         if cell.module is None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlcv_cli.artifacts import metrics, sequences, splits, tensors
-from dlcv_cli.artifacts.files import JSON, beside, read_json, sha256, writable, write_json
+from dlcv_cli.artifacts.files import JSON, beside, mapping, read_json, sha256, writable, write_json
 from dlcv_cli.artifacts.lineage import Input, Recipe, Run, up_to_date
 from dlcv_cli.config import EvalConfig, Machine
 from dlcv_cli.errors import DlcvError, FileError
@@ -148,9 +148,8 @@ def _measure_sequences(
     from dlcv_cli.stages.seq import PACKAGES, task_constant
 
     stored, file = tensors.read(checkpoint, tensors.CHECKPOINT), sequences.read(data)
-    config = stored.record.get("config")
-    name = config.get("cell") if isinstance(config, dict) else None
-    if name not in CELLS:
+    name = mapping(stored.record.get("config")).get("cell")
+    if not isinstance(name, str) or name not in CELLS:
         raise FileError(checkpoint, f"is no checkpoint of a cell that this version knows ({name})")
     if stored.record.get("task") != file.task:
         raise DlcvError(f"{checkpoint} was trained for the task {stored.record.get('task')!r}, {data} is {file.task!r}")

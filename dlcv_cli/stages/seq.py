@@ -75,8 +75,8 @@ def train(
         records.append(asdict(record))
         report.record(records[-1])
         report.progress("training", record.iteration, total)
-    about, sizes = {"task": file.task}, {"total": count, "trainable": count}
-    return finish(output, recipe, run, parameters(module), about, sizes, records, PACKAGES, threads=1)
+    subject, sizes = {"task": file.task}, {"total": count, "trainable": count}
+    return finish(output, recipe, run, parameters(module), subject, {}, sizes, records, PACKAGES, threads=1)
 
 
 def task_constant(file: sequences.SequenceFile) -> float:

@@ -17,7 +17,7 @@ def finished(output: Path, recipe: Recipe, force: bool, report: Reporter) -> Out
     if not up_to_date(output, recipe, lambda path: tensors.read_record(path, tensors.CHECKPOINT), force):
         return None
     if not metrics.belongs(output, sha256(output)):
-        report.note(f"{output}: its metrics are missing or another run's; training again")
+        report.note(f"{output}: its metrics are missing, damaged or another run's; training again")
         return None
     return Outcome(output, False, tensors.read_record(output, tensors.CHECKPOINT).get("best") or {})
 
@@ -27,6 +27,7 @@ def finish(
     recipe: Recipe,
     run: Run,
     arrays: tensors.Arrays,
+    subject: JSON,
     about: JSON,
     parameters: Mapping[str, int],
     records: Sequence[JSON],
@@ -36,14 +37,15 @@ def finish(
     """Writes the checkpoint, then the metrics that carry its sha256.
 
     Args:
-        about: what the checkpoint says of itself beside its recipe.
+        subject: the network or task, which both files say.
+        about: what the checkpoint needs to be used, beside that.
         parameters: `total` and `trainable`.
         records: epochs, or looks at the losses, each with `best`: whether it was the best so far.
         machine: what `run` says beside times and versions.
     """
     best = [record for record in records if record["best"]][-1]
     plain, best = [_without_best(record) for record in records], _without_best(best)
-    common = recipe.to_json(output.parent)
+    common = {**recipe.to_json(output.parent), **subject}
     tensors.write(
         output, tensors.CHECKPOINT, arrays, {**common, **about, "best": best, "versions": versions(*packages)}
     )

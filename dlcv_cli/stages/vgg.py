@@ -200,9 +200,9 @@ def _train(
             report.progress(what, event.done, event.total)
 
     arrays = {name: t.detach().cpu().contiguous().numpy() for name, t in start.network.state_dict().items()}
-    about = {"arch": start.arch, "classes": file.classes, "preprocessing": start.preprocessing.to_json()}
+    subject, about = {"arch": start.arch}, {"classes": file.classes, "preprocessing": start.preprocessing.to_json()}
     machine_record = {"device": str(device), "threads": threads, "images_per_second": speeds}
-    return finish(output, recipe, run, arrays, about, count, epochs, PACKAGES, **machine_record)
+    return finish(output, recipe, run, arrays, subject, about, count, epochs, PACKAGES, **machine_record)
 
 
 def prepare(machine: Machine) -> tuple[torch.device, int]:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dlcv_cli.artifacts.files import parse_json, require, sha256
+from dlcv_cli.artifacts.files import mapping, parse_json, require, sha256
 from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.stages.reporting import Reporter
 from dlcv_cli.vision.architectures import Architecture
@@ -114,9 +114,13 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):  # how training scripts wrap it
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(t, Tensor) for t in state.values()):
-        raise FileError(path, "holds no dictionary of tensors")
+    if not isinstance(state, dict) or not state or not all(map(_is_plain, state.values())):
+        raise FileError(path, "holds no dictionary of dense tensors")
     return {str(key).removeprefix("module."): t for key, t in state.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -131,12 +135,10 @@ def _preprocessing(path: Path, metadata: dict[str, str], default: Preprocessing)
     """What the weights say of themselves: a dlcv checkpoint's record, or a `preprocessing` key with mean and std."""
     try:
         if "dlcv" in metadata:
-            record = parse_json(metadata["dlcv"])
-            return Preprocessing.from_json(record.get("preprocessing") if isinstance(record, dict) else None)
+            return Preprocessing.from_json(mapping(parse_json(metadata["dlcv"])).get("preprocessing"))
         if "preprocessing" in metadata:
-            record = parse_json(metadata["preprocessing"])
-            mean, std = normalisation(record if isinstance(record, dict) else {})
+            mean, std = normalisation(mapping(parse_json(metadata["preprocessing"])))
             return replace(default, mean=mean, std=std)
     except ValueError as error:
-        raise FileError(path, f"its preprocessing cannot be read: {error}") from None
+        raise FileError(path, f"is no image network's weights, or damaged: {error}") from None
     return default

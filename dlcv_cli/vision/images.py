@@ -9,14 +9,16 @@ import math
 import struct
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dlcv_cli.config import Augment
 from dlcv_cli.errors import FileError
 from dlcv_cli.vision.preprocessing import Preprocessing
 
@@ -24,6 +26,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif"}
 MAX_PIXELS = 128 * 2**20  # above the 108 megapixels of today's phones; decoded, 400 MB
 MAX_BYTES = 512 * 2**20
+
+View = Callable[[Image.Image, int], NDArray[np.uint8]]  # an RGB image and its index -> (crop, crop, 3)
 
 # Ours is checked below, from the header, before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -97,6 +101,28 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> NDArray
     return np.asarray(image.resize((crop, crop), Image.Resampling.BILINEAR, box=box))
 
 
+def random_view(
+    image: Image.Image, preprocessing: Preprocessing, augment: Augment, rng: Generator
+) -> NDArray[np.uint8]:
+    """RGB image -> (crop, crop, 3): `flip` mirrors half of the images, `crop-flip` also takes a random part of each.
+
+    The part has 35 to 100 % of the area and a side ratio of 3/4 to 4/3, each drawn uniformly (the ratio's logarithm).
+    Source: Szegedy et al. 2015 (arXiv:1409.4842), section 6, with a smaller range of areas.
+    """
+    mirrored = rng.random() < 0.5
+    if augment == "crop-flip":
+        area = image.width * image.height * rng.uniform(0.35, 1)
+        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        width, height = min(image.width, np.sqrt(area * ratio)), min(image.height, np.sqrt(area / ratio))
+        left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
+        side = preprocessing.crop
+        box = (left, top, min(left + width, image.width), min(top + height, image.height))
+        pixels = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=box))
+    else:
+        pixels = resize_and_crop(image, preprocessing)
+    return pixels[:, ::-1] if mirrored else pixels
+
+
 def read(path: Path) -> bytes:
     """A whole image file. ValueError with the reason when it cannot be read."""
     try:
@@ -123,10 +149,10 @@ def problem(path: Path) -> str | None:
     return None
 
 
-def load(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """One image, ready but for the normalisation: (crop, crop, 3). FileError when it cannot be read."""
+def load(path: Path, view: View, index: int) -> NDArray[np.uint8]:
+    """One image, seen as `view` says. FileError when it cannot be read."""
     try:
-        return resize_and_crop(open_upright(read(path)), preprocessing)
+        return view(open_upright(read(path)), index)
     except ValueError as error:
         raise FileError(path, str(error)) from None
 
@@ -134,7 +160,7 @@ def load(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
 def load_batches(
     paths: Sequence[Path],
     order: NDArray[np.int64],
-    preprocessing: Preprocessing,
+    view: View,
     batch_size: int,
     threads: int,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
@@ -149,7 +175,8 @@ def load_batches(
         for number in range(math.ceil(len(order) / batch_size) + 2):
             if number < len(batches):
                 batch = batches[number]
-                pending.append((batch, [pool.submit(load, paths[i], preprocessing) for i in batch]))
+                futures = [pool.submit(load, paths[i], view, int(i)) for i in batch]
+                pending.append((batch, futures))
             if number >= 2 and pending:
                 batch, futures = pending.popleft()
                 yield batch, np.stack([future.result() for future in futures])

@@ -51,6 +51,7 @@ class Network(nn.Module):
         super().__init__()
         self.features, channels = _sequence(architecture.features, 3, classes)
         self.avgpool = nn.AdaptiveAvgPool2d(architecture.pool) if architecture.pool else None
+        self.flatten: nn.Module = nn.Flatten(1)
         channels *= (architecture.pool or 1) ** 2
         self.classifier, _ = _sequence(architecture.classifier, channels, classes)
 
@@ -58,7 +59,7 @@ class Network(nn.Module):
         """Every layer with its name, in the order in which an image passes them."""
         features = [(f"features.{name}", layer) for name, layer in self.features.named_children()]
         classifier = [(f"classifier.{name}", layer) for name, layer in self.classifier.named_children()]
-        flatten: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten(1))]
+        flatten = [("flatten", self.flatten)]
         if self.avgpool is None:  # a convolutional classifier: its own last pooling leaves (N, K, 1, 1)
             return [*features, *classifier, *flatten]
         return [*features, ("avgpool", self.avgpool), *flatten, *classifier]

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlcv_cli.config import TrainConfig
+from dlcv_cli.config import Augment, TrainConfig
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.vision.frozen_prefix import Cut, cut
-from dlcv_cli.vision.images import load_batches
+from dlcv_cli.vision.images import load_batches, random_view, resize_and_crop
 from dlcv_cli.vision.networks import Network
 from dlcv_cli.vision.preprocessing import Preprocessing
 
@@ -70,17 +71,25 @@ class Kept:
     size: int
 
 
-# (order of images, images a batch) -> batches of (x (n, ...), labels (n,)) on the device
-Source = Callable[[Order, int], Iterator[tuple[Tensor, Tensor]]]
+# (order of images, images a batch, epoch) -> batches of (x (n, ...), labels (n,)) on the device
+Source = Callable[[Order, int, int], Iterator[tuple[Tensor, Tensor]]]
 
 
-def batches(images: Images, device: torch.device, threads: int) -> Source:
-    """Images decoded for each batch: x (n, 3, H, W) float32, normalised, channels last."""
+def batches(images: Images, device: torch.device, threads: int, augment: Augment = "none", seed: int = 0) -> Source:
+    """Images decoded for each batch: x (n, 3, H, W) float32, normalised, channels last.
+
+    With `augment`, an image's view is a function of (seed, epoch, its number).
+    """
     mean = torch.tensor(images.preprocessing.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(images.preprocessing.std, device=device).view(1, 3, 1, 1)
 
-    def source(order: Order, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for indices, pixels in load_batches(images.paths, order, images.preprocessing, batch_size, threads):
+    def source(order: Order, batch_size: int, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        def view(image: Image, index: int) -> NDArray[np.uint8]:
+            if augment == "none":
+                return resize_and_crop(image, images.preprocessing)
+            return random_view(image, images.preprocessing, augment, np.random.default_rng((seed, epoch, index)))
+
+        for indices, pixels in load_batches(images.paths, order, view, batch_size, threads):
             # (n, H, W, 3) seen as (n, 3, H, W) is channels last already
             x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
             labels = torch.from_numpy(images.labels[indices]).to(device)
@@ -92,8 +101,8 @@ def batches(images: Images, device: torch.device, threads: int) -> Source:
 def behind(prefix: nn.Sequential, source: Source) -> Source:
     """The frozen layers' outputs, computed anew for each batch."""
 
-    def computed(order: Order, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for x, labels in source(order, batch_size):
+    def computed(order: Order, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, labels in source(order, batch_size, epoch):
             with torch.no_grad():
                 x = prefix(x)
             yield x, labels
@@ -104,7 +113,7 @@ def behind(prefix: nn.Sequential, source: Source) -> Source:
 def in_memory(outputs: Tensor, labels: NDArray[np.int64], device: torch.device) -> Source:
     """Batches of outputs (N, ...) that are there already; 4-d ones lie as (N, H, W, C)."""
 
-    def gathered(order: Order, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def gathered(order: Order, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for some in (torch.from_numpy(order[i : i + batch_size]) for i in range(0, len(order), batch_size)):
             x = outputs[some].to(device)
             yield (x.permute(0, 3, 1, 2) if x.dim() == 4 else x), torch.from_numpy(labels[some.numpy()]).to(device)
@@ -124,7 +133,7 @@ def keep(
         return sources
     computed = [behind(parts.prefix, source) for source in sources]
     parts.train()
-    (example, _) = next(computed[0](np.zeros(1, np.int64), 1))
+    (example, _) = next(computed[0](np.zeros(1, np.int64), 1, 0))
     total = sum(len(images.paths) for images in parties)
     size = total * example.nbytes
     if size > MAX_KEPT:
@@ -135,7 +144,7 @@ def keep(
         count, shape = len(images.paths), example[0].shape
         outputs = torch.empty((count, *(shape[1:] + shape[:1] if len(shape) == 3 else shape)))
         at = 0
-        for x, _ in source(np.arange(count), EVALUATION_BATCH):
+        for x, _ in source(np.arange(count), EVALUATION_BATCH, 0):
             outputs[at : at + len(x)] = x.permute(0, 2, 3, 1) if x.dim() == 4 else x
             at += len(x)
             yield Progress(0, done + at, total)
@@ -150,7 +159,7 @@ def predict(
     """Yields (logits (n, K) float32, labels (n,) int64) of `count` images in order, in eval mode."""
     network.eval()
     with torch.inference_mode():
-        for x, labels in source(np.arange(count), batch_size):
+        for x, labels in source(np.arange(count), batch_size, 0):
             yield network(x), labels
 
 
@@ -168,10 +177,11 @@ def fit(
 ) -> Iterator[Progress | Kept | Epoch]:
     """Trains what `unfreeze` left trainable; afterwards the network holds the best validation epoch's weights.
 
-    Order is a function of (seed, epoch), dropout of (seed, epoch, step). The last batch may be short.
+    Order is a function of (seed, epoch), augmentation of (seed, epoch, image), dropout of (seed, epoch, step). The last
+    batch may be short.
 
     Raises:
-        DlcvError: the loss or the weights stopped being finite numbers.
+        DlcvError: the loss stopped being a finite number.
     """
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub knows no module form
     parts = cut(network)
@@ -179,7 +189,11 @@ def fit(
     optimizer = torch.optim.Adam(
         trainable, lr=config.lr, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda")
     )
-    train_source, val_source = yield from keep(parts, (train, val), device, threads)
+    if config.augment == "none":
+        train_source, val_source = yield from keep(parts, (train, val), device, threads)
+    else:  # another view in every epoch: nothing of the training images to keep
+        (val_source,) = yield from keep(parts, (val,), device, threads)
+        train_source = behind(parts.prefix, batches(train, device, threads, config.augment, config.seed))
     best_accuracy, best_state = -1.0, {}
     for epoch in range(config.epochs):
         begun = time.perf_counter()
@@ -189,7 +203,7 @@ def fit(
         parts.train()
         loss_sum, right, done = torch.zeros((), device=device), torch.zeros((), device=device), 0
         order = np.random.default_rng((config.seed, epoch)).permutation(len(train.paths))
-        for step, (x, labels) in enumerate(train_source(order, config.batch_size)):
+        for step, (x, labels) in enumerate(train_source(order, config.batch_size, epoch)):
             torch.manual_seed(_mix(config.seed, epoch, step))
             logits = parts.suffix(x)
             loss = F.cross_entropy(logits, labels)
