@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from dlcv_cli.cli.root import app
 
 Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small only lose by a second thread; the commands set torch's threads, and this sets them back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -52,3 +65,30 @@ def split_file(run: Run, photos: Path) -> Path:
     result = run("data", "split", photos, "-o", path)
     assert result.exit_code == 0, result.stderr
     return path
+
+
+def dlcv(*args: object) -> Result:
+    """Runs a command that must work, for fixtures that outlast one test."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exit_code == 0, result.stderr or result.exception
+    return result
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def refused(result: Result, *words: object) -> None:
+    """Asserts exit code 1, nothing on stdout, and one line on stderr that has these words."""
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert re.fullmatch("dlcv: [^\\n]+\\n", result.stderr), result.stderr
+    for word in words:
+        assert str(word) in result.stderr
+
+
+def metrics_of(checkpoint: Path) -> dict[str, Any]:
+    """The metrics beside a checkpoint."""
+    document: dict[str, Any] = json.loads(checkpoint.with_suffix(".metrics.json").read_text("utf-8"))
+    return document

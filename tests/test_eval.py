@@ -7,21 +7,20 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Run, make_photos
+from conftest import Run, contents, dlcv, make_photos
 from PIL import Image
 from sklearn import metrics as sklearn_metrics
 from torchvision.transforms import v2
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from dlcv_cli.artifacts import sequences, tensors
-from dlcv_cli.cli.root import app
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.evaluation.comparison import compare
 from dlcv_cli.evaluation.metrics import classification, largest_class, regression
@@ -30,21 +29,6 @@ from dlcv_cli.stages.vgg import read_checkpoint
 IMAGES = ("scratch", "head")
 CELLS = ("baseline", "elman", "gru")
 THREADS = ("--threads", 1)
-
-
-def dlcv(*args: object) -> Result:
-    """Runs a command that must work."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exit_code == 0, result.stderr or result.exception
-    return result
-
-
-@pytest.fixture(scope="module", autouse=True)
-def torch_as_it_was() -> Iterator[None]:
-    """The commands set torch's threads; this sets them back."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +73,6 @@ def read(path: Path) -> dict[str, Any]:
     """A JSON file."""
     document: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return document
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def refused(result: Result, *words: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -26,15 +25,6 @@ from dlcv_cli.vision.networks import (
 
 IN_TORCHVISION = sorted(set(ARCHITECTURES) - {"vgg16_mini"})
 ALL_LAYERS = ("features", "classifier")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """So that what else runs on this machine costs little."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def on_meta(arch: str, classes: int) -> Network:

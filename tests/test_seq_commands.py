@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import Run
-from typer.testing import CliRunner, Result
+from conftest import Run, contents, dlcv, metrics_of, refused
+from typer.testing import Result
 
 from dlcv_cli.artifacts import sequences, tensors
-from dlcv_cli.cli.root import app
 
 CELLS = {"elman": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
 SETTINGS = ("--hidden-size", 4, "--epochs", 2, "--record-every", 30)
-
-
-def dlcv(*args: object) -> Result:
-    """Runs a command that must work."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exit_code == 0, result.stderr or result.exception
-    return result
 
 
 def train_all(folder: Path) -> None:
@@ -38,14 +29,6 @@ def train_all(folder: Path) -> None:
     for cell in ("baseline", *CELLS):
         output = folder / f"{cell}.safetensors"
         dlcv("seq", "train", folder / "data.safetensors", "--cell", cell, *SETTINGS, "-o", output)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def torch_as_it_was() -> Iterator[None]:
-    """`seq train` sets torch's threads; this sets them back."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -66,26 +49,6 @@ def train(run: Run, folder: Path, *more: object) -> Result:
     """The GRU's training again."""
     gru = ("--cell", "gru", *SETTINGS, "-o", folder / "gru.safetensors")
     return run("seq", "train", folder / "data.safetensors", *gru, *more)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def metrics_of(checkpoint: Path) -> dict[str, Any]:
-    """The metrics beside a checkpoint."""
-    document: dict[str, Any] = json.loads(checkpoint.with_suffix(".metrics.json").read_text("utf-8"))
-    return document
-
-
-def refused(result: Result, *words: object) -> None:
-    """Exit 1 with nothing on stdout and one line on stderr, that has these words."""
-    assert result.exit_code == 1
-    assert result.stdout == ""
-    assert re.fullmatch(r"dlcv: [^\n]+\n", result.stderr), result.stderr
-    for word in words:
-        assert str(word) in result.stderr
 
 
 # --------------------------------------------------------------------------------------------------------------- gen

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -20,15 +19,6 @@ from dlcv_cli.sequences.training import Record, fit, mean_squared_error, predict
 
 Floats = NDArray[np.float64]
 RECURRENT = ("elman", "lstm", "gru")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """As `seq train` has it: at batch size 1 a second thread only costs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def each(data: Sequences) -> list[tuple[NDArray[np.float32], np.float32]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,15 +34,6 @@ PLAIN = replace(
     MINI, features=(("conv", 8, 3, 2, 1), ("relu",)), classifier=(("linear", K),), pool=2, head="classifier.0"
 )
 BATCHNORM = replace(PLAIN, features=(("conv", 8, 3, 2, 1), ("batchnorm",), ("relu",)))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small only lose by a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from conftest import Run, make_photos
-from typer.testing import CliRunner, Result
+from conftest import Run, contents, dlcv, make_photos, metrics_of, refused
+from typer.testing import Result
 
 from dlcv_cli.artifacts import tensors
-from dlcv_cli.cli.root import app
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.stages import vgg
 
@@ -28,13 +27,6 @@ COMMON = ("--epochs", 1, "--threads", 1)
 TRAIN_CONFIG = ["epochs", "batch_size", "lr", "schedule", "decay", "weight_decay", "augment", "seed"]
 STAGES = {"scratch": ["arch"], "head": ["arch", "partial"], "finetune": ["unfreeze"]}
 SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def dlcv(*args: object) -> Result:
-    """Runs a command that must work."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exit_code == 0, result.stderr or result.exception
-    return result
 
 
 def train_all(folder: Path) -> None:
@@ -48,14 +40,6 @@ def train_all(folder: Path) -> None:
         ("finetune", ("--from", folder / "head.safetensors", "--batch-size", 8)),
     ):
         dlcv("vgg", stage, split, *COMMON, *more, "-o", folder / f"{stage}.safetensors")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def torch_as_it_was() -> Iterator[None]:
-    """The commands set torch's threads; this sets them back."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -78,26 +62,6 @@ def finetune(run: Run, folder: Path, *more: object) -> Result:
         "vgg", "finetune", folder / "photos.split.json", *COMMON, "--from", folder / "head.safetensors",
         "--batch-size", 8, "-o", folder / "finetune.safetensors", *more,
     )  # fmt: skip
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def metrics_of(checkpoint: Path) -> dict[str, Any]:
-    """The metrics beside a checkpoint."""
-    document: dict[str, Any] = json.loads(checkpoint.with_suffix(".metrics.json").read_text("utf-8"))
-    return document
-
-
-def refused(result: Result, *words: object) -> None:
-    """Exit 1 with nothing on stdout and one line on stderr, that has these words."""
-    assert result.exit_code == 1
-    assert result.stdout == ""
-    assert re.fullmatch(r"dlcv: [^\n]+\n", result.stderr), result.stderr
-    for word in words:
-        assert str(word) in result.stderr
 
 
 # ------------------------------------------------------------------------------------------------------------- files

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from conftest import Run
+from conftest import Run, refused
 from torch import Tensor
 from torchvision.models import get_model_weights
 
@@ -91,15 +91,6 @@ def head(run: Run, split: Path, source: object, output: Path, *more: object) -> 
 def files_below(folder: Path) -> list[Path]:
     """Every file below a folder."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def refused(result: Any, *words: str) -> None:
-    """Exit 1 with one line on stderr, that has these words."""
-    assert result.exit_code == 1
-    assert result.stdout == ""
-    assert re.fullmatch(r"dlcv: [^\n]+\n", result.stderr), result.stderr
-    for word in words:
-        assert word in result.stderr
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -74,7 +74,7 @@ def by_hand(strokes: list[Points], size: int, rng: Generator) -> Image.Image:
     pen = ImageDraw.Draw(image)
     width = rng.uniform(0.04, 0.16) * side
     for stroke in strokes:
-        wobble = rng.normal(0, 0.04, (2, 2))  # both ends of a stroke move, and what lies between with them
+        wobble = rng.normal(0, 0.07, (2, 2))  # both ends of a stroke move, and what lies between with them
         t = np.linspace(0, 1, len(stroke))[:, None]
         points = (stroke + (1 - t) * wobble[0] + t * wobble[1]) @ (matrix * stretch).T + shift
         pixels = [(float(x), float(y)) for x, y in (points * 0.85 + 1) / 2 * side]
@@ -83,7 +83,7 @@ def by_hand(strokes: list[Points], size: int, rng: Generator) -> Image.Image:
             pen.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=ink)
     image = image.resize((size, size), Image.Resampling.BOX)
     if rng.random() < 0.5:  # coarse, as from a small picture
-        coarse = int(rng.integers(8, size // 2 + 1))
+        coarse = round(np.exp(rng.uniform(np.log(6), np.log(size / 2))))
         image = image.resize((coarse, coarse), Image.Resampling.BOX).resize((size, size), Image.Resampling.BILINEAR)
     elif rng.random() < 0.5:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 2.0)))
