@@ -1,5 +1,18 @@
-"""`python -m dlcv_cli` is `dlcv`."""
+"""The script `dlcv`, and `python -m dlcv_cli`."""
 
-from dlcv_cli.cli.root import main
+import sys
 
-main()
+
+def main() -> None:
+    """Runs the command line; an interruption while it is being imported is one too."""
+    try:
+        from dlcv_cli.cli.root import main as run
+
+        run()
+    except KeyboardInterrupt:
+        print("dlcv: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -31,11 +31,13 @@ class FileError(DlcvError):
 class ExistsError(DlcvError):
     """An output that is there already and was made differently."""
 
-    def __init__(self, path: Path | str, differences: Iterable[str]) -> None:
-        super().__init__(
-            f"{path} exists and was made differently ({'; '.join(differences)}): "
-            "give another -o, or --force to replace it"
-        )
+    def __init__(
+        self,
+        path: Path | str,
+        differences: Iterable[str],
+        remedy: str = "give another -o, or --force to replace it",
+    ) -> None:
+        super().__init__(f"{path} exists and was made differently ({'; '.join(differences)}): {remedy}")
 
 
 def named(names: Iterable[object], most: int = 5) -> str:

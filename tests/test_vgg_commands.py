@@ -268,18 +268,16 @@ def test_force(run: Run, trained: Path, chain: Path) -> None:
     assert output.read_bytes() == (trained / "finetune.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("state", ["missing", "another's", "damaged"])
+@pytest.mark.parametrize("state", ["missing", "another's"])
 def test_without_its_metrics_it_trains_again(run: Run, trained: Path, chain: Path, state: str) -> None:
-    """A checkpoint whose metrics are gone, damaged or another run's, is made again, the same, and says why."""
+    """A checkpoint whose metrics are gone, or another run's, is made again, the same, and says why."""
     metrics = chain / "finetune.metrics.json"
     metrics.unlink()
-    if state == "damaged":
-        metrics.write_text("{")
     if state == "another's":
         shutil.copy(chain / "head.metrics.json", metrics)
     result = finetune(run, chain)
     assert result.exit_code == 0
-    assert "metrics are missing, damaged or another run's; training again" in result.stderr
+    assert "metrics are missing or another run's; training again" in result.stderr
     assert result.stdout.startswith("wrote ")
     assert (chain / "finetune.safetensors").read_bytes() == (trained / "finetune.safetensors").read_bytes()
     assert metrics_of(chain / "finetune.safetensors")["stage"] == "vgg.finetune"

@@ -87,10 +87,9 @@ def write_folder(folder: Path, files: Iterable[tuple[str, bytes]], manifest: str
             folder.rename(old)
             try:
                 temporary.rename(folder)
-            except OSError:
+            except BaseException:
                 old.rename(folder)
                 raise
-            shutil.rmtree(old)
         else:
             if folder.is_dir():
                 folder.rmdir()  # empty, or the stage would have refused
@@ -101,6 +100,8 @@ def write_folder(folder: Path, files: Iterable[tuple[str, bytes]], manifest: str
     finally:
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
+            if folder.exists():
+                shutil.rmtree(temporary.with_suffix(".old"), ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

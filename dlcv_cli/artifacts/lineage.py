@@ -48,8 +48,10 @@ class Recipe:
 
     def differences(self, recorded: JSON) -> list[str]:
         """What differs from an existing output's record, in words; empty when it was made the same way."""
-        if recorded.get("stage") != self.stage:
-            return [f"it is the output of {recorded.get('stage')}"]
+        if recorded.get("stage") is None:
+            return ["it does not say how it was made"]
+        if recorded["stage"] != self.stage:
+            return [f"it is the output of {recorded['stage']}"]
         old, new = mapping(recorded.get("config")), self.config
         found = [f"{k} was {old.get(k)}, now {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
         inputs = mapping(recorded.get("inputs"))
@@ -64,20 +66,38 @@ def up_to_date(output: Path, recipe: Recipe, recorded: Callable[[Path], JSON], f
     """Whether `output` exists and was made by this recipe. ExistsError when it was made differently, unless forced.
 
     Raises:
-        DlcvError: the output is one of the inputs, which would be lost.
+        DlcvError: the output is a folder, or one of the inputs, which would be lost.
     """
-    for name, given in recipe.inputs.items():
-        if given.path and output.exists() and given.path.exists() and output.samefile(given.path):
-            raise DlcvError(f"{output} is this stage's {name}: give another -o")
+    _check_place(output, recipe)
     if force or not output.exists():
         return False
+    remedy = "--force evaluates anew" if recipe.stage == "eval" else "give another -o, or --force to replace it"
     try:
         differences = recipe.differences(recorded(output))
     except DlcvError as error:
-        raise ExistsError(output, [str(error).removeprefix(f"{output}: ")]) from None
+        raise ExistsError(output, [str(error).removeprefix(f"{output}: ")], remedy) from None
     if differences:
-        raise ExistsError(output, differences)
+        raise ExistsError(output, differences, remedy)
     return True
+
+
+def _check_place(output: Path, recipe: Recipe) -> None:
+    if output.is_dir():
+        raise DlcvError(f"{output}: is a folder where a file is to be written; move it away")
+    for name, given in recipe.inputs.items():
+        if given.path and output.exists() and given.path.exists() and output.samefile(given.path):
+            raise DlcvError(f"{output} is this stage's {name}, and would be lost: give another name")
+
+
+def guard(beside: Path, recipe: Recipe, recorded: Callable[[Path], JSON], force: bool) -> None:
+    """Refuses to write a file beside the output over an input, a folder, or (unless forced) what is none of ours."""
+    _check_place(beside, recipe)
+    if beside.exists() and not force:
+        try:
+            recorded(beside)
+        except DlcvError as error:
+            problem = str(error).removeprefix(f"{beside}: ")
+            raise ExistsError(beside, [problem], "move it away, or --force to replace it") from None
 
 
 def versions(*packages: str) -> dict[str, str]:

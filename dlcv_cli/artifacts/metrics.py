@@ -41,9 +41,8 @@ def read_eval(path: Path) -> JSON:
 
 
 def belongs(checkpoint: Path, checkpoint_sha256: str) -> bool:
-    """Whether the metrics beside a checkpoint are there, whole and its own."""
-    try:
-        record = read_json(metrics_path(checkpoint), METRICS)
-    except FileError:
+    """Whether the metrics beside a checkpoint are there and its own."""
+    if not metrics_path(checkpoint).exists():
         return False
+    record = read_json(metrics_path(checkpoint), METRICS)
     return mapping(record.get("checkpoint")).get("sha256") == checkpoint_sha256

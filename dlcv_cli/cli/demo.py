@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-COMMANDS = """
+COMMANDS = r"""
 data digits -o {o}/digits
-data split {o}/digits -o {o}/digits.split.json --train-per-class 10 --val-per-class 20 --test-per-class 100
-vgg head {o}/digits.split.json --arch vgg16_mini -o {o}/head.safetensors
-vgg finetune {o}/digits.split.json --from {o}/head.safetensors -o {o}/finetune.safetensors
-vgg scratch {o}/digits.split.json --arch vgg16_mini -o {o}/scratch.safetensors
+data split {o}/digits -o {o}/digits.split.json --train-per-class 5 --val-per-class 20 --test-per-class 100
+vgg head {o}/digits.split.json --arch vgg16_mini --batch-size 10 --epochs 10 -o {o}/head.safetensors
+vgg finetune {o}/digits.split.json --from {o}/head.safetensors --batch-size 10 --epochs 10 --lr 0.0003 \
+    -o {o}/finetune.safetensors
+vgg scratch {o}/digits.split.json --arch vgg16_mini --batch-size 10 --epochs 20 --lr 0.001 -o {o}/scratch.safetensors
 eval --compare {o}/head.safetensors {o}/finetune.safetensors {o}/scratch.safetensors
 
 seq gen -o {o}/adding.safetensors
@@ -32,7 +33,7 @@ def demo(
     from dlcv_cli.cli.root import app
 
     command = typer.main.get_command(app)
-    for line in COMMANDS.strip().splitlines():
+    for line in COMMANDS.strip().replace("\\\n", "").splitlines():
         words = [word.format(o=output) for word in shlex.split(line)]
         typer.echo(f"\n$ dlcv {shlex.join(words)}" if words else "")
         if words:

@@ -11,7 +11,7 @@ import typer
 from tabulate import tabulate
 
 from dlcv_cli.cli.console import Terminal, print_json
-from dlcv_cli.cli.options import Force, Json, configured
+from dlcv_cli.cli.options import UNCHECKED, Force, Json, configured
 from dlcv_cli.config import EvalConfig, Machine
 from dlcv_cli.errors import SettingError
 from dlcv_cli.evaluation.comparison import COLUMNS, Column, compare
@@ -24,14 +24,14 @@ def evaluate(
     config: EvalConfig,
     machine: Machine,
     checkpoints: Annotated[
-        list[Path], typer.Argument(metavar="CHECKPOINT...", help="One or many.", show_default=False)
+        list[Path], typer.Argument(metavar="CHECKPOINT...", help="One or many.", show_default=False, **UNCHECKED)
     ],
     comparing: Annotated[bool, typer.Option("--compare", help="One table of all, with the baseline.")] = False,
     table: Annotated[
         Literal["plain", "github", "latex", "csv", "json"], typer.Option("--format", help="Of the table.")
     ] = "plain",
     data: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Split or sequence file, when not where it was.")
+        Path | None, typer.Option(metavar="FILE", help="Split or sequence file, when not where it was.", **UNCHECKED)
     ] = None,
     root: Annotated[Path | None, typer.Option(metavar="DIR", help="The images' folder, when not where it was.")] = None,
     force: Force = False,

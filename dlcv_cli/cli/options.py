@@ -13,12 +13,20 @@ import typer
 
 from dlcv_cli.config import Config
 
-SplitFile = Annotated[Path, typer.Argument(metavar="SPLIT", help="Split file of dlcv data split.", show_default=False)]
+# What an input holds, and whether it can be read, is for the stage to say: in one line, with exit code 1.
+UNCHECKED: dict[str, Any] = {"readable": False}
+
+SplitFile = Annotated[
+    Path, typer.Argument(metavar="SPLIT", help="Split file of dlcv data split.", show_default=False, **UNCHECKED)
+]
 OutputFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.", show_default=False)]
 OutputFolder = Annotated[
     Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", show_default=False)
 ]
-Root = Annotated[Path | None, typer.Option(metavar="DIR", help="The images' folder, when it is not where SPLIT says.")]
+Root = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="The images' folder, when it is not where SPLIT says."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that was made differently.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ from dlcv_cli.cli import data, demo, evaluate, seq, vgg
 from dlcv_cli.cli.console import Terminal
 from dlcv_cli.errors import DlcvError
 
-OUT_OF_MEMORY = "out of memory: use a smaller --batch-size or a smaller network"
+OUT_OF_MEMORY = "out of memory: ask for less (a smaller --batch-size, network, --count or --max-length)"
 
 
 class Boundary(TyperGroup):
@@ -31,15 +32,18 @@ class Boundary(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
+            where = f"{error.filename or 'standard output'}: "
             message, code = f"{where}{error.strerror or error}", 1
         except MemoryError:
             message, code = OUT_OF_MEMORY, 1
         except RuntimeError as error:
+            if "Symlink loop" in str(error):  # pathlib's, before Python 3.13
+                message, code = str(error), 1
             # torch's own, known by name because torch is not imported here
-            if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+            elif type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
                 raise
-            message, code = OUT_OF_MEMORY, 1
+            else:
+                message, code = OUT_OF_MEMORY, 1
         except KeyboardInterrupt:
             message, code = "interrupted", 130
         finally:
@@ -78,7 +82,9 @@ def _root(
 
 
 def main() -> None:
-    """Entry point of the script `dlcv`."""
+    """Runs the app."""
+    if sys.stderr is None:  # closed by the caller: print would take stdout instead
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # for as long as the process lives
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="dlcv")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dlcv_cli.cli.console import Terminal, described, print_outcome
-from dlcv_cli.cli.options import Force, Json, OutputFile, configured
+from dlcv_cli.cli.options import UNCHECKED, Force, Json, OutputFile, configured
 from dlcv_cli.config import GenConfig, SeqTrainConfig
 from dlcv_cli.sequences.cells import CELLS
 from dlcv_cli.sequences.tasks import TASKS
@@ -31,7 +31,9 @@ def gen(config: GenConfig, output: OutputFile, force: Force = False, as_json: Js
 @configured(SeqTrainConfig, choices={"cell": CELLS})
 def train(
     config: SeqTrainConfig,
-    data: Annotated[Path, typer.Argument(metavar="FILE", help="Sequence file of dlcv seq gen.", show_default=False)],
+    data: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Sequence file of dlcv seq gen.", show_default=False, **UNCHECKED)
+    ],
     output: OutputFile,
     force: Force = False,
     as_json: Json = False,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dlcv_cli.cli.console import Terminal, described, print_outcome
-from dlcv_cli.cli.options import Force, Json, OutputFile, Root, SplitFile, configured
+from dlcv_cli.cli.options import UNCHECKED, Force, Json, OutputFile, Root, SplitFile, configured
 from dlcv_cli.config import FinetuneConfig, HeadConfig, Machine, ScratchConfig
 from dlcv_cli.stages.reporting import Outcome
 from dlcv_cli.vision.architectures import ARCHITECTURES
@@ -53,7 +53,8 @@ def finetune(
     split: SplitFile,
     output: OutputFile,
     start: Annotated[
-        Path, typer.Option("--from", metavar="FILE", help="Checkpoint to go on from.", show_default=False)
+        Path,
+        typer.Option("--from", metavar="FILE", help="Checkpoint to go on from.", show_default=False, **UNCHECKED),
     ],
     root: Root = None,
     force: Force = False,

@@ -42,11 +42,15 @@ def compare(evaluations: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]
     """
     first_name, first = evaluations[0]
     for name, document in evaluations[1:]:
-        for key, what in (("study", "kind of study"), ("split", "part"), ("fingerprint", "data")):
+        for key, what, remedy in (
+            ("study", "kind of study", "compare them separately"),
+            ("split", "part", "compare them separately"),
+            ("fingerprint", "data", "evaluate them on the same file with --data and --force"),
+        ):
             if document["data"][key] != first["data"][key]:
                 raise DlcvError(
                     f"{name} and {first_name} were measured on different data (another {what}: "
-                    f"{_place(document)} and {_place(first)}): evaluate them on the same file with --data"
+                    f"{_place(document)} and {_place(first)}): {remedy}"
                 )
     columns = COLUMNS[first["data"]["study"]]
     rows = [{"name": name, "metrics": document["metrics"]} for name, document in evaluations]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dlcv_cli.artifacts import metrics, sequences, splits, tensors
 from dlcv_cli.artifacts.files import JSON, beside, mapping, read_json, sha256, writable, write_json
-from dlcv_cli.artifacts.lineage import Input, Recipe, Run, up_to_date
+from dlcv_cli.artifacts.lineage import Input, Recipe, Run, guard, up_to_date
 from dlcv_cli.config import EvalConfig, Machine
 from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.evaluation.metrics import classification, largest_class, regression
@@ -50,12 +50,15 @@ def evaluate(
     report = report or Reporter()
     record = tensors.read_record(checkpoint, tensors.CHECKPOINT)
     role = "split" if str(record.get("stage")).startswith("vgg.") else "data"
+    if metrics.metrics_path(checkpoint).is_file() and not metrics.belongs(checkpoint, sha256(checkpoint)):
+        report.warn(f"{checkpoint} is not what its metrics file says: damaged or exchanged since it was trained")
     place = _data_file(checkpoint, record, role, data, report)
     root = root or _recorded_root(checkpoint, record, role, data)
     output = beside(checkpoint, f".{config.split}.eval.json")
     predictions = beside(checkpoint, f".{config.split}.predictions.safetensors")
     given = {"checkpoint": Input(sha256(checkpoint), checkpoint), "data": Input(sha256(place), place)}
     recipe = Recipe("eval", config.to_json(), given)
+    guard(predictions, recipe, lambda path: tensors.read_record(path, tensors.PREDICTIONS), force)
     if up_to_date(output, recipe, lambda path: read_json(path, metrics.EVAL), force):
         document = metrics.read_eval(output)
         if predictions.is_file() and sha256(predictions) == document["predictions"]["sha256"]:
@@ -66,6 +69,9 @@ def evaluate(
     run = Run()
     measure = _measure_images if role == "split" else _measure_sequences
     found = measure(checkpoint, place, root, config.split, machine or Machine(), report)
+    numbers = [*found.arrays.values(), np.array([*found.metrics.values()])]
+    if not all(np.isfinite(values).all() for values in numbers):
+        raise FileError(checkpoint, "its answers are not finite numbers: damaged, or diverged in training")
     common = recipe.to_json(output.parent)
     count = len(next(iter(found.arrays.values())))
     where = {"study": "images" if role == "split" else "sequences", "split": config.split, "n": count}

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from dlcv_cli.artifacts import metrics, tensors
-from dlcv_cli.artifacts.files import JSON, sha256
-from dlcv_cli.artifacts.lineage import Recipe, Run, up_to_date, versions
+from dlcv_cli.artifacts.files import JSON, read_json, sha256
+from dlcv_cli.artifacts.lineage import Recipe, Run, guard, up_to_date, versions
 from dlcv_cli.stages.reporting import Outcome, Reporter
 
 
 def finished(output: Path, recipe: Recipe, force: bool, report: Reporter) -> Outcome | None:
     """The outcome when checkpoint and metrics are there and belong together, else None: it has to be trained."""
+    guard(metrics.metrics_path(output), recipe, lambda path: read_json(path, metrics.METRICS), force)
     if not up_to_date(output, recipe, lambda path: tensors.read_record(path, tensors.CHECKPOINT), force):
         return None
     if not metrics.belongs(output, sha256(output)):
-        report.note(f"{output}: its metrics are missing, damaged or another run's; training again")
+        report.note(f"{output}: its metrics are missing or another run's; training again")
         return None
     return Outcome(output, False, tensors.read_record(output, tensors.CHECKPOINT).get("best") or {})
 

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -107,6 +108,8 @@ def read(path: Path, name: str | None, architecture: Architecture) -> Weights:
 def _read_pth(path: Path) -> dict[str, Tensor]:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        raise FileError(path, "holds more than tensors, which may run code; save model.state_dict() instead") from None
     # torch.load raises many kinds of error on damaged or hostile files; each means the same to the user.
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
