@@ -11,10 +11,10 @@ import typer
 COMMANDS = r"""
 data digits -o {o}/digits
 data split {o}/digits -o {o}/digits.split.json --train-per-class 5 --val-per-class 20 --test-per-class 100
-vgg head {o}/digits.split.json --arch vgg16_mini --batch-size 10 --epochs 10 -o {o}/head.safetensors
+vgg head {o}/digits.split.json --arch vgg16_mini --batch-size 10 -o {o}/head.safetensors
 vgg finetune {o}/digits.split.json --from {o}/head.safetensors --batch-size 10 --epochs 10 --lr 0.0003 \
     -o {o}/finetune.safetensors
-vgg scratch {o}/digits.split.json --arch vgg16_mini --batch-size 10 --epochs 20 --lr 0.001 -o {o}/scratch.safetensors
+vgg scratch {o}/digits.split.json --arch vgg16_mini --batch-size 10 --epochs 16 --lr 0.001 -o {o}/scratch.safetensors
 eval --compare {o}/head.safetensors {o}/finetune.safetensors {o}/scratch.safetensors
 
 seq gen -o {o}/adding.safetensors
