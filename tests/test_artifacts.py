@@ -321,7 +321,7 @@ RECIPE = Recipe(
     [
         ({}, []),
         ({"stage": "vgg.scratch"}, ["it is the output of vgg.scratch"]),
-        ({"stage": None}, ["it is the output of None"]),
+        ({"stage": None}, ["it does not say how it was made"]),
         ({"config": {"lr": 0.01, "epochs": 6, "unfreeze": None}}, ["lr was 0.01, now 0.005"]),
         ({"config": {"lr": 1, "epochs": 2, "unfreeze": None}}, ["lr was 1, now 0.005", "epochs was 2, now 6"]),
         ({"config": {"lr": 0.005, "unfreeze": None}}, ["epochs was None, now 6"]),

@@ -373,3 +373,62 @@ def test_json(run: Run, folder: Path) -> None:
     lines = forced.stderr.splitlines()
     assert lines[0] == "trains 101 parameters (gru) on 64 sequences"
     assert [line.split()[1] for line in lines[1:]] == ["30", "60", "90", "120", "128"]
+
+
+def test_a_foreign_file_beside_the_output_is_kept(run: Run, folder: Path) -> None:
+    """What lies under the metrics' name and is none of ours is refused before training, and replaced by --force."""
+    notes = folder / "new.metrics.json"
+    notes.write_text('"my notes"')
+    new = ("-o", folder / "new.safetensors")
+    before = contents(folder)
+    refused(train(run, folder, *new), notes, "--force")
+    assert contents(folder) == before
+    assert train(run, folder, *new, "--force").exit_code == 0
+    assert metrics_of(folder / "new.safetensors")["schema"] == "dlcv.metrics/1"
+
+
+def test_a_folder_beside_the_output_is_refused(run: Run, folder: Path) -> None:
+    """A folder under the metrics' name is noticed before training, even with --force."""
+    (folder / "new.metrics.json").mkdir()
+    refused(train(run, folder, "-o", folder / "new.safetensors", "--force"), "new.metrics.json", "folder")
+    assert not (folder / "new.safetensors").exists()
+
+
+def test_evaluation_does_not_overwrite_the_data(run: Run, folder: Path) -> None:
+    """A data file that bears the predictions' name is kept, even with --force."""
+    data = folder / "b.test.predictions.safetensors"
+    (folder / "data.safetensors").rename(data)
+    b = folder / "b.safetensors"
+    assert run("seq", "train", data, "--cell", "baseline", "-o", b).exit_code == 0
+    before = contents(folder)
+    refused(run("eval", b, "--force"), data, "would be lost")
+    assert contents(folder) == before
+
+
+def test_answers_that_overflow(run: Run, folder: Path) -> None:
+    """Weights that are finite but whose answers are not: refused by name, nothing written."""
+    path = folder / "elman.safetensors"
+    (folder / "elman.metrics.json").unlink()
+    stored = tensors.read(path, tensors.CHECKPOINT)
+    record = {key: value for key, value in stored.record.items() if key != "schema"}
+    huge = {name: np.full_like(array, 3e38) for name, array in stored.arrays.items()}
+    tensors.write(path, tensors.CHECKPOINT, huge, record)
+    before = contents(folder)
+    refused(run("eval", path), path, "not finite")
+    assert contents(folder) == before
+
+
+def test_an_exchanged_checkpoint_is_noticed(run: Run, folder: Path) -> None:
+    """A checkpoint that is not the one its metrics file speaks of is evaluated with a warning."""
+    shutil.copy(folder / "lstm.safetensors", folder / "gru.safetensors")
+    result = run("eval", folder / "gru.safetensors")
+    assert result.exit_code == 0
+    assert "warning: " in result.stderr
+    assert "not what its metrics file says" in result.stderr
+
+
+def test_a_link_to_itself(run: Run, folder: Path) -> None:
+    """A symbolic link that leads to itself is refused in one line."""
+    loop = folder / "loop.safetensors"
+    loop.symlink_to(loop)
+    refused(run("eval", loop), "loop")

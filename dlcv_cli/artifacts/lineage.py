@@ -86,7 +86,8 @@ def _check_place(output: Path, recipe: Recipe) -> None:
         raise DlcvError(f"{output}: is a folder where a file is to be written; move it away")
     for name, given in recipe.inputs.items():
         if given.path and output.exists() and given.path.exists() and output.samefile(given.path):
-            raise DlcvError(f"{output} is this stage's {name}, and would be lost: give another name")
+            remedy = "rename it" if recipe.stage == "eval" else "give another -o"
+            raise DlcvError(f"{output} is this stage's {name}, and would be lost: {remedy}")
 
 
 def guard(beside: Path, recipe: Recipe, recorded: Callable[[Path], JSON], force: bool) -> None:

@@ -32,7 +32,7 @@ class Boundary(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except OSError as error:
-            where = f"{error.filename or 'standard output'}: "
+            where = f"{error.filename}: " if error.filename else ""
             message, code = f"{where}{error.strerror or error}", 1
         except MemoryError:
             message, code = OUT_OF_MEMORY, 1

@@ -34,14 +34,16 @@ class Weights:
 def find(source: str | None, architecture: Architecture, report: Reporter) -> tuple[Path, str | None]:
     """(file, name or None) of `--weights`; None takes the network's first. Downloads torchvision's when not there."""
     known = architecture.weights
-    name = source or next(iter(known))
+    name = source or next(iter(known), None)
+    if name is None:
+        raise DlcvError("this network has no weights known by name: give a file with --weights")
     if name in known:
         if known[name].endswith(".safetensors"):
             return shipped(known[name]), name
         return _torchvision_file(known[name], report), name
     path = Path(name)
     if not path.exists():
-        raise FileError(path, f"no such file of weights; known by name for this network: {', '.join(known)}")
+        raise FileError(path, f"no such file of weights; known by name for this network: {', '.join(known) or 'none'}")
     return path, None
 
 
@@ -109,7 +111,9 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
-        raise FileError(path, "holds more than tensors, which may run code; save model.state_dict() instead") from None
+        raise FileError(
+            path, "cannot be read as PyTorch weights: damaged, or holds more than tensors (give model.state_dict())"
+        ) from None
     # torch.load raises many kinds of error on damaged or hostile files; each means the same to the user.
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
