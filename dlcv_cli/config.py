@@ -14,6 +14,7 @@ from dlcv_cli.errors import SettingError
 
 Part = Literal["train", "val", "test"]
 Augment = Literal["none", "flip", "crop-flip"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def setting(
@@ -107,7 +108,16 @@ class TrainConfig(Config):
     decay: float = setting(0.9, "exponential: lr is multiplied by this after each epoch", above=0, high=1)
     weight_decay: float = setting(0.0, "Adam's L2 penalty", low=0)
     augment: Augment = setting("none", "how training images vary: mirrored; a random part of them, mirrored")
+    views: int | None = setting(
+        None, "with augment: so many random views of each image, in turn; default: another in every epoch", low=1
+    )
+    precision: Precision = setting("auto", "of the arithmetic; auto: bfloat16 where the device has it natively")
     seed: int = setting(0, "initial weights, order, dropout and augmentation", **SEED)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.views and self.augment == "none":
+            raise SettingError("--views says how many random views there are; without --augment there is one")
 
     def lr_at(self, epoch: int) -> float:
         """Learning rate of an epoch (0 is the first)."""

@@ -52,3 +52,12 @@ def lookup(table: dict[str, T], name: str, what: str) -> T:
     if name not in table:
         raise SettingError(f"unknown {what} {name!r}: choose from {', '.join(table)}")
     return table[name]
+
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def byte_size(count: int) -> str:
+    """A number of bytes in words, such as `57.3 MB`."""
+    unit = max((u for u in UNITS if count >= UNITS[u]), key=lambda u: UNITS[u], default="")
+    return f"{count / UNITS[unit]:.3g} {unit}B"

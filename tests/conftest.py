@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from dlcv_cli.cli.root import app
 
 Run = Callable[..., Result]
+Pixels = NDArray[np.uint8]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -26,6 +30,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache_of_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of its own for the fixtures that outlast one test: nobody's real one is touched."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DLCV_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own for each test, beside its tmp_path: no test finds what another has left."""
+    folder = tmp_path_factory.getbasetemp() / "caches" / uuid.uuid4().hex
+    monkeypatch.setenv("DLCV_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture
@@ -92,3 +112,35 @@ def metrics_of(checkpoint: Path) -> dict[str, Any]:
     """The metrics beside a checkpoint."""
     document: dict[str, Any] = json.loads(checkpoint.with_suffix(".metrics.json").read_text("utf-8"))
     return document
+
+
+# EXIF tag 0x0112 -> what to do with the stored pixels to see them upright (EXIF 2.32, 4.6.4 A)
+UPRIGHT = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    """An image file of that kind."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def difference(a: Pixels, b: Pixels) -> int:
+    """The largest difference in grey levels, of arrays of the same shape."""
+    assert a.shape == b.shape
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+def noise(width: int, height: int, channels: int = 3, low: int = 0) -> Pixels:
+    """Random pixels, a function of the size."""
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(width * 10_007 + height).integers(low, 256, shape, dtype=np.uint8)

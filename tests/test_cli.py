@@ -50,12 +50,15 @@ def test_commands_are_found() -> None:
 # --- help and usage -------------------------------------------------------------------------------------------------
 
 
+NEED_NOTHING = [("demo",), ("cache", "list"), ("cache", "clear")]
+
+
 def test_help_and_usage_errors_import_no_torch() -> None:
-    """Help, version, argument errors and settings out of range of every command are told without importing torch."""
+    """Help, version, usage errors, settings out of range and the cache's commands are told without importing torch."""
     lines = [["--help"], ["--version"], [], ["nonsense"], ["--nonsense"], ["data"], ["data", "nonsense"]]
     for words in COMMANDS:
         lines += [[*words, "--help"], [*words, "--nonsense"], [*words[:-1], words[-1] + "x"]]
-        if words != ("demo",):  # which needs no argument
+        if words not in NEED_NOTHING:
             lines.append([*words])
     lines += [
         ["data", "split", "x", "-o", "x.split.json", "--test-fraction", "2"],
@@ -65,16 +68,17 @@ def test_help_and_usage_errors_import_no_torch() -> None:
         ["seq", "train", "x", "-o", "x.safetensors", "--epochs", "0"],
         ["seq", "train", "x", "-o", "x.safetensors", "--cell", "brain"],
     ]
+    works = [["cache", "list"], ["cache", "clear", "--json"], ["cache", "prune", "--max-size", "1GB"]]
     script = f"""
 import contextlib, io, sys
 from dlcv_cli.cli.root import app
-for line in {lines!r}:
+for line in {lines + works!r}:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             app(line, prog_name="dlcv")
         except SystemExit as end:
             code = end.code
-    fine = "--help" in line or "--version" in line
+    fine = "--help" in line or "--version" in line or line in {works!r}
     assert code == (0 if fine else 2), (line, code)
     heavy = {{"torch", "torchvision", "sklearn", "scipy", "numba"}} & set(sys.modules)
     assert not heavy, (line, heavy)
@@ -125,6 +129,8 @@ def test_python_m_version() -> None:
         "data show",
         "vgg finetune x.split.json -o x.safetensors",
         "seq train x.safetensors -o y.safetensors --cell brain",
+        "vgg head x.split.json -o x.safetensors --precision float16",
+        "cache prune",
         "eval",
     ],
 )
@@ -151,6 +157,9 @@ def test_wrong_usage(run: Run, line: str) -> None:
         ("vgg head x -o x.safetensors --lr 0", "lr is 0.0: it must be > 0"),
         ("vgg scratch x -o x.safetensors --lr inf", "lr is inf: it must be a finite number"),
         ("vgg head x -o x.safetensors --threads 0", "threads is 0: it must be >= 1"),
+        ("vgg head x -o x.safetensors --views 0", "views is 0: it must be >= 1"),
+        ("cache prune --max-size many", "--max-size 'many': give a size such as 500MB or 20GB"),
+        ("cache prune --max-size -1", "--max-size '-1': give a size"),
         ("seq gen -o x.safetensors --min-length 5 --max-length 4", "max_length is 4: it must be >= min_length, 5"),
         ("seq train x -o x.safetensors --hidden-size 0", "hidden_size is 0: it must be >= 1"),
     ],

@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_photos(folder / "photos", {"cat": 10, "straße": 10, "tree house": 15})
     split = folder / "photos.split.json"
     dlcv("data", "split", folder / "photos", "-o", split)
-    common = (split, "--arch", "vgg16_mini", *THREADS, "-o")
+    common = (split, "--arch", "vgg16_mini", "--precision", "float32", *THREADS, "-o")
     dlcv("vgg", "scratch", *common, folder / "scratch.safetensors", "--epochs", 2, "--lr", 0.001, "--batch-size", 8)
     weights = ("--weights", folder / "scratch.safetensors")
     dlcv("vgg", "head", *common, folder / "head.safetensors", "--epochs", 1, *weights)
@@ -172,7 +172,13 @@ def test_eval_keys(evaluated: Path, name: str) -> None:
     predictions = evaluated / f"{name}.test.predictions.safetensors"
     sha256 = hashlib.sha256(predictions.read_bytes()).hexdigest()
     assert found["predictions"] == {"path": predictions.name, "sha256": sha256}
-    assert list(found["run"]) == ["started", "seconds", "machine", "python", "versions"]
+    machine = ["device", "threads", "precision", "store"] if images else []
+    assert list(found["run"]) == ["started", "seconds", "machine", "python", "versions", *machine]
+    if images:
+        frozen = {"scratch": {"used": False, "why": "nothing frozen"}}
+        frozen["head"] = {"used": True, "before": "classifier.2", "bytes_per_image": 2048, "images": 7, "computed": 7}
+        assert [found["run"][key] for key in machine[1:]] == [1, "float32", frozen[name]]
+        assert found["run"]["device"] in ("cpu", "cuda", "mps")
     record = tensors.read_record(predictions, tensors.PREDICTIONS)
     assert list(record) == ["schema", "stage", "config", "inputs", "data"]
     assert all(record[key] == found[key] for key in ("stage", "config", "inputs", "data"))

@@ -1,105 +1,36 @@
-"""Pixels: what is decoded is what the file shows, and what the network sees is what torchvision would show it."""
+"""Image files by content: what is decoded is what the file shows, and what would harm is refused."""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 import struct
+import subprocess
 import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torchvision.transforms as tv
-from numpy.typing import NDArray
+from conftest import UPRIGHT, Pixels, difference, encode, noise
 from PIL import Image, ImageFile
 
-from dlcv_cli.errors import FileError
 from dlcv_cli.vision import images
-from dlcv_cli.vision.preprocessing import Preprocessing
-
-IMAGENET = Preprocessing()
-SMALL = Preprocessing(resize=64, crop=64)
-Pixels = NDArray[np.uint8]
-
-
-def whole(image: Image.Image, index: int) -> Pixels:
-    """What evaluation sees of an image."""
-    return images.resize_and_crop(image, SMALL)
-
-
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def decode(data: bytes) -> Pixels:
-    image = images.open_upright(data)
+    with images.refusing():
+        image = images.upright(images.header(data))
     assert image.mode == "RGB"
     return np.asarray(image)
 
 
-def difference(a: Pixels, b: Pixels) -> int:
-    """The largest difference in grey levels, of arrays of the same shape."""
-    assert a.shape == b.shape
-    return int(np.abs(a.astype(int) - b.astype(int)).max())
-
-
-def noise(width: int, height: int, channels: int = 3, low: int = 0) -> Pixels:
-    shape = (height, width, channels) if channels > 1 else (height, width)
-    return np.random.default_rng(width * 10_007 + height).integers(low, 256, shape, dtype=np.uint8)
-
-
-# --- resizing -------------------------------------------------------------------------------------------------------
-
-SIZES = [
-    (256, 256),
-    (300, 200),
-    (200, 300),
-    (301, 203),
-    (97, 131),
-    (500, 31),
-    (31, 500),
-    (8, 8),
-    (3, 2),
-    (1, 7),
-    (1023, 769),
-    (257, 255),
-]
-
-
-@pytest.mark.parametrize(
-    "preprocessing", [IMAGENET, SMALL, Preprocessing(resize=65, crop=64)], ids=["224 of 256", "64 of 64", "64 of 65"]
-)
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
-def test_resize_and_crop_is_torchvisions(size: tuple[int, int], preprocessing: Preprocessing) -> None:
-    """Resizing and cropping gives torchvision's pixels, within one grey level, at any size and aspect ratio."""
-    image = Image.fromarray(noise(*size))
-    resize = tv.Resize(preprocessing.resize, tv.InterpolationMode.BILINEAR, antialias=True)
-    expected = np.asarray(tv.CenterCrop(preprocessing.crop)(resize(image)))
-    assert difference(images.resize_and_crop(image, preprocessing), expected) <= 1
-
-
-def test_one_pixel_fills_the_crop() -> None:
-    """An image of a single pixel becomes a plain square of its colour."""
-    image = Image.new("RGB", (1, 1), (10, 20, 30))
-    assert (images.resize_and_crop(image, IMAGENET) == np.array([10, 20, 30])).all()
-    assert images.resize_and_crop(image, IMAGENET).shape == (224, 224, 3)
-
-
-@pytest.mark.parametrize("upright", [True, False])
-def test_a_sliver_does_not_become_gigabytes(upright: bool) -> None:
-    """Of a 1 x 20,000 image the middle alone is computed: right, and in little memory."""
-    resource = pytest.importorskip("resource")
-    ramp = np.linspace(0, 255, 20_000).astype(np.uint8)[:, None, None].repeat(3, 2)
-    image = Image.fromarray(ramp if upright else np.ascontiguousarray(ramp.transpose(1, 0, 2)))
-    unit = 1 if sys.platform == "darwin" else 1024
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    pixels = images.resize_and_crop(image, IMAGENET)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before < 2**29
-    assert pixels.shape == (224, 224, 3)
-    assert difference(pixels, np.full_like(pixels, ramp[10_000, 0, 0])) <= 1
+def test_images_need_no_torch() -> None:
+    """Splitting a data set inspects its images without torch, which takes seconds to import."""
+    script = "import sys, dlcv_cli.vision.images; assert not {'torch', 'torchvision'} & set(sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
 
 
 # --- colour ---------------------------------------------------------------------------------------------------------
@@ -185,18 +116,6 @@ def test_sixteen_bit_gray_keeps_its_brightness() -> None:
 
 # --- orientation and frames -----------------------------------------------------------------------------------------
 
-# EXIF tag 0x0112 -> what to do with the stored pixels to see them upright (EXIF 2.32, 4.6.4 A)
-UPRIGHT = {
-    1: lambda a: a,
-    2: np.fliplr,
-    3: lambda a: np.rot90(a, 2),
-    4: np.flipud,
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
-    8: lambda a: np.rot90(a, 1),
-}
-
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
@@ -260,7 +179,7 @@ def test_decompression_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyP
     loaded = []
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: loaded.append(self))
     with pytest.raises(ValueError, match=r"20000 x 20000 pixels is more than"):
-        images.open_upright(png_header(20_000, 20_000))
+        decode(png_header(20_000, 20_000))
     assert not loaded
 
 
@@ -269,7 +188,7 @@ def test_a_large_photo_is_not_a_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "_rgb", lambda image: image)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: None)
     monkeypatch.setattr(images.ImageOps, "exif_transpose", lambda image: image)
-    assert images.open_upright(png_header(12_000, 9_000)).size == (12_000, 9_000)
+    assert images.upright(images.header(png_header(12_000, 9_000))).size == (12_000, 9_000)
 
 
 KINDS = {"JPEG": {}, "PNG": {}, "BMP": {}, "WEBP": {"lossless": True}, "GIF": {}}
@@ -283,10 +202,8 @@ def test_truncated_file_is_refused(kind: str, kept: float, tmp_path: Path) -> No
     path = tmp_path / "cut"
     path.write_bytes(data[: int(len(data) * kept)])
     with pytest.raises(ValueError, match=r"damaged|not an image"):
-        images.open_upright(path.read_bytes())
-    assert images.problem(path)
-    with pytest.raises(FileError, match="cut: "):
-        images.load(path, whole, 0)
+        decode(path.read_bytes())
+    assert re.match("damaged|not an image", images.problem(path) or "")
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO"])
@@ -295,7 +212,7 @@ def test_other_formats_are_refused(kind: str) -> None:
     data = encode(Image.fromarray(noise(32, 32)), kind)
     assert not images.looks_like_image(data[:32])
     with pytest.raises(ValueError, match="not an image"):
-        images.open_upright(data)
+        decode(data)
 
 
 def test_good_file_has_no_problem(tmp_path: Path) -> None:
@@ -305,11 +222,21 @@ def test_good_file_has_no_problem(tmp_path: Path) -> None:
     assert images.problem(path) is None
 
 
+def test_sha256_is_of_the_whole_file(tmp_path: Path) -> None:
+    """A file's sha256 is that of all its bytes, image or not."""
+    path = tmp_path / "any"
+    path.write_bytes(bytes(range(256)) * 5000)
+    assert images.sha256(path) == hashlib.sha256(bytes(range(256)) * 5000).hexdigest()
+
+
 def test_read_says_why_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing file, a folder and a file too large are ValueErrors with the reason."""
     for path, reason in [(tmp_path / "none", "No such file"), (tmp_path, "directory")]:
         with pytest.raises(ValueError, match=reason):
             images.read(path)
+        with pytest.raises(ValueError, match=reason):
+            images.sha256(path)
+        assert reason in str(images.problem(path))
     monkeypatch.setattr(images, "MAX_BYTES", 10)
     (tmp_path / "ten").write_bytes(bytes(10))
     (tmp_path / "eleven").write_bytes(bytes(11))
@@ -346,77 +273,3 @@ def test_images_are_known_by_content(kind: str) -> None:
 def test_other_content_is_no_image(head: bytes) -> None:
     """Text, sound, other formats and stubs are not taken for images."""
     assert not images.looks_like_image(head)
-
-
-# --- batches --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("count", "batch_size"), [(11, 4), (8, 4), (3, 10), (1, 1), (5, 1)])
-def test_batches_come_in_order(count: int, batch_size: int, tmp_path: Path) -> None:
-    """Batches hold the images in the order asked for, each once, the last one short."""
-    paths = [tmp_path / str(i) for i in range(count)]
-    for i, path in enumerate(paths):
-        side = 400 if i % 3 == 0 else 10  # some take longer than others
-        path.write_bytes(encode(Image.new("RGB", (side, side), (i, 0, 255)), "PNG"))
-    order = np.random.default_rng(0).permutation(count)
-    batches = list(images.load_batches(paths, order, whole, batch_size, threads=3))
-    assert [len(indices) for indices, _ in batches] == [
-        min(batch_size, count - start) for start in range(0, count, batch_size)
-    ]
-    assert np.concatenate([indices for indices, _ in batches]).tolist() == order.tolist()
-    for indices, pixels in batches:
-        assert pixels.shape == (len(indices), 64, 64, 3)
-        assert pixels.dtype == np.uint8
-        assert (pixels[..., 0] == indices[:, None, None]).all()
-
-
-def test_batches_of_nothing() -> None:
-    """No images, no batches."""
-    assert list(images.load_batches([], np.array([], np.int64), whole, 4, threads=2)) == []
-
-
-def test_a_bad_image_in_a_batch_is_named(tmp_path: Path) -> None:
-    """An image that cannot be decoded stops the batches with its name, after those before it."""
-    paths = [tmp_path / f"{i}.png" for i in range(6)]
-    for path in paths:
-        path.write_bytes(encode(Image.new("RGB", (4, 4)), "PNG"))
-    paths[3].write_bytes(b"no image")
-    batches = images.load_batches(paths, np.arange(6), whole, 2, threads=2)
-    assert next(batches)[0].tolist() == [0, 1]
-    with pytest.raises(FileError, match=r"3\.png: not an image"):
-        next(batches)
-
-
-def gradient(width: int, height: int) -> Image.Image:
-    """Red grows to the right, green downwards."""
-    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    return Image.fromarray(np.stack([x, y, 0 * x], 2).round().astype(np.uint8))
-
-
-def test_flip_mirrors_half_of_the_images() -> None:
-    """`flip` gives the evaluation's view or its mirror image, each about half of the time."""
-    image, plain = gradient(90, 70), whole(gradient(90, 70), 0)
-    views = [images.random_view(image, SMALL, "flip", np.random.default_rng(seed)) for seed in range(200)]
-    mirrored = [np.array_equal(view, plain[:, ::-1]) for view in views]
-    assert all(m or np.array_equal(view, plain) for m, view in zip(mirrored, views, strict=True))
-    assert 70 < sum(mirrored) < 130
-
-
-def test_crop_flip_takes_a_part() -> None:
-    """`crop-flip` shows 35 to 100 % of the area, inside the image, at a side ratio of 3/4 to 4/3, and varies."""
-    image, spans = gradient(160, 160), []
-    for seed in range(100):
-        view = images.random_view(image, SMALL, "crop-flip", np.random.default_rng(seed)).astype(float)
-        assert view.shape == (64, 64, 3)
-        spans.append((np.ptp(view[32, :, 0]) / 255, np.ptp(view[:, 32, 1]) / 255))
-    wide, high = np.array(spans).T
-    assert 0.3 < (wide * high).min() < 0.5
-    assert 0.85 < (wide * high).max() <= 1
-    assert 0.7 < (wide / high).min() < 0.85
-    assert 1.2 < (wide / high).max() < 1.4
-
-
-def test_crop_flip_of_a_sliver() -> None:
-    """A part of a very narrow image stays inside it."""
-    view = images.random_view(gradient(500, 1), SMALL, "crop-flip", np.random.default_rng(0))
-    assert view.shape == (64, 64, 3)

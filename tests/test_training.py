@@ -1,8 +1,10 @@
-"""The training loop against a plain one, written out here with torch's own parts."""
+"""The training loop against a plain one, written out here with torch's own parts; in float32 unless it says so."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +15,17 @@ from conftest import make_photos
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 
 from dlcv_cli.config import TrainConfig
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.vision import training
 from dlcv_cli.vision.architectures import ARCHITECTURES, Architecture, K
+from dlcv_cli.vision.forward import Forward
+from dlcv_cli.vision.frozen_prefix import Cut, cut
 from dlcv_cli.vision.networks import Network, random_network, unfreeze
-from dlcv_cli.vision.training import Epoch, Images, Kept, Progress, batches, evaluate, fit, predict
+from dlcv_cli.vision.sources import Source, computed
+from dlcv_cli.vision.training import Epoch, Progress, evaluate, fit, predict
+from dlcv_cli.vision.views import Images
 
 CPU = torch.device("cpu")
 MINI = ARCHITECTURES["vgg16_mini"]
@@ -42,9 +47,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Images, Images]:
     root = make_photos(tmp_path_factory.mktemp("data") / "photos", {"a": 6, "b": 6, "c": 6}, (64, 64))
     paths = sorted(root.rglob("*.png"))
     labels = np.array(["abc".index(p.parent.name) for p in paths], np.int64)
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
     chosen = np.random.default_rng(0).permutation(len(paths))
     train, val = (
-        Images([paths[i] for i in part], labels[part], MINI.preprocessing) for part in (chosen[:11], chosen[11:])
+        Images([paths[i] for i in part], [digests[i] for i in part], labels[part], MINI.preprocessing)
+        for part in (chosen[:11], chosen[11:])
     )
     return train, val
 
@@ -68,9 +75,32 @@ def state(network: Network) -> dict[str, Tensor]:
     return copy.deepcopy(network.state_dict())
 
 
-def epochs_of(network: Network, train: Images, val: Images, config: TrainConfig) -> list[Epoch]:
+def source(parts: Cut, images: Images, precision: str = "float32") -> Source:
+    """What enters the layers that train, as the stages have it without a store."""
+    return computed(images, Forward([*parts.prefix], images.preprocessing, CPU, precision), 2)
+
+
+def training_of(
+    network: Network, train: Images, val: Images, config: TrainConfig, precision: str = "float32"
+) -> Iterator[Progress | Epoch]:
+    """Trains as the stages do."""
+    parts = cut(network)
+    sources = (source(parts, images, precision) for images in (train, val))
+    return fit(network, parts, *sources, config, CPU, precision)
+
+
+def epochs_of(
+    network: Network, train: Images, val: Images, config: TrainConfig, precision: str = "float32"
+) -> list[Epoch]:
     """Trains, and gives the epochs' records."""
-    return [event for event in fit(network, train, val, config, CPU, 2) if isinstance(event, Epoch)]
+    events = training_of(network, train, val, config, precision)
+    return [event for event in events if isinstance(event, Epoch)]
+
+
+def evaluated(network: Network, images: Images) -> tuple[float, float]:
+    """(loss, accuracy) of a network."""
+    parts = cut(network)
+    return evaluate(parts.suffix, source(parts, images), "float32")
 
 
 def plain_epoch(network: Network, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor, config: TrainConfig,
@@ -136,7 +166,7 @@ def test_several_epochs_are_plain_ones(data: tuple[Images, Images], settings: di
     optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay)
     lrs = {"exponential": [1e-2, 5e-3, 2.5e-3], "cosine": [1e-2, 7.5e-3, 2.5e-3], "constant": [1e-2] * 3}
     number = 0
-    for event in fit(ours, train, val, config, CPU, 2):
+    for event in training_of(ours, train, val, config):
         if not isinstance(event, Epoch):
             continue
         optimizer.param_groups[0]["lr"] = lrs[config.schedule][number]
@@ -175,7 +205,7 @@ def test_best_epoch_is_kept(
     monkeypatch.setattr(training, "evaluate", lambda *_: next(script))
     network = trainee(architecture, LAYERS["scratch"])
     records, states = [], []
-    for event in fit(network, train, val, TrainConfig(epochs=4, batch_size=4), CPU, 2):
+    for event in training_of(network, train, val, TrainConfig(epochs=4, batch_size=4)):
         if isinstance(event, Epoch):
             records.append(event)
             states.append(state(network))
@@ -193,8 +223,7 @@ def test_best_epoch_again(data: tuple[Images, Images]) -> None:
     records = epochs_of(network, train, val, TrainConfig(epochs=5, batch_size=4, lr=0.05))
     best = max(records, key=lambda r: r.val_accuracy)  # the first of equal ones
     assert [r.epoch for r in records if r.best][-1] == best.epoch
-    again = evaluate(network, batches(val, CPU, 2), len(val.paths))
-    assert again == pytest.approx((best.val_loss, best.val_accuracy), rel=1e-5)
+    assert evaluated(network, val) == pytest.approx((best.val_loss, best.val_accuracy), rel=1e-5)
 
 
 def test_all_wrong_is_kept_too(data: tuple[Images, Images], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,24 +232,6 @@ def test_all_wrong_is_kept_too(data: tuple[Images, Images], monkeypatch: pytest.
     monkeypatch.setattr(training, "evaluate", lambda *_: (5.0, 0.0))
     records = epochs_of(trainee(PLAIN, ("classifier",)), train, val, TrainConfig(epochs=2))
     assert [r.best for r in records] == [True, False]
-
-
-@pytest.mark.parametrize("epochs", [1, 6])
-@pytest.mark.parametrize("schedule", ["exponential", "cosine", "constant"])
-def test_lr_at(schedule: str, epochs: int) -> None:
-    """Each epoch's learning rate is that of torch's scheduler of the name."""
-    config = TrainConfig(epochs=epochs, lr=0.3, decay=0.8, schedule=schedule)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
-    schedulers = {
-        "exponential": lambda: ExponentialLR(optimizer, gamma=0.8),
-        "cosine": lambda: CosineAnnealingLR(optimizer, T_max=epochs),
-        "constant": lambda: ExponentialLR(optimizer, gamma=1.0),
-    }
-    scheduler = schedulers[schedule]()
-    for epoch in range(epochs):
-        assert config.lr_at(epoch) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9)
-        optimizer.step()
-        scheduler.step()
 
 
 def test_short_batch_weighs_as_it_should(data: tuple[Images, Images]) -> None:
@@ -245,7 +256,7 @@ def test_evaluate(data: tuple[Images, Images]) -> None:
     """Loss and accuracy are means over images, dropout off."""
     _, val = data
     network = trainee(MINI, LAYERS["head"]).train()
-    loss, accuracy = evaluate(network, batches(val, CPU, 2), len(val.paths))
+    loss, accuracy = evaluated(network, val)
     labels = torch.from_numpy(val.labels)
     with torch.no_grad():
         logits = network.eval()(pixels(val))
@@ -255,12 +266,12 @@ def test_evaluate(data: tuple[Images, Images]) -> None:
 
 @pytest.mark.parametrize("batch", [1, 4, 7, 32])
 def test_predictions_do_not_depend_on_batches(data: tuple[Images, Images], batch: int) -> None:
-    """Logits and labels come in the images' order, dropout off, in batches of the size asked for."""
+    """Logits come in the images' order, dropout off, in batches of the size asked for."""
     _, val = data
     network = trainee(MINI, LAYERS["head"]).train()
-    logits, labels = zip(*predict(network, batches(val, CPU, 2), len(val.paths), batch), strict=True)
-    assert [len(part) for part in labels] == [min(batch, 7 - at) for at in range(0, 7, batch)]
-    assert torch.cat(labels).tolist() == val.labels.tolist()
+    parts = cut(network)
+    logits = list(predict(parts.suffix, source(parts, val), "float32", batch))
+    assert [len(part) for part in logits] == [min(batch, 7 - at) for at in range(0, 7, batch)]
     with torch.no_grad():
         torch.testing.assert_close(torch.cat(logits), network.eval()(pixels(val)), rtol=1e-5, atol=1e-5)
 
@@ -269,31 +280,50 @@ def test_progress(data: tuple[Images, Images]) -> None:
     """Every step tells how many of the epoch's images are done, a short batch by its size; then the epoch's record."""
     train, val = data
     network = trainee(PLAIN, LAYERS["scratch"])
-    events = list(fit(network, train, val, TrainConfig(epochs=2, batch_size=4), CPU, 2))
+    events = list(training_of(network, train, val, TrainConfig(epochs=2, batch_size=4)))
     done = [(e.epoch, e.done, e.total) if isinstance(e, Progress) else e.epoch for e in events]
     assert done == [(1, 4, 11), (1, 8, 11), (1, 11, 11), 1, (2, 4, 11), (2, 8, 11), (2, 11, 11), 2]
 
 
-@pytest.mark.parametrize("stage", ["head", "finetune"])
-def test_frozen_layers_kept_or_not(data: tuple[Images, Images], stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frozen layers computed once give what frozen layers computed in every epoch give; memory decides which."""
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", LAYERS)
+def test_what_enters_depends_on_the_image_alone(data: tuple[Images, Images], stage: str, precision: str) -> None:
+    """What enters the layers that train is what the frozen ones make of the image, bit by bit in any company."""
+    train, _ = data
+    network = trainee(MINI, LAYERS[stage])
+    parts = cut(network)
+    entering = source(parts, train, precision)
+    order = np.arange(11)
+    found = torch.cat([*entering.batches(order, 11, 0)])
+    for batch_size in (1, 3, 64):
+        batches = list(entering.batches(order[::-1].copy(), batch_size, 0))
+        assert [len(x) for x in batches] == [min(batch_size, 11 - at) for at in range(0, 11, batch_size)]
+        assert torch.equal(torch.cat(batches).flip(0), found)
+    with torch.no_grad():
+        expected = parts.prefix.eval()(pixels(train))
+    assert found.dtype == getattr(torch, precision)
+    scale = expected.abs().max().item()
+    atol = scale * (1e-5 if precision == "float32" else 0.05)
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("stage", LAYERS)
+def test_bfloat16(data: tuple[Images, Images], stage: str) -> None:
+    """In bfloat16 losses are near those of float32 but not the same, and the weights are float32 as they were."""
     train, val = data
-    found = []
-    for limit in (2**30, 0):
-        monkeypatch.setattr(training, "MAX_KEPT", limit)
-        network = trainee(MINI, LAYERS[stage])
-        events = list(fit(network, train, val, TrainConfig(epochs=2, batch_size=4, lr=1e-4), CPU, 2))
-        kept = [event for event in events if isinstance(event, Kept)]
-        passes = [(e.done, e.total) for e in events if isinstance(e, Progress) and e.epoch == 0]
-        if limit:
-            # float32 in 11 + 7 images: 512 behind classifier.1, 64 channels of 4 x 4 before features.28
-            layer, numbers = {"head": ("classifier.2", 512), "finetune": ("features.28", 64 * 4 * 4)}[stage]
-            assert kept == [Kept(layer, 18 * 4 * numbers)]
-            assert passes[-1] == (18, 18)
-        else:
-            assert (kept, passes) == ([], [])
-        found.append([(e.train_loss, e.val_loss) for e in events if isinstance(e, Epoch)])
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-3)
+    config = TrainConfig(epochs=2, batch_size=4, lr=1e-4)
+    exact, coarse = (trainee(MINI, LAYERS[stage]) for _ in range(2))
+    before = state(coarse)
+    ours, theirs = epochs_of(exact, train, val, config), epochs_of(coarse, train, val, config, "bfloat16")
+    for one, other in zip(ours, theirs, strict=True):
+        assert other.train_loss == pytest.approx(one.train_loss, rel=0.03)
+        assert other.train_loss != one.train_loss
+        assert other.val_loss == pytest.approx(one.val_loss, rel=0.03)
+        assert other.val_loss != one.val_loss
+    after = coarse.state_dict()
+    assert {t.dtype for t in after.values()} == {torch.float32}
+    trainable = {name for name, p in coarse.named_parameters() if p.requires_grad}
+    assert {name for name in after if not torch.equal(after[name], before[name])} == trainable
 
 
 @pytest.mark.parametrize(("layers", "epochs"), [(LAYERS["scratch"], 1), (LAYERS["head"], 3)], ids=["scratch", "head"])
@@ -331,25 +361,31 @@ def test_missing_image_is_named(data: tuple[Images, Images], tmp_path: Path) -> 
 @pytest.mark.parametrize("augment", ["flip", "crop-flip"])
 def test_augmentation_repeats_and_varies(data: tuple[Images, Images], augment: str) -> None:
     """A view is a function of seed, epoch and image: the same again, whatever the order; another in the next epoch."""
-    source = batches(data[0], CPU, 2, augment, seed=3)  # type: ignore[arg-type]
+    varied = replace(data[0], augment=augment, seed=3)  # type: ignore[arg-type]
+    entering = source(cut(trainee(MINI, LAYERS["scratch"])), varied)
     order = np.arange(11)
-    first = torch.cat([x for x, _ in source(order, 4, 0)])
-    backwards = torch.cat([x for x, _ in source(order[::-1].copy(), 3, 0)])
-    assert torch.equal(first, backwards.flip(0))
-    assert not torch.equal(first, torch.cat([x for x, _ in source(order, 4, 1)]))
+    first = torch.cat([*entering.batches(order, 4, 0)])
+    assert torch.equal(first, torch.cat([*entering.batches(order[::-1].copy(), 3, 0)]).flip(0))
+    assert not torch.equal(first, torch.cat([*entering.batches(order, 4, 1)]))
 
 
 def test_augmented_training_differs_in_its_images_alone(data: tuple[Images, Images]) -> None:
-    """With `augment`, frozen layers stay as they are, only the validation images' outputs are kept, and it repeats."""
-    ends = []
+    """With `augment`, frozen layers stay as they are, validation images too, and it repeats."""
+    train, val = data
+    ends, losses = [], []
     for augment in ("flip", "flip", "none"):
         network = trainee(MINI, LAYERS["head"])
         before = state(network)
-        config = TrainConfig(epochs=2, batch_size=4, augment=augment)  # type: ignore[arg-type]
-        kept = [event.size for event in fit(network, *data, config, CPU, 2) if isinstance(event, Kept)]
-        assert kept == [4 * 512 * (7 if augment == "flip" else 18)]
+        varied = replace(train, augment=augment)  # type: ignore[arg-type]
+        # so small a step changes no weight: the validation loss is that of the network at the start
+        [record] = epochs_of(copy.deepcopy(network), varied, val, TrainConfig(epochs=1, batch_size=4, lr=1e-30))
+        losses.append((record.train_loss, record.val_loss))
+        epochs_of(network, varied, val, TrainConfig(epochs=2, batch_size=4))
         changed = {name for name, tensor in state(network).items() if not torch.equal(tensor, before[name])}
         assert changed == {"classifier.6.weight", "classifier.6.bias"}
         ends.append(network.classifier[6].weight)
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])
+    assert losses[0] == losses[1]
+    assert losses[0][0] != losses[2][0]
+    assert losses[0][1] == losses[2][1]

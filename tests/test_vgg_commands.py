@@ -23,8 +23,10 @@ from dlcv_cli.errors import DlcvError
 from dlcv_cli.stages import vgg
 
 CLASSES = {"cat": 10, "straße": 10, "tree house": 15}
-COMMON = ("--epochs", 1, "--threads", 1)
-TRAIN_CONFIG = ["epochs", "batch_size", "lr", "schedule", "decay", "weight_decay", "augment", "seed"]
+COMMON = ("--epochs", 1, "--threads", 1, "--precision", "float32")
+TRAIN_CONFIG = [
+    "epochs", "batch_size", "lr", "schedule", "decay", "weight_decay", "augment", "views", "precision", "seed",
+]  # fmt: skip
 STAGES = {"scratch": ["arch"], "head": ["arch", "partial"], "finetune": ["unfreeze"]}
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -73,7 +75,8 @@ def test_metrics_keys(trained: Path, stage: str) -> None:
     checkpoint = trained / f"{stage}.safetensors"
     found = metrics_of(checkpoint)
     assert list(found) == [
-        "schema", "stage", "config", "inputs", "arch", "parameters", "records", "best", "checkpoint", "run",
+        "schema", "stage", "config", "inputs", "arch", "precision", "parameters", "records", "best", "checkpoint",
+        "run",
     ]  # fmt: skip
     assert (found["schema"], found["stage"]) == ("dlcv.metrics/1", f"vgg.{stage}")
     assert list(found["config"]) == [*TRAIN_CONFIG, *STAGES[stage]]
@@ -83,14 +86,22 @@ def test_metrics_keys(trained: Path, stage: str) -> None:
     assert found["best"] == epoch
     assert epoch["epoch"] == 1
     assert 0 <= epoch["val_accuracy"] <= 1
+    assert found["precision"] == "float32"
     sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert found["checkpoint"] == {"path": checkpoint.name, "sha256": sha256}
     run = found["run"]
     assert list(run) == [
-        "started", "seconds", "machine", "python", "versions", "device", "threads", "images_per_second",
+        "started", "seconds", "machine", "python", "versions", "device", "threads", "images_per_second", "store",
     ]  # fmt: skip
-    assert list(run["versions"]) == ["dlcv", "torch", "numpy", "pillow", "safetensors"]
+    assert list(run["versions"]) == ["dlcv", "torch", "torchvision", "numpy", "pillow", "safetensors"]
     assert (run["threads"], len(run["images_per_second"])) == (1, 1)
+    if stage == "scratch":
+        assert run["store"] == {"used": False, "why": "nothing frozen"}
+        return
+    # float32 of 22 + 6 images: 512 behind classifier.1, 64 channels of 4 x 4 before features.28
+    layer, numbers = {"head": ("classifier.2", 512), "finetune": ("features.28", 64 * 4 * 4)}[stage]
+    assert list(run["store"]) == ["used", "before", "bytes_per_image", "images", "computed"]
+    assert [*run["store"].values()] == [True, layer, 4 * numbers, 28, 28]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -99,10 +110,13 @@ def test_record_keys(trained: Path, stage: str) -> None:
     checkpoint = trained / f"{stage}.safetensors"
     record, metrics = tensors.read_record(checkpoint, tensors.CHECKPOINT), metrics_of(checkpoint)
     assert list(record) == [
-        "schema", "stage", "config", "inputs", "arch", "classes", "preprocessing", "best", "versions",
+        "schema", "stage", "config", "inputs", "arch", "precision", "classes", "preprocessing", "trained", "best",
+        "versions",
     ]  # fmt: skip
-    assert all(record[key] == metrics[key] for key in ("stage", "config", "inputs", "best"))
+    assert all(record[key] == metrics[key] for key in ("stage", "config", "inputs", "arch", "precision", "best"))
     assert record["arch"] == "vgg16_mini"
+    layers = {"scratch": ["features", "classifier"], "head": ["classifier.6"]}
+    assert record["trained"] == layers.get(stage, ["classifier", "features.28"])
     assert record["classes"] == list(CLASSES)
     assert list(record["preprocessing"]) == ["resize", "crop", "mean", "std"]
     given = {"scratch": {}, "head": {"weights": "scratch"}, "finetune": {"checkpoint": "head"}}[stage]
@@ -209,6 +223,8 @@ def test_up_to_date_after_moving(run: Run, trained: Path, tmp_path: Path) -> Non
         (("--lr", 0.01), "lr was 5e-05, now 0.01"),
         (("--epochs", 2), "epochs was 1, now 2"),
         (("--unfreeze", "classifier"), "unfreeze was classifier,features.28, now classifier"),
+        (("--augment", "flip", "--views", 3), "augment was none, now flip; views was None, now 3"),
+        (("--precision", "bfloat16"), "precision was float32, now bfloat16"),
         (("--seed", 1, "--schedule", "cosine"), "schedule was constant, now cosine; seed was 0, now 1"),
     ],
 )
@@ -450,6 +466,12 @@ DAMAGE: dict[str, Change] = {
     "nan": lambda record, arrays: arrays["features.0.bias"].fill(np.nan),
     "infinite": lambda record, arrays: arrays["features.0.bias"].fill(np.inf),
     "no bias": lambda record, arrays: arrays.pop("features.0.bias"),
+    "no such precision": lambda record, arrays: record.update(precision="float16"),
+    "precision not resolved": lambda record, arrays: record.update(precision="auto"),
+    "precision is a list": lambda record, arrays: record.update(precision=["float32"]),
+    "no such layer": lambda record, arrays: record.update(trained=["classifier.9"]),
+    "trained is a number": lambda record, arrays: record.update(trained=6),
+    "trained of numbers": lambda record, arrays: record.update(trained=[6]),
     "one too many": lambda record, arrays: arrays.update(extra=np.zeros(3, np.float32)),
     "half": lambda record, arrays: arrays.update({n: a.astype(np.float16) for n, a in arrays.items()}),
     "other shape": lambda record, arrays: arrays.update({"features.0.bias": np.zeros(9, np.float32)}),
@@ -548,9 +570,15 @@ def test_json(run: Run, chain: Path) -> None:
 
 
 def test_what_is_told(run: Run, chain: Path) -> None:
-    """stderr says what trains and one plain line an epoch; stdout only what was written."""
-    result = finetune(run, chain, "--force", "--epochs", 2)
-    trains, *lines = result.stderr.splitlines()
-    assert re.fullmatch(r"trains [\d,]+ of [\d,]+ parameters \(vgg16_mini, 3 classes\) on \w+", trains)
-    assert [line.split()[1] for line in lines if line.startswith("epoch ")] == ["1", "2"]
-    assert len(result.stdout.splitlines()) == 1
+    """stderr says what trains, what is frozen and kept, and one plain line an epoch; stdout only what was written."""
+    told = [
+        r"trains [\d,]+ of [\d,]+ parameters \(vgg16_mini, 3 classes\) on \w+ in float32",
+        r"frozen before features\.28: 9\d\.\d % of the 0\.\d+ GFLOP .* forward; 4,096 bytes an image to keep",
+    ]
+    for kept in (r"0 of 28 are there, 115 [Kk]B to add, [^,]+ free on its disk", r"28 of 28 are there"):
+        result = finetune(run, chain, "--force", "--epochs", 2)
+        lines = result.stderr.splitlines()
+        for line, expected in zip(lines, [*told, f"store [0-9a-f]{{12}}: {kept}"], strict=False):
+            assert re.fullmatch(expected, line)
+        assert [line.split()[:2] for line in lines[3:]] == [["epoch", "1"], ["epoch", "2"]]
+        assert len(result.stdout.splitlines()) == 1

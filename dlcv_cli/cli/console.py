@@ -9,7 +9,17 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from dlcv_cli.stages.reporting import Outcome, Reporter
 
@@ -38,6 +48,11 @@ def described(fields: dict[str, Any]) -> str:
         f"{label} {show(fields[key])}".strip() for key, (label, show) in FIELDS.items() if fields.get(key) is not None
     ]
     return "  ".join(text for text in shown if text)
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
 
 
 class Terminal(Reporter):
@@ -71,7 +86,13 @@ class Terminal(Reporter):
         if Terminal.bar is None or what != self.what:
             self.close()
             self.what = what
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _Speed(),
+                TimeRemainingColumn(),
+            )
             Terminal.bar = Progress(*columns, console=self.console, transient=True)
             self.task = Terminal.bar.add_task(what, total=total)
             Terminal.bar.start()

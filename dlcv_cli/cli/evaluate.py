@@ -11,7 +11,7 @@ import typer
 from tabulate import tabulate
 
 from dlcv_cli.cli.console import Terminal, print_json
-from dlcv_cli.cli.options import UNCHECKED, Force, Json, configured
+from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, NoCache, configured
 from dlcv_cli.config import EvalConfig, Machine
 from dlcv_cli.errors import SettingError
 from dlcv_cli.evaluation.comparison import COLUMNS, Column, compare
@@ -26,6 +26,7 @@ def evaluate(
     checkpoints: Annotated[
         list[Path], typer.Argument(metavar="CHECKPOINT...", help="One or many.", show_default=False, **UNCHECKED)
     ],
+    cache: CacheFolder,
     comparing: Annotated[bool, typer.Option("--compare", help="One table of all, with the baseline.")] = False,
     table: Annotated[
         Literal["plain", "github", "latex", "csv", "json"], typer.Option("--format", help="Of the table.")
@@ -34,6 +35,7 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="Split or sequence file, when not where it was.", **UNCHECKED)
     ] = None,
     root: Annotated[Path | None, typer.Option(metavar="DIR", help="The images' folder, when not where it was.")] = None,
+    no_cache: NoCache = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -44,7 +46,10 @@ def evaluate(
         raise SettingError("a checkpoint is given twice")
     done, report = [], Terminal()
     for path in checkpoints:
-        outcome = stage.evaluate(path, config, data=data, root=root, machine=machine, force=force, report=report)
+        kept = None if no_cache else cache
+        outcome = stage.evaluate(
+            path, config, data=data, root=root, machine=machine, force=force, cache=kept, report=report
+        )
         report.note(f"{outcome.output}: {'written' if outcome.made else 'up to date'}")
         done.append((path, outcome.summary))
     as_json = as_json or table == "json"

@@ -31,6 +31,26 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an output that was
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
+def _cache_folder() -> Path:
+    from dlcv_cli.artifacts.store import default_folder
+
+    return default_folder()
+
+
+CacheFolder = Annotated[
+    Path,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        envvar="DLCV_CACHE",
+        default_factory=_cache_folder,
+        help="Where the frozen layers' outputs are kept.",
+        show_default="the user's cache folder",
+    ),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Compute the frozen layers anew for each batch.")]
+
+
 def configured(
     *configs: type[Config], choices: Mapping[str, Iterable[str]] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from dlcv_cli.cli.console import Terminal, described, print_outcome
-from dlcv_cli.cli.options import UNCHECKED, Force, Json, OutputFile, Root, SplitFile, configured
+from dlcv_cli.cli.options import (
+    UNCHECKED,
+    CacheFolder,
+    Force,
+    Json,
+    NoCache,
+    OutputFile,
+    Root,
+    SplitFile,
+    configured,
+)
 from dlcv_cli.config import FinetuneConfig, HeadConfig, Machine, ScratchConfig
 from dlcv_cli.stages.reporting import Outcome
 from dlcv_cli.vision.architectures import ARCHITECTURES
@@ -24,6 +34,7 @@ def head(
     machine: Machine,
     split: SplitFile,
     output: OutputFile,
+    cache: CacheFolder,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -33,16 +44,18 @@ def head(
         ),
     ] = None,
     root: Root = None,
+    no_cache: NoCache = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Train only a new classification layer on pretrained weights."""
     from dlcv_cli.stages import vgg
 
-    _print(
-        vgg.head(split, output, config, source=weights, root=root, machine=machine, force=force, report=Terminal()),
-        as_json,
+    kept = None if no_cache else cache
+    outcome = vgg.head(
+        split, output, config, source=weights, root=root, machine=machine, force=force, cache=kept, report=Terminal()
     )
+    _print(outcome, as_json)
 
 
 @app.command("finetune")
@@ -52,21 +65,24 @@ def finetune(
     machine: Machine,
     split: SplitFile,
     output: OutputFile,
+    cache: CacheFolder,
     start: Annotated[
         Path,
         typer.Option("--from", metavar="FILE", help="Checkpoint to go on from.", show_default=False, **UNCHECKED),
     ],
     root: Root = None,
+    no_cache: NoCache = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Go on from a head: all fully connected layers and the last convolution train."""
     from dlcv_cli.stages import vgg
 
-    _print(
-        vgg.finetune(split, output, config, source=start, root=root, machine=machine, force=force, report=Terminal()),
-        as_json,
+    kept = None if no_cache else cache
+    outcome = vgg.finetune(
+        split, output, config, source=start, root=root, machine=machine, force=force, cache=kept, report=Terminal()
     )
+    _print(outcome, as_json)
 
 
 @app.command("scratch")

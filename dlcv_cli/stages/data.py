@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +12,7 @@ from dlcv_cli.artifacts.files import JSON, check_output, mapping, read_json, sha
 from dlcv_cli.artifacts.lineage import Input, Recipe, up_to_date, versions
 from dlcv_cli.config import DrawConfig, SplitConfig
 from dlcv_cli.errors import DlcvError, ExistsError, named
-from dlcv_cli.stages.reporting import Outcome, Reporter
+from dlcv_cli.stages.reporting import Outcome, Reporter, parallel
 from dlcv_cli.vision import datasets, images
 from dlcv_cli.vision.splits import PARTS, Example
 from dlcv_cli.vision.splits import split as divide
@@ -81,20 +79,6 @@ def split(
     if unused:
         report.note(f"{unused} images are in no part: more than was asked for per class")
     return Outcome(output, True, show(output))
-
-
-def parallel(function: Callable[[Path], T], paths: Sequence[Path], what: str, report: Reporter) -> list[T]:
-    """[function(path) for path in paths] in threads, with progress. For work that releases the GIL."""
-    results = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            for result in pool.map(function, paths):
-                results.append(result)
-                report.progress(what, len(results), len(paths))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return results
 
 
 def _sha256_or_problem(path: Path) -> tuple[str, str | None]:

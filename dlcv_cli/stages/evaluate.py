@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Measured:
     baseline: dict[str, Any]
     arrays: dict[str, NDArray[Any]]
     packages: tuple[str, ...]
+    machine: JSON = field(default_factory=dict)  # what `run` says beside times and versions
 
 
 def evaluate(
@@ -37,6 +38,7 @@ def evaluate(
     root: Path | None = None,
     machine: Machine | None = None,
     force: bool = False,
+    cache: Path | None = None,
     report: Reporter | None = None,
 ) -> Outcome:
     """Writes `NAME.PART.eval.json` and `NAME.PART.predictions.safetensors` beside a checkpoint.
@@ -67,8 +69,10 @@ def evaluate(
 
     writable(output)
     run = Run()
-    measure = _measure_images if role == "split" else _measure_sequences
-    found = measure(checkpoint, place, root, config.split, machine or Machine(), report)
+    if role == "split":
+        found = _measure_images(checkpoint, place, root, config.split, machine or Machine(), cache, report)
+    else:
+        found = _measure_sequences(checkpoint, place, config.split)
     numbers = [*found.arrays.values(), np.array([*found.metrics.values()])]
     if not all(np.isfinite(values).all() for values in numbers):
         raise FileError(checkpoint, "its answers are not finite numbers: damaged, or diverged in training")
@@ -84,7 +88,7 @@ def evaluate(
         "metrics": found.metrics,
         "baseline": found.baseline,
         "predictions": {"path": predictions.name, "sha256": sha256(predictions)},
-        "run": run.to_json(*found.packages),
+        "run": run.to_json(*found.packages, **found.machine),
     }
     write_json(output, document)
     return Outcome(output, True, document)
@@ -113,22 +117,28 @@ def _recorded_root(checkpoint: Path, record: JSON, role: str, data: Path | None)
 
 
 def _measure_images(
-    checkpoint: Path, data: Path, root: Path | None, part: str, machine: Machine, report: Reporter
+    checkpoint: Path, data: Path, root: Path | None, part: str, machine: Machine, cache: Path | None, report: Reporter
 ) -> Measured:
-    import torch
-
-    from dlcv_cli.stages.vgg import PACKAGES, prepare, read_checkpoint, require_classes, verified
-    from dlcv_cli.vision.training import batches, predict
+    from dlcv_cli.stages.activations import Frozen, sources
+    from dlcv_cli.stages.vgg import PACKAGES, parted, prepare, read_checkpoint, require_classes, verified
+    from dlcv_cli.vision.forward import has_bfloat16
+    from dlcv_cli.vision.training import predict
 
     stored, file = read_checkpoint(checkpoint), splits.read(data, root)
     require_classes(checkpoint, stored.classes, data, file.classes)
     device, threads = prepare(machine)
+    precision: str = stored.precision
+    if precision == "bfloat16" and not has_bfloat16(device):
+        precision = "float32"
+        report.note(f"{checkpoint} was trained in bfloat16, which {device} lacks here: evaluating in float32")
     images = verified(file, part, stored.preprocessing, report)
-    stored.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub knows no module form
+    parts = parted(stored.network, stored.trained, device)
+    frozen = Frozen(parts, stored.arch, device, precision, threads, cache)
+    (source,), store = sources(frozen, (images,), (1,), report)
     collected, done = [], 0
-    for logits, labels in predict(stored.network, batches(images, device, threads), len(images.paths)):
+    for logits in predict(parts.suffix, source, precision):
         collected.append(logits.cpu().numpy())
-        done += len(labels)
+        done += len(logits)
         report.progress(f"evaluating {checkpoint.name}", done, len(images.paths))
     logits_all = np.concatenate(collected)
     train_labels = np.array([e.label for e in file.parts["train"]], np.int64)
@@ -140,12 +150,11 @@ def _measure_images(
         {"name": name, "metrics": largest},
         {"logits": logits_all, "labels": images.labels},
         PACKAGES,
+        {"device": str(device), "threads": threads, "precision": precision, "store": store},
     )
 
 
-def _measure_sequences(
-    checkpoint: Path, data: Path, root: Path | None, part: str, machine: Machine, report: Reporter
-) -> Measured:
+def _measure_sequences(checkpoint: Path, data: Path, part: str) -> Measured:
     import torch
 
     from dlcv_cli.sequences.cells import CELLS

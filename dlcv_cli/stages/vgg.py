@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,16 @@ from dlcv_cli.artifacts import splits, tensors
 from dlcv_cli.artifacts.files import JSON, check_output, sha256, writable
 from dlcv_cli.artifacts.lineage import Input, Recipe, Run
 from dlcv_cli.artifacts.splits import Split
-from dlcv_cli.config import FinetuneConfig, HeadConfig, Machine, ScratchConfig, TrainConfig
+from dlcv_cli.config import FinetuneConfig, HeadConfig, Machine, Precision, ScratchConfig, TrainConfig
 from dlcv_cli.errors import DlcvError, FileError, lookup, named
 from dlcv_cli.stages import weights
-from dlcv_cli.stages.data import parallel
-from dlcv_cli.stages.reporting import Outcome, Reporter
+from dlcv_cli.stages.activations import Frozen, sources
+from dlcv_cli.stages.reporting import Outcome, Reporter, parallel
 from dlcv_cli.stages.trained import finish, finished
 from dlcv_cli.vision import images
 from dlcv_cli.vision.architectures import ARCHITECTURES
+from dlcv_cli.vision.forward import DTYPES, resolve
+from dlcv_cli.vision.frozen_prefix import Cut, cut
 from dlcv_cli.vision.networks import (
     Network,
     count_parameters,
@@ -33,9 +37,11 @@ from dlcv_cli.vision.networks import (
     unfreeze,
 )
 from dlcv_cli.vision.preprocessing import Preprocessing
-from dlcv_cli.vision.training import Epoch, Images, Kept, fit
+from dlcv_cli.vision.training import Epoch, fit
+from dlcv_cli.vision.views import Images
 
-PACKAGES = ("torch", "numpy", "pillow", "safetensors")
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class ImageCheckpoint:
 
     network: Network
     arch: str
+    trained: tuple[str, ...]  # the layers that did
+    precision: Precision  # that it was trained in
     classes: list[str]
     preprocessing: Preprocessing
     record: JSON
@@ -68,6 +76,7 @@ def head(
     root: Path | None = None,
     machine: Machine | None = None,
     force: bool = False,
+    cache: Path | None = None,
     report: Reporter | None = None,
 ) -> Outcome:
     """Trains a new classification layer on top of frozen weights from `source` (a name, a file; None: the default).
@@ -97,7 +106,7 @@ def head(
             )
         return _Start(network, config.arch, stored.preprocessing, (architecture.head,))
 
-    return _train("vgg.head", split, output, config, {"weights": given}, start, root, machine, force, report)
+    return _train("vgg.head", split, output, config, {"weights": given}, start, root, machine, force, cache, report)
 
 
 def finetune(
@@ -109,6 +118,7 @@ def finetune(
     root: Path | None = None,
     machine: Machine | None = None,
     force: bool = False,
+    cache: Path | None = None,
     report: Reporter | None = None,
 ) -> Outcome:
     """Trains more layers of the checkpoint `source`, whose classes must be those of the split.
@@ -129,7 +139,9 @@ def finetune(
 
     given = Input(sha256(source), source)
     report = report or Reporter()
-    return _train("vgg.finetune", split, output, config, {"checkpoint": given}, start, root, machine, force, report)
+    return _train(
+        "vgg.finetune", split, output, config, {"checkpoint": given}, start, root, machine, force, cache, report
+    )
 
 
 def scratch(
@@ -154,7 +166,7 @@ def scratch(
         return _Start(network, config.arch, architecture.preprocessing, ("features", "classifier"))
 
     report = report or Reporter()
-    return _train("vgg.scratch", split, output, config, {}, start, root, machine, force, report)
+    return _train("vgg.scratch", split, output, config, {}, start, root, machine, force, None, report)
 
 
 def _train(
@@ -167,6 +179,7 @@ def _train(
     root: Path | None,
     machine: Machine | None,
     force: bool,
+    cache: Path | None,
     report: Reporter,
 ) -> Outcome:
     """The one way of all three stages, from the files to the files."""
@@ -179,30 +192,39 @@ def _train(
     writable(output)
     device, threads = prepare(machine or Machine())
     start = begin(file)
-    unfreeze(start.network, start.train_layers)
+    precision = resolve(config.precision, device)
+    parts = parted(start.network, start.train_layers, device)
     count = count_parameters(start.network)
     trained = f"trains {count['trainable']:,} of {count['total']:,} parameters"
-    report.note(f"{trained} ({start.arch}, {len(file.classes)} classes) on {device}")
+    report.note(f"{trained} ({start.arch}, {len(file.classes)} classes) on {device} in {precision}")
     train = verified(file, "train", start.preprocessing, report)
+    train = replace(train, augment=config.augment, views=config.views, seed=config.seed)
     val = verified(file, "val", start.preprocessing, report)
+    frozen = Frozen(parts, start.arch, device, precision, threads, cache)
+    (train_source, val_source), store = sources(frozen, (train, val), (config.epochs, 1), report)
 
     epochs, speeds = [], []
-    for event in fit(start.network, train, val, config, device, threads):
+    for event in fit(start.network, parts, train_source, val_source, config, device, precision):
         if isinstance(event, Epoch):
             fields = asdict(event)
             report.record(fields)
             speeds.append(round(fields.pop("images_per_second"), 2))
             epochs.append(fields)
-        elif isinstance(event, Kept):
-            report.note(f"layers before {event.layer} are frozen: computed once, {event.size / 1e9:.2f} GB in memory")
         else:
-            what = f"epoch {event.epoch}/{config.epochs}" if event.epoch else "frozen layers"
-            report.progress(what, event.done, event.total)
+            report.progress(f"epoch {event.epoch}/{config.epochs}", event.done, event.total)
 
     arrays = {name: t.detach().cpu().contiguous().numpy() for name, t in start.network.state_dict().items()}
-    subject, about = {"arch": start.arch}, {"classes": file.classes, "preprocessing": start.preprocessing.to_json()}
-    machine_record = {"device": str(device), "threads": threads, "images_per_second": speeds}
+    subject = {"arch": start.arch, "precision": precision}
+    about = {"classes": file.classes, "preprocessing": start.preprocessing.to_json(), "trained": start.train_layers}
+    machine_record = {"device": str(device), "threads": threads, "images_per_second": speeds, "store": store}
     return finish(output, recipe, run, arrays, subject, about, count, epochs, PACKAGES, **machine_record)
+
+
+def parted(network: Network, trains: Sequence[str], device: torch.device) -> Cut:
+    """The network on its device, cut before the first of the layers of those names, or what else is random."""
+    unfreeze(network, trains)
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub knows no module form
+    return cut(network)
 
 
 def prepare(machine: Machine) -> tuple[torch.device, int]:
@@ -217,12 +239,22 @@ def prepare(machine: Machine) -> tuple[torch.device, int]:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # missing in the stubs
+    _keep_memory()
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if machine.device == "auto":
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name])), threads
     if not there[machine.device]:
         raise DlcvError(f"--device {machine.device}: there is none on this machine; use --device auto")
     return torch.device(machine.device), threads
+
+
+def _keep_memory() -> None:
+    """Has glibc keep large blocks for the next step instead of giving each back to the kernel and taking it anew."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt:
+            mallopt(_M_MMAP_THRESHOLD, 2**30)
+            mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def verified(file: Split, part: str, preprocessing: Preprocessing, report: Reporter) -> Images:
@@ -249,7 +281,8 @@ def verified(file: Split, part: str, preprocessing: Preprocessing, report: Repor
             f"{len(wrong)} of its images in {file.root} are not as they were: {named(wrong)}; "
             "restore them, give their place with --root, or make the split anew",
         )
-    return Images(paths, np.array([e.label for e in examples], np.int64), preprocessing)
+    labels = np.array([e.label for e in examples], np.int64)
+    return Images(paths, [e.sha256 for e in examples], labels, preprocessing)
 
 
 def _sha256_or_none(path: Path) -> str | None:
@@ -270,9 +303,12 @@ def read_checkpoint(path: Path) -> ImageCheckpoint:
     try:
         network = stored_network(ARCHITECTURES[arch], len(classes), arrays)
         preprocessing = Preprocessing.from_json(record.get("preprocessing"))
-    except ValueError as error:
+        trained, precision = record.get("trained", ["features", "classifier"]), record.get("precision", "float32")
+        unfreeze(network, trained)
+        DTYPES[precision]
+    except (ValueError, TypeError, KeyError, DlcvError) as error:
         raise FileError(path, f"damaged: {error}") from None
-    return ImageCheckpoint(network, arch, classes, preprocessing, record)
+    return ImageCheckpoint(network, arch, tuple(trained), precision, classes, preprocessing, record)
 
 
 def _arch(path: Path, record: JSON) -> str:

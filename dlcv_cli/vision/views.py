@@ -1,0 +1,173 @@
+"""Image files -> what a network sees of them, in threads: decoded, resized as bytes, cropped, mirrored.
+
+Letters: N images, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from dlcv_cli.config import Augment
+from dlcv_cli.errors import FileError
+from dlcv_cli.vision import images
+from dlcv_cli.vision.preprocessing import Preprocessing
+
+PLAIN, MIRRORED = "plain", "mirrored"
+# EXIF orientation -> (3, H, W) from as it is stored to as it is seen
+UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {
+    2: lambda x: x.flip(2),
+    3: lambda x: x.flip(1, 2),
+    4: lambda x: x.flip(1),
+    5: lambda x: x.transpose(1, 2),
+    6: lambda x: x.transpose(1, 2).flip(2),
+    7: lambda x: x.transpose(1, 2).flip(1, 2),
+    8: lambda x: x.transpose(1, 2).flip(1),
+}
+MAX_RATIO = 8  # of an image's sides; of a longer one only the middle is resized, or a sliver would become gigabytes
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Images:
+    """One part of a data set: N files, each known by its sha256, labels (N,) int64 in 0..K-1, and how they are seen."""
+
+    paths: list[Path]
+    digests: list[str]  # hex sha256 of each file
+    labels: NDArray[np.int64]
+    preprocessing: Preprocessing
+    augment: Augment = "none"
+    views: int | None = None  # so many random views of each image, in turn; None: a new one in every epoch
+    seed: int = 0
+
+    @property
+    def distinct(self) -> float:
+        """In how many epochs, at most, an image can look different."""
+        return 1 if self.augment == "none" else self.views or math.inf
+
+    def view(self, index: int, epoch: int) -> str:
+        """The name of what an epoch sees of an image; for one image, one name is one picture.
+
+        A function of the settings and of the image's content, wherever it stands in a split.
+        """
+        if self.augment == "none":
+            return PLAIN
+        name = f"{self.augment} {self.seed} {epoch % self.views if self.views else epoch}"
+        if self.augment == "crop-flip":
+            return name
+        return MIRRORED if random.Random(f"{name} {self.digests[index]}").random() < 0.5 else PLAIN
+
+    def key(self, index: int, view: str) -> bytes:
+        """32 bytes that say which picture a view of an image is, by content."""
+        digest = self.digests[index]
+        return bytes.fromhex(digest) if view == PLAIN else hashlib.sha256(f"{digest} {view}".encode()).digest()
+
+    def pixels(self, index: int, view: str) -> Tensor:
+        """(crop, crop, 3) uint8. FileError when the image cannot be read, or is no longer what its sha256 says."""
+        path, digest = self.paths[index], self.digests[index]
+        try:
+            data = images.read(path)
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise ValueError("changed while it was in use; make the split anew")
+            image = decode(data)
+        except ValueError as error:
+            raise FileError(path, str(error)) from None
+        if view in (PLAIN, MIRRORED):
+            seen = resize_and_crop(image, self.preprocessing)
+            return seen.flip(1) if view == MIRRORED else seen
+        return random_part(image, self.preprocessing.crop, random.Random(f"{view} {digest}"))
+
+
+def decode(data: bytes) -> Tensor:
+    """(3, H, W) uint8, upright, channels last in memory.
+
+    JPEGs in colour or gray by torchvision's decoder, four times as fast as Pillow's and within 2 of its 255 levels;
+    all else by Pillow.
+
+    Raises:
+        ValueError: with the reason, when it cannot be decoded.
+    """
+    with images.refusing():
+        image = images.header(data)
+        if image.format == "JPEG" and image.mode in ("RGB", "L"):
+            # here, because it takes a second: a run with all it needs in the store decodes nothing
+            from torchvision.io import ImageReadMode, decode_jpeg
+
+            coded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            with contextlib.suppress(RuntimeError):  # of damaged ones Pillow takes more, and `data split` goes by it
+                # turned here, because torchvision sees EXIF only where it comes before all else of its kind
+                decoded: Tensor = decode_jpeg(coded, mode=ImageReadMode.RGB)
+                turn = UPRIGHT.get(images.orientation(image))
+                return turn(decoded) if turn else decoded
+        return torch.from_numpy(np.array(images.upright(image))).permute(2, 0, 1)
+
+
+def resize_and_crop(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """(3, H, W) uint8 -> (crop, crop, 3) uint8: short side to `resize`, bilinear with antialiasing, then the middle."""
+    short = min(image.shape[1:])
+    image = _middle(image, *(min(side, MAX_RATIO * short) for side in image.shape[1:]))
+    size = [int(preprocessing.resize * side / short) for side in image.shape[1:]]
+    return _middle(_resized(image, size), preprocessing.crop, preprocessing.crop).permute(1, 2, 0)
+
+
+def random_part(image: Tensor, side: int, rng: random.Random) -> Tensor:
+    """(3, H, W) uint8 -> (side, side, 3) uint8: a random part of the image, mirrored half of the time.
+
+    The part has 35 to 100 % of the area and a side ratio of 3/4 to 4/3, each drawn uniformly (the ratio's logarithm).
+    Source: Szegedy et al. 2015 (arXiv:1409.4842), section 6, with a smaller range of areas.
+    """
+    height, width = image.shape[1:]
+    area = height * width * rng.uniform(0.35, 1)
+    ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+    wide = max(1, min(width, round(math.sqrt(area * ratio))))
+    high = max(1, min(height, round(math.sqrt(area / ratio))))
+    left, top = rng.randint(0, width - wide), rng.randint(0, height - high)
+    seen = _resized(image[:, top : top + high, left : left + wide], [side, side]).permute(1, 2, 0)
+    return seen.flip(1) if rng.random() < 0.5 else seen
+
+
+def _middle(image: Tensor, height: int, width: int) -> Tensor:
+    # Python's round, to even, as torchvision's center_crop has it
+    top, left = round((image.shape[1] - height) / 2), round((image.shape[2] - width) / 2)
+    return image[:, top : top + height, left : left + width]
+
+
+def _resized(image: Tensor, size: list[int]) -> Tensor:
+    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+
+
+def in_threads(
+    work: Callable[[Job], Result], jobs: Iterable[Job], threads: int, ahead: int
+) -> Iterator[tuple[Job, Result]]:
+    """Yields each job and what became of it, in order; at most `ahead` are under way or done beyond the one in use.
+
+    Each thread computes alone, without torch's own threads, so a result does not depend on how many there are.
+    """
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    pending: deque[tuple[Job, Future[Result]]] = deque()
+    try:
+        for job in jobs:
+            pending.append((job, pool.submit(work, job)))
+            if len(pending) > ahead:
+                job, future = pending.popleft()
+                yield job, future.result()
+        for job, future in pending:
+            yield job, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,376 @@
+"""Frozen layers paid for once: the store changes no bit of any result, is used when it may be, and is never trusted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import Run, contents, dlcv, make_photos, metrics_of
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from dlcv_cli.artifacts import store as stores
+from dlcv_cli.artifacts import tensors
+from dlcv_cli.stages import weights
+from dlcv_cli.vision.architectures import ARCHITECTURES
+from dlcv_cli.vision.networks import Network, random_network, unfreeze
+
+MINI = ARCHITECTURES["vgg16_mini"]
+LAYERS = {"head": (MINI.head,), "finetune": MINI.unfreeze}
+COMMON = ("--epochs", 2, "--batch-size", 6, "--threads", 1)  # the last batch is short
+TRAIN, VAL, TEST = 15, 4, 5
+BOTH = TRAIN + VAL
+COUNTS = ["used", "before", "bytes_per_image", "images", "computed"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left: its checkpoint, what it said, and what the metrics say of the store."""
+
+    path: Path
+    said: str
+    store: dict[str, Any]
+
+    @property
+    def data(self) -> bytes:
+        """The checkpoint's bytes."""
+        return self.path.read_bytes()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What it warned of."""
+        return [line for line in self.said.splitlines() if line.startswith("warning: ")]
+
+
+Train = Callable[..., Trained]
+
+
+def make_folder(folder: Path) -> Path:
+    """Photos of the size the network wants, their split, and a head's checkpoint."""
+    make_photos(folder / "photos", {"cat": 8, "dog": 8, "tree": 8}, (64, 64))
+    dlcv("data", "split", folder / "photos", "-o", folder / "photos.split.json")
+    arch = ("--arch", "vgg16_mini", *COMMON, "-o", folder / "head.safetensors")
+    dlcv("vgg", "head", folder / "photos.split.json", *arch)
+    return folder
+
+
+def trainer(run: Run, folder: Path) -> Train:
+    """Runs `vgg head` or `finetune`, which must work, on the folder's split unless another is given."""
+
+    def train(stage: str, *more: object, split: Path | None = None) -> Trained:
+        output = folder / f"{len([*folder.glob('*.safetensors')])}.safetensors"
+        start = ("--arch", "vgg16_mini") if stage == "head" else ("--from", folder / "head.safetensors")
+        result = run("vgg", stage, split or folder / "photos.split.json", *COMMON, *start, "-o", output, *more)
+        assert result.exit_code == 0, result.stderr
+        return Trained(output, result.stderr, metrics_of(output)["run"]["store"])
+
+    return train
+
+
+def sound(cache: Path) -> list[int]:
+    """Asserts that every store there opens and has sound records only; how many each has, the last used first."""
+    found = stores.entries(cache)
+    for entry in found:
+        assert entry.problem is None
+        assert all(entry.store.sound(entry.store.rows(), slot) for slot in range(entry.records))
+    return [entry.records for entry in found]
+
+
+def digests(split: Path, *parts: str) -> list[str]:
+    """The sha256 of each image of these parts."""
+    document = json.loads(split.read_text("utf-8"))
+    return [example["sha256"] for part in parts for example in document["parts"][part]]
+
+
+def flip(path: Path, place: int) -> None:
+    """Flips one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder all tests here begin with. Not to be changed."""
+    return make_folder(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(made, tmp_path / "folder"))
+
+
+@pytest.fixture
+def train(run: Run, folder: Path) -> Train:
+    """Trains there."""
+    return trainer(run, folder)
+
+
+# --------------------------------------------------------------------------------------------------- the same results
+
+
+AUGMENT: dict[str, tuple[tuple[object, ...], int, int]] = {  # options, fewest and most pictures to keep in two epochs
+    "none": ((), BOTH, BOTH),
+    "flip": (("--augment", "flip"), BOTH + 1, 2 * TRAIN + VAL),
+    "views": (("--augment", "crop-flip", "--views", 2), 2 * TRAIN + VAL, 2 * TRAIN + VAL),
+    "crop-flip": (("--augment", "crop-flip"), VAL, VAL),
+}
+
+
+@pytest.mark.parametrize("augment", AUGMENT)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", LAYERS)
+def test_no_bit_depends_on_the_store(train: Train, stage: str, precision: str, augment: str) -> None:
+    """A store that is filled, one that is found full, and none at all: the same checkpoint bytes."""
+    more, least, most = AUGMENT[augment]
+    cold, warm, without = (train(stage, *more, "--precision", precision, *last) for last in ((), (), ("--no-cache",)))
+    assert cold.data == warm.data == without.data
+    assert least <= cold.store["images"] <= most
+    assert cold.store["computed"] == cold.store["images"] == warm.store["images"]
+    assert (warm.store["computed"], without.store["used"]) == (0, False)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", LAYERS)
+def test_no_bit_depends_on_who_filled_it(train: Train, stage: str, precision: str, tmp_path: Path) -> None:
+    """Frozen layers computed by one, two or three threads give the same store, and the same training from it."""
+    given = ("--precision", precision)
+    caches = [tmp_path / f"by {threads}" for threads in (1, 2, 3)]
+    for threads, cache in enumerate(caches, 1):
+        train(stage, *given, "--cache", cache, "--threads", threads)
+    one, two, three = ({k: v for k, v in contents(cache).items() if k.endswith(".bin")} for cache in caches)
+    assert one == two == three
+    # the training step's own arithmetic is that of as many threads as it has, with or without a store
+    filled_by_one = train(stage, *given, "--cache", caches[0], "--threads", 2)
+    assert filled_by_one.store["computed"] == 0
+    assert filled_by_one.data == train(stage, *given, "--no-cache", "--threads", 2).data
+
+
+@pytest.mark.parametrize(("stage", "precision"), [("head", "float32"), ("finetune", "bfloat16")])
+def test_no_bit_of_a_prediction_either(run: Run, train: Train, stage: str, precision: str) -> None:
+    """eval writes the same bytes of predictions from a store it fills, one it finds full, and none."""
+    checkpoint = train(stage, "--precision", precision).path
+    found = []
+    for more, computed in (((), TEST), ((), 0), (("--no-cache",), None)):
+        assert run("eval", checkpoint, "--threads", 1, "--force", *more).exit_code == 0
+        document = json.loads(checkpoint.with_suffix(".test.eval.json").read_text("utf-8"))
+        assert document["run"]["store"].get("computed") == computed
+        found.append(checkpoint.with_suffix(".test.predictions.safetensors").read_bytes())
+    assert found[0] == found[1] == found[2]
+
+
+def plain_training(network: Network, x: dict[str, Tensor], y: dict[str, Tensor], config: dict[str, Any]) -> Any:
+    """A training as a notebook has it, whole network in train mode: ([(train loss, val loss)], the best's state)."""
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=config["lr"])
+    losses, best, state = [], -1.0, {}
+    for epoch in range(config["epochs"]):
+        if config["schedule"] == "exponential":
+            optimizer.param_groups[0]["lr"] = config["lr"] * config["decay"] ** epoch
+        network.train()
+        order = torch.from_numpy(np.random.default_rng((config["seed"], epoch)).permutation(TRAIN))
+        total = 0.0
+        for step, batch in enumerate(order.split(config["batch_size"])):
+            mixed = np.random.SeedSequence((config["seed"], epoch, step)).generate_state(1, np.uint64)
+            torch.manual_seed(int(mixed[0]))
+            loss = F.cross_entropy(network(x["train"][batch]), y["train"][batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(batch)
+        with torch.no_grad():
+            logits = network.eval()(x["val"])
+        losses.append((total / TRAIN, F.cross_entropy(logits, y["val"]).item()))
+        right = (logits.argmax(1) == y["val"]).float().mean().item()
+        if right > best:
+            best, state = right, {name: t.clone() for name, t in network.state_dict().items()}
+    return losses, state
+
+
+@pytest.mark.parametrize("batch", [6, 64], ids=["batches", "one step an epoch"])
+@pytest.mark.parametrize("stage", LAYERS)
+def test_losses_are_a_plain_loops(run: Run, train: Train, folder: Path, stage: str, batch: int) -> None:
+    """In float32 every epoch's losses are a plain torch loop's to 1e-5, and the final networks answer the same."""
+    kept = train(stage, "--precision", "float32", "--batch-size", batch, "--epochs", 4)
+    again = train(stage, "--precision", "float32", "--batch-size", batch, "--epochs", 4)
+    assert (again.store["computed"], again.data) == (0, kept.data)
+    metrics = metrics_of(again.path)
+    network = random_network(MINI, 3, seed=0)
+    start = folder / "head.safetensors" if stage == "finetune" else weights.shipped("vgg16_mini.safetensors")
+    stored = safetensors.torch.load_file(start)
+    network.load_state_dict({k: t for k, t in stored.items() if stage == "finetune" or MINI.head not in k}, False)
+    unfreeze(network, LAYERS[stage])
+    document = json.loads((folder / "photos.split.json").read_text("utf-8"))
+    x, y = {}, {}
+    for part, examples in document["parts"].items():
+        raw = np.stack([np.asarray(Image.open(folder / "photos" / e["path"]), np.float64) / 255 for e in examples])
+        raw = (raw - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+        x[part] = torch.from_numpy(raw.astype(np.float32)).permute(0, 3, 1, 2)
+        y[part] = torch.tensor([document["classes"].index(e["path"].split("/")[0]) for e in examples])
+    losses, state = plain_training(network, x, y, metrics["config"])
+    found = [(record["train_loss"], record["val_loss"]) for record in metrics["records"]]
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
+    network.load_state_dict(state)
+    for part in ("val", "test"):
+        assert run("eval", again.path, "--split", part, "--threads", 1).exit_code == 0
+        predictions = tensors.read(again.path.with_suffix(f".{part}.predictions.safetensors"), tensors.PREDICTIONS)
+        with torch.no_grad():
+            logits = network.eval()(x[part]).numpy()
+        np.testing.assert_array_equal(predictions.arrays["logits"].argmax(1), logits.argmax(1))
+        np.testing.assert_allclose(predictions.arrays["logits"], logits, rtol=0, atol=1e-4 * np.abs(logits).max())
+
+
+# ------------------------------------------------------------------------------------------------------ when it is used
+
+
+def changed_weights(folder: Path, change: Callable[[dict[str, Any], Any], Any]) -> Path:
+    """The head's checkpoint with something else in its record or its tensors."""
+    stored = tensors.read(folder / "head.safetensors", tensors.CHECKPOINT)
+    change(stored.record["preprocessing"], stored.arrays)
+    record = {key: value for key, value in stored.record.items() if key != "schema"}
+    tensors.write(folder / "changed.safetensors", tensors.CHECKPOINT, stored.arrays, record)
+    return folder / "changed.safetensors"
+
+
+def next_number(name: str) -> Callable[[dict[str, Any], Any], Any]:
+    """The first number of a tensor becomes the next that float32 has."""
+    return lambda _, arrays: np.nextafter(arrays[name].flat[:1], np.inf, out=arrays[name].reshape(-1)[:1])
+
+
+CHANGES: dict[str, Callable[[dict[str, Any], Any], Any]] = {
+    "first weight": next_number("features.0.weight"),
+    "last bias": next_number("classifier.0.bias"),
+    "mean": lambda preprocessing, _: preprocessing.update(mean=[0.485, 0.456, 0.407]),
+    "std": lambda preprocessing, _: preprocessing.update(std=[0.229, 0.224, 0.226]),
+    "resize": lambda preprocessing, _: preprocessing.update(resize=65),
+    "crop": lambda preprocessing, _: preprocessing.update(crop=63),
+}
+
+
+@pytest.mark.parametrize("change", [*CHANGES, "precision"])
+def test_another_computation_is_computed(train: Train, folder: Path, cache_folder: Path, change: str) -> None:
+    """A weight, the preprocessing or the precision being another, nothing of the store is used, and nothing lost."""
+    first = train("head", "--weights", folder / "head.safetensors", "--precision", "float32")
+    if change == "precision":
+        other = train("head", "--weights", folder / "head.safetensors", "--precision", "bfloat16")
+    else:
+        path = changed_weights(folder, CHANGES[change])
+        other = train("head", "--weights", path, "--precision", "float32")
+    assert (other.store["images"], other.store["computed"]) == (BOTH, BOTH)
+    assert f": 0 of {BOTH} are there" in other.said
+    assert "go on from" not in other.said or change == "last bias"
+    assert sound(cache_folder) == [BOTH, BOTH]
+    again = train("head", "--weights", folder / "head.safetensors", "--precision", "float32")
+    assert (again.store["computed"], again.data) == (0, first.data)
+
+
+def test_another_training_uses_it(train: Train, folder: Path, cache_folder: Path) -> None:
+    """Hyperparameters, and weights behind the cut, make no difference to what is kept."""
+    train("head", "--weights", folder / "head.safetensors")
+    behind = changed_weights(folder, next_number("classifier.3.weight"))
+    for more in (
+        ("--weights", folder / "head.safetensors", "--lr", 0.1, "--epochs", 3, "--batch-size", 7, "--seed", 5),
+        ("--weights", folder / "head.safetensors", "--weight-decay", 0.1, "--schedule", "cosine"),
+        ("--weights", behind),
+    ):
+        found = train("head", *more)
+        assert (found.store["images"], found.store["computed"]) == (BOTH, 0)
+        assert f": {BOTH} of {BOTH} are there\n" in found.said
+    assert sound(cache_folder) == [BOTH]
+
+
+def test_images_are_known_by_content(run: Run, train: Train, folder: Path, cache_folder: Path) -> None:
+    """Another split computes the new images only; eval, images that moved and other names find what is there."""
+    first = train("head")
+    names = [f"{n}.split.json" for n in ("photos", "other", "moved", "changed")]
+    old, other, moved, changed = (folder / name for name in names)
+    dlcv("data", "split", folder / "photos", "-o", other, "--seed", 1)
+    new = {*digests(other, "train", "val")} - {*digests(old, "train", "val")}
+    assert 0 < len(new) <= TEST
+    assert train("head", split=other).store["computed"] == len(new)
+    assert run("eval", first.path, "--split", "val").exit_code == 0
+    assert json.loads(first.path.with_suffix(".val.eval.json").read_text())["run"]["store"]["computed"] == 0
+    assert run("eval", first.path).exit_code == 0
+    seen = json.loads(first.path.with_suffix(".test.eval.json").read_text())["run"]["store"]
+    assert (seen["images"], seen["computed"]) == (TEST, TEST - len(new))
+    assert sound(cache_folder) == [24]
+
+    (folder / "photos").rename(folder / "elsewhere")
+    assert train("head", "--root", folder / "elsewhere").store["computed"] == 0
+    for number, path in enumerate([*(folder / "elsewhere").rglob("*.png")]):
+        path.rename(path.with_name(f"new {number}.png"))
+    dlcv("data", "split", folder / "elsewhere", "-o", moved)
+    assert train("head", split=moved).store["computed"] == 0
+    image = folder / "elsewhere" / json.loads(moved.read_text())["parts"]["train"][0]["path"]
+    Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
+    dlcv("data", "split", folder / "elsewhere", "-o", changed)
+    new = {*digests(changed, "train", "val")} - {*digests(moved, "train", "val", "test")}
+    assert train("head", split=changed).store["computed"] == len(new)
+
+
+def test_identical_images_are_computed_once(train: Train, folder: Path, cache_folder: Path) -> None:
+    """One image under several names is one record, and the training is that without a store."""
+    for number in range(6):
+        shutil.copy(folder / "photos" / "cat" / "000.png", folder / "photos" / "cat" / f"copy {number}.png")
+    split = folder / "copies.split.json"
+    dlcv("data", "split", folder / "photos", "-o", split, "--seed", 2)
+    given = digests(split, "train", "val")
+    assert len({*given}) < len(given), "the case has identical images"
+    found = train("head", split=split)
+    assert (found.store["images"], found.store["computed"]) == (len({*given}), len({*given}))
+    assert sound(cache_folder) == [len({*given})]
+    assert found.data == train("head", "--no-cache", split=split).data
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["sound", "damaged"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_earlier_cut_serves(
+    train: Train, folder: Path, precision: str, damaged: bool, cache_folder: Path, tmp_path: Path
+) -> None:
+    """What finetune kept of the same weights, head goes on from, as far as it is sound; bytes as from nothing."""
+    train("finetune", "--precision", precision)
+    dlcv("data", "split", folder / "photos", "-o", folder / "other.split.json", "--seed", 1)
+    [earlier] = stores.entries(cache_folder)
+    if damaged:
+        flip(earlier.store.folder / "records.bin", 5)
+    given = ("--weights", folder / "head.safetensors", "--precision", precision)
+    found = train("head", *given, split=folder / "other.split.json")
+    common = {*digests(folder / "photos.split.json", "train", "val")}.intersection(
+        digests(folder / "other.split.json", "train", "val")
+    )
+    said = f"{len(common)} go on from what store {earlier.store.name} has before features.28"
+    assert (said in found.said, len(found.warnings)) == ((False, 1) if damaged else (True, 0))
+    assert found.store["computed"] == BOTH
+    assert found.data == train("head", *given, "--no-cache", split=folder / "other.split.json").data
+    empty = train("head", *given, "--cache", tmp_path / "empty", split=folder / "other.split.json")
+    assert (empty.data, "go on from" in empty.said) == (found.data, False)
+
+
+def test_what_the_metrics_say(run: Run, train: Train, folder: Path) -> None:
+    """`run.store` of each kind of run: its keys in their order, and what stderr says with it."""
+    kept, without = train("head", "--precision", "float32"), train("finetune", "--no-cache", "--precision", "bfloat16")
+    assert list(kept.store) == COUNTS
+    assert kept.store == dict(zip(COUNTS, (True, "classifier.2", 2048, BOTH, BOTH), strict=True))
+    assert f": 0 of {BOTH} are there, 38.9 KB to add, " in kept.said
+    assert without.store == {"used": False, "why": "--no-cache", "before": "features.28", "bytes_per_image": 2048}
+    assert list(without.store) == ["used", "why", "before", "bytes_per_image"]
+    assert "--no-cache: the frozen layers are computed anew for each batch\n" in without.said
+    anew = train("head", "--augment", "crop-flip", "--precision", "float32")
+    why = "every epoch another random part of each training image"
+    assert anew.store == {"used": True, "why": why, **{**kept.store, "images": VAL, "computed": 0}}
+    assert list(anew.store) == ["used", "why", *COUNTS[1:]]
+    assert f"{why}: those are computed anew each time; --views N would keep N views of each\n" in anew.said
+    scratch = run("vgg", "scratch", folder / "photos.split.json", *COMMON, "-o", folder / "scratch.safetensors",
+                  "--arch", "vgg16_mini")  # fmt: skip
+    assert scratch.exit_code == 0
+    assert "store" not in scratch.stderr
+    assert metrics_of(folder / "scratch.safetensors")["run"]["store"] == {"used": False, "why": "nothing frozen"}

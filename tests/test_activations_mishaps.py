@@ -1,0 +1,166 @@
+"""The store of frozen layers' outputs in trouble: damage, full disks and other mishaps cost time, never a result."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import Run
+from PIL import Image
+from test_activations import BOTH, COMMON, Train, flip, make_folder, sound, trainer
+
+from dlcv_cli.artifacts import store as stores
+from dlcv_cli.stages import activations, vgg
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder all tests here begin with. Not to be changed."""
+    return make_folder(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(made, tmp_path / "folder"))
+
+
+@pytest.fixture
+def train(run: Run, folder: Path) -> Train:
+    """Trains there."""
+    return trainer(run, folder)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda store: os.truncate(store / "records.bin", 5000),
+        lambda store: (store / "records.bin").unlink(),
+        lambda store: flip(store / "records.bin", 7),
+        lambda store: flip(store / "index.bin", 40),
+        lambda store: (store / "store.json").write_bytes(b"\xffgarbage"),
+    ],
+    ids=["truncated", "gone", "flipped", "index", "garbage"],
+)
+def test_a_damaged_store(train: Train, cache_folder: Path, damage: Callable[[Path], Any]) -> None:
+    """Damage is named in one warning and made good; the training is the undisturbed one."""
+    first = train("head")
+    [entry] = stores.entries(cache_folder)
+    damage(entry.store.folder)
+    found = train("head")
+    [warning] = found.warnings
+    assert str(entry.store.folder) in warning
+    assert warning.endswith("; dropped, computing anew")
+    assert (found.data, found.store["computed"]) == (first.data, BOTH)
+    assert sound(cache_folder) == [BOTH]
+    again = train("head")
+    assert (again.data, again.store["computed"], again.warnings) == (first.data, 0, [])
+
+
+def test_too_little_disk(train: Train, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the store would take more than nine tenths of what is free, it is not begun: a warning has both figures."""
+    first = train("head", "--no-cache", "--precision", "float32")
+    free = [1000]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    need = 4 * 512 * BOTH
+    for free[0], said in ((1000, "1 KB"), (int(need / 0.9) - 10, "43.2 KB")):
+        found = train("head", "--precision", "float32")
+        [warning] = found.warnings
+        assert f"38.9 KB to add, {said} free on its disk; going on without it" in warning
+        assert found.data == first.data
+        assert found.store == {
+            "used": False, "why": f"38.9 KB to add, {said} free on its disk", "before": "classifier.2",
+            "bytes_per_image": 2048,
+        }  # fmt: skip
+        assert not [path for path in cache_folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    free[0] = int(need / 0.9) + 10
+    assert train("head", "--precision", "float32").store["computed"] == BOTH
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "activations is a file"])
+def test_a_cache_that_cannot_be(train: Train, tmp_path: Path, place: str) -> None:
+    """Where no folder can be made, a warning says so, and the training is the same."""
+    (tmp_path / "file").write_text("mine")
+    cache = tmp_path / place
+    if place.startswith("act"):
+        cache = tmp_path
+        (tmp_path / "activations").write_text("mine")
+    found = train("head", "--cache", cache)
+    [warning] = found.warnings
+    assert str(cache) in warning
+    assert "going on without it" in warning
+    assert (found.store["used"], found.data) == (False, train("head", "--no-cache").data)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("calls", "left"), [(1, []), (2, []), (3, [16]), (4, [16])])
+def test_the_disk_is_full(
+    train: Train, cache_folder: Path, calls: int, left: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the disk takes no more in the middle, a warning says so, and what is complete serves the next run."""
+    first, flush, done = train("head", "--no-cache"), stores._flush, []
+
+    def full(file: Any) -> None:
+        done.append(file)
+        if len(done) >= calls:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "_flush", full)
+        patch.setattr(stores, "COMMIT_SECONDS", -1.0)
+        found = train("head")
+    [warning] = found.warnings
+    assert "the disk is full; going on without it" in warning
+    assert (found.data, found.store["why"]) == (first.data, "the disk is full")
+    assert sum(sound(cache_folder)) >= sum(left)
+    again = train("head")
+    assert (again.data, again.warnings) == (first.data, [])
+    assert sound(cache_folder) == [BOTH]
+
+
+@pytest.mark.parametrize("name", ["locked", "_open_sound"])
+def test_what_others_keep_is_not_deleted(
+    train: Train, cache_folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that cannot be locked or read just now is gone on without, and is there the next time."""
+    first = train("head")
+
+    def failing(*_: object) -> Any:
+        raise OSError(errno.EIO, "input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores if name == "locked" else activations, name, failing)
+        found = train("head")
+    assert (len(found.warnings), found.store["used"], found.data) == (1, False, first.data)
+    assert sound(cache_folder) == [BOTH]
+    assert train("head").store["computed"] == 0
+
+
+@pytest.mark.parametrize("more", [(), ("--no-cache",)], ids=["store", "no store"])
+def test_an_image_that_changes_meanwhile(
+    run: Run, folder: Path, cache_folder: Path, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that is another one when it is decoded than when it was checked is refused by name; none is kept."""
+    name = json.loads((folder / "photos.split.json").read_text())["parts"]["val"][0]["path"]
+    sources = vgg.sources
+
+    def late(*args: Any) -> Any:
+        Image.new("RGB", (64, 64)).save(folder / "photos" / name)
+        return sources(*args)
+
+    monkeypatch.setattr(vgg, "sources", late)
+    args = (folder / "photos.split.json", "--arch", "vgg16_mini", *COMMON, "-o", folder / "new.safetensors")
+    result = run("vgg", "head", *args, *more)
+    assert (result.exit_code, result.stdout) == (1, "")
+    last = result.stderr.splitlines()[-1]
+    assert last == f"dlcv: {folder / 'photos' / name}: changed while it was in use; make the split anew"
+    assert not (folder / "new.safetensors").exists()
+    assert sum(sound(cache_folder)) < BOTH

@@ -1,0 +1,223 @@
+"""`dlcv cache`: what is kept is listed, and goes when it is to go, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Run, contents, refused
+
+from dlcv_cli.artifacts import store as stores
+from dlcv_cli.artifacts.store import Store
+from dlcv_cli.errors import byte_size
+
+ABOUT = {"arch": "vgg16", "before": "classifier.2", "precision": "float32", "image_size": 224}
+COUNTS = {"b": 100, "a": 200, "c": 300}
+FOREIGN = ("notes.txt", "activations/notes.txt", "activations/folder/notes.txt", f"activations/{'a' * 40}/x")
+
+
+@pytest.fixture
+def cache(cache_folder: Path) -> Iterator[Path]:
+    """A cache folder with three stores, `b` used last and `c` longest ago, and files that are not ours."""
+    for age, (letter, count) in enumerate(COUNTS.items()):
+        store = Store(cache_folder / stores.FOLDER / (letter * 40))
+        store.begin((2, 3), "float32", ABOUT)
+        with store.writing() as append:
+            append([bytes([i % 256, i // 256]) * 16 for i in range(count)], np.zeros((count, 2, 3), np.float32))
+        os.utime(store.folder / "store.json", (1e9 - age, 1e9 - age))
+    for foreign in FOREIGN:
+        (cache_folder / foreign).parent.mkdir(exist_ok=True)
+        (cache_folder / foreign).write_text("keep me")
+    yield cache_folder
+    assert {name for name, data in contents(cache_folder).items() if data == b"keep me"} == {*FOREIGN}
+
+
+def names(cache: Path) -> str:
+    """First letters of the stores there, the one used last first."""
+    return "".join(entry.store.folder.name[0] for entry in stores.entries(cache))
+
+
+def size_of(cache: Path, letter: str) -> int:
+    """Bytes of a store on the disk."""
+    folder = cache / stores.FOLDER / (letter * 40)
+    return sum((folder / name).stat().st_size for name in stores.FILES)
+
+
+def test_list(run: Run, cache: Path) -> None:
+    """A line a store, the one used last first, with what it holds; the sum in the end."""
+    result = run("cache", "list")
+    assert (result.exit_code, result.stderr) == (0, "")
+    head, rule, *lines, last = result.stdout.splitlines()
+    assert head.split() == ["store", "network", "before", "precision", "images", "size", "used"]
+    assert re.fullmatch(r"[- ]+", rule)
+    found = [line.split() for line in lines]
+    assert [line[:5] for line in found] == [
+        [12 * letter, "vgg16", "classifier.2", "float32", str(count)] for letter, count in COUNTS.items()
+    ]
+    assert found[1][5:7] == [f"{size_of(cache, 'a') / 1000:.3g}", "KB"]
+    assert found[0][7].startswith("2001-09-09")
+    total = sum(size_of(cache, letter) for letter in "abc")
+    assert last == f"3 in {cache}, {byte_size(total)}"
+
+
+def test_list_json(run: Run, cache: Path) -> None:
+    """--json: one document, its keys in their order."""
+    document = json.loads(run("cache", "list", "--json").stdout)
+    assert list(document) == ["cache", "stores"]
+    assert document["cache"] == str(cache)
+    assert document["stores"][1] == {"store": "a" * 40, **ABOUT, "images": 200, "bytes": size_of(cache, "a")}
+    assert list(document["stores"][0]) == [
+        "store", "arch", "before", "precision", "image_size", "images", "bytes",
+    ]  # fmt: skip
+    assert [record["store"][0] for record in document["stores"]] == ["b", "a", "c"]
+
+
+def test_nothing_kept(run: Run, cache_folder: Path, tmp_path: Path) -> None:
+    """Of a folder that is not there, or is a file, nothing is listed and nothing is dropped, and nothing is made."""
+    (tmp_path / "file").touch()
+    for folder in (cache_folder, tmp_path / "file"):
+        for command in (("list",), ("clear",), ("prune", "--max-size", 0)):
+            result = run("cache", *command, "--cache", folder)
+            assert result.exit_code == 0, result.stderr
+            assert re.search(rf"0 (in|of) {re.escape(str(folder))}, 0 B", result.stdout)
+    assert not cache_folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("stay", "spare", "left"), [("abc", 0, "bac"), ("abc", -1, "ba"), ("ab", 0, "ba"), ("b", 0, "b"), ("b", -1, "")]
+)
+def test_prune(run: Run, cache: Path, stay: str, spare: int, left: str) -> None:
+    """What was used longest ago goes first, and no more than has to."""
+    sizes = {letter: size_of(cache, letter) for letter in COUNTS}
+    result = run("cache", "prune", "--max-size", sum(sizes[letter] for letter in stay) + spare)
+    assert result.exit_code == 0
+    assert names(cache) == left
+    freed = sum(size for letter, size in sizes.items() if letter not in left)
+    assert result.stdout == f"deleted {3 - len(left)} of {cache}, {byte_size(freed)}\n"
+
+
+def test_use_is_noted(run: Run, cache: Path) -> None:
+    """A store that is used again is the last to go."""
+    Store(cache / stores.FOLDER / ("c" * 40)).use()
+    assert names(cache) == "cba"
+    document = json.loads(run("cache", "prune", "--max-size", size_of(cache, "c"), "--json").stdout)
+    assert list(document) == ["cache", "dropped", "in_use"]
+    assert [record["store"][0] for record in document["dropped"]] == ["a", "b"]
+    assert names(cache) == "c"
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_clear(run: Run, cache: Path, as_json: bool) -> None:
+    """Every store goes but one that is being filled, which is named; what is not ours stays (see `cache`)."""
+    total = size_of(cache, "b") + size_of(cache, "c")
+    with stores.locked(cache / stores.FOLDER / ("a" * 40), None):
+        result = run("cache", "clear", *(["--json"] if as_json else []))
+    assert result.exit_code == 0
+    assert names(cache) == "a"
+    if as_json:
+        document = json.loads(result.stdout)
+        assert [record["store"][0] for record in document["dropped"]] == ["c", "b"]
+        assert [record["store"][0] for record in document["in_use"]] == ["a"]
+    else:
+        assert result.stderr == f"{12 * 'a'} is being filled by another dlcv: left\n"
+        assert result.stdout == f"deleted 2 of {cache}, {byte_size(total)}\n"
+    assert run("cache", "clear").exit_code == 0
+    assert names(cache) == ""
+    assert not [*cache.rglob("*.bin"), *cache.rglob("*.json"), *cache.rglob("*.lock")]
+
+
+def test_damaged_store(run: Run, cache: Path) -> None:
+    """Damaged stores are shown as such, with what they take, and can be cleared like any."""
+    (cache / stores.FOLDER / ("a" * 40) / "store.json").write_bytes(b"garbage")
+    os.truncate(cache / stores.FOLDER / ("b" * 40) / "records.bin", 7)
+    result = run("cache", "list")
+    assert result.exit_code == 0
+    lines = {line.split()[0][0]: line.split()[1:3] for line in result.stdout.splitlines()[2:5]}
+    assert lines == {"a": ["damaged", "0"], "b": ["damaged", "0"], "c": ["vgg16", "classifier.2"]}
+    document = json.loads(run("cache", "list", "--json").stdout)
+    found = {record["store"][0]: (record["arch"], record["bytes"]) for record in document["stores"]}
+    assert found["a"] == (None, size_of(cache, "a"))
+    assert run("cache", "clear").exit_code == 0
+    assert names(cache) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("500MB", 500_000_000),
+        ("1.5 GB", 1_500_000_000),
+        ("0", 0),
+        ("2k", 2000),
+        (" 7 B ", 7),
+        ("0.5tb", 500_000_000_000),
+        *((text, None) for text in ("", "MB", "-1", "1e9", "5 XB", "nan", "1,000", "1.5.2GB", "5 MiB")),
+    ],
+)
+def test_sizes(run: Run, cache_folder: Path, text: str, size: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes are read with or without unit, in thousands; what is none is wrong usage, and says how to write one."""
+    seen: list[int] = []
+    monkeypatch.setattr(stores, "prune", lambda cache, limit: (seen.append(limit) or [], []))
+    result = run("cache", "prune", "--max-size", text)
+    assert result.exit_code == (2 if size is None else 0)
+    assert seen == ([] if size is None else [size])
+    if size is None:
+        assert "give a size such as 500MB or 20GB" in result.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------- the folder
+
+
+@pytest.mark.parametrize(
+    ("platform", "variables", "place"),
+    [
+        ("linux", {}, "HOME/.cache/dlcv"),
+        ("linux", {"XDG_CACHE_HOME": "/xdg"}, "/xdg/dlcv"),
+        ("linux", {"XDG_CACHE_HOME": "relative"}, "HOME/.cache/dlcv"),
+        ("linux", {"XDG_CACHE_HOME": "", "LOCALAPPDATA": "/local"}, "HOME/.cache/dlcv"),
+        ("darwin", {"XDG_CACHE_HOME": "/xdg"}, "HOME/Library/Caches/dlcv"),
+        ("win32", {"LOCALAPPDATA": "/local", "XDG_CACHE_HOME": "/xdg"}, "/local/dlcv/Cache"),
+        ("win32", {}, "HOME/AppData/Local/dlcv/Cache"),
+    ],
+)
+def test_default_folder(
+    tmp_path: Path, platform: str, variables: dict[str, str], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user's cache folder is where the platform has it."""
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": str(tmp_path), **variables}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert stores.default_folder() == Path(place.replace("HOME", str(tmp_path)))
+
+
+def test_whose_word_counts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--cache goes before DLCV_CACHE, and that before the user's folder, which an empty variable leaves in place."""
+
+    def used(*args: object) -> str:
+        return str(json.loads(run("cache", "list", "--json", *args).stdout)["cache"])
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("DLCV_CACHE", str(tmp_path / "variable"))
+    assert used("--cache", tmp_path / "option") == str(tmp_path / "option")
+    assert used() == str(tmp_path / "variable")
+    monkeypatch.setenv("DLCV_CACHE", "")
+    assert used() == str(tmp_path / "xdg" / "dlcv")
+    monkeypatch.delenv("DLCV_CACHE")
+    assert used() == str(tmp_path / "xdg" / "dlcv")
+
+
+def test_a_lock_that_cannot_be_had(run: Run, tmp_path: Path) -> None:
+    """A store whose lock cannot be opened is not deleted; one line says why."""
+    store = Store(tmp_path / "activations" / "store")
+    store.begin((2, 3), "float32", ABOUT)
+    (tmp_path / "activations" / "store.lock").mkdir()
+    refused(run("cache", "clear", "--cache", tmp_path), "store.lock")
+    assert store.open()

@@ -1,0 +1,368 @@
+"""The frozen layers' arithmetic: the same numbers in any company, those of the plain layers, and what they cost."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dlcv_cli.vision import forward as module
+from dlcv_cli.vision.architectures import ARCHITECTURES, Architecture, K
+from dlcv_cli.vision.forward import Forward, has_bfloat16, outputs, resolve
+from dlcv_cli.vision.frozen_prefix import Cut, chain, cut, work
+from dlcv_cli.vision.networks import Fire, Network, random_network, unfreeze
+from dlcv_cli.vision.preprocessing import Preprocessing
+from dlcv_cli.vision.sources import from_rows, groups, to_rows
+
+CPU = torch.device("cpu")
+PRECISIONS = ("float32", "bfloat16")
+MINI = ARCHITECTURES["vgg16_mini"]
+# batch normalisation between convolution and ReLU, and frozen linear layers
+BATCHNORM = replace(
+    MINI, features=(("conv", 8, 3, 2, 1), ("batchnorm",), ("relu",), ("maxpool", 2, 2), ("conv", 16, 3, 1, 1))
+)
+NARROW = replace(ARCHITECTURES["alexnet"], classifier=(("dropout", 0.5), ("linear", K)), head="classifier.1")
+NETWORKS: dict[str, Architecture] = {
+    "vgg16_mini": MINI,
+    "squeezenet1_1": ARCHITECTURES["squeezenet1_1"],
+    "alexnet": NARROW,
+    "batchnorm": BATCHNORM,
+}
+# pixels the images are said to have, which decides how many pass the convolutions at once: 4, 1 and 16
+CASES = [*((name, 224) for name in NETWORKS), *((name, 448) for name in NETWORKS), ("vgg16_mini", 64)]
+
+
+def parts_of(name: str) -> Cut:
+    """A network in two, its head to train; every tensor random, biases and statistics too."""
+    architecture = NETWORKS[name]
+    network = random_network(architecture, 3, seed=0)
+    rng = torch.Generator().manual_seed(0)
+    for key, tensor in network.state_dict().items():
+        if tensor.ndim == 1:
+            tensor.uniform_(*((0.5, 1.5) if key.endswith("var") else (-0.2, 0.2)), generator=rng)
+    unfreeze(network, (architecture.head,))
+    network.to(memory_format=torch.channels_last)
+    return cut(network)
+
+
+def made(layers: Sequence[nn.Module], precision: str, side: int = 224) -> Forward:
+    """The layers, for images of so many pixels."""
+    return Forward(layers, Preprocessing(side, side), CPU, precision)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> Tensor:
+    """(19, 64, 64, 3) uint8: more than one group, and a last one that is short."""
+    return torch.randint(0, 256, (19, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def plain(prefix: nn.Sequential, pixels: Tensor) -> Tensor:
+    """What torch's own layers make of pixels, all at once, in float32."""
+    normal = Preprocessing()
+    mean, std = (torch.tensor(t).view(1, 3, 1, 1) for t in (normal.mean, normal.std))
+    with torch.inference_mode():
+        found: Tensor = copy.deepcopy(prefix).eval()((pixels.permute(0, 3, 1, 2) / 255 - mean) / std)
+    return found
+
+
+def passed(forward: Forward, pixels: Tensor, order: Sequence[int], size: int, threads: int) -> Tensor:
+    """Outputs of the images in that order, so many a group, put back in the images' own order."""
+    found = outputs(forward, groups(order, size), lambda group: pixels[list(group)], threads)
+    y = torch.cat([x for _, x in found])
+    back: Tensor = y[torch.tensor(order).argsort()]
+    return back
+
+
+@pytest.fixture(params=[True, False], ids=["fused", "not fused"])
+def fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether convolution and ReLU are one operation; skips where the platform has none."""
+    works = module.fusion_works
+    if not request.param:
+        monkeypatch.setattr(module, "fusion_works", lambda _: False)
+    elif not all(works(dtype) for dtype in module.DTYPES.values()):
+        pytest.skip("this build of torch cannot")
+    return bool(request.param)
+
+
+@pytest.mark.parametrize(("name", "side"), CASES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_image_depends_on_itself_alone(name: str, precision: str, side: int, fused: bool, pixels: Tensor) -> None:
+    """Alone, among others, anywhere in any group, with any number of threads: the same bytes."""
+    forward = made(parts_of(name).prefix, precision, side)
+    expected = forward(pixels)
+    assert not torch.equal(expected[0], expected[1]), "the case can tell images apart"
+    shuffled = np.random.default_rng(0).permutation(19).tolist()
+    for order, size, threads in ((range(19), 1, 2), (shuffled, 3, 1), (shuffled, 16, 3), (range(18, -1, -1), 5, 2)):
+        assert torch.equal(passed(forward, pixels, list(order), size, threads), expected), (size, threads)
+
+
+def test_torchs_own_threads_do_not_matter(pixels: Tensor) -> None:
+    """Frozen layers compute without torch's own threads, however many the training step has, and leave it those."""
+    forward = made(parts_of("vgg16_mini").prefix, "float32")
+    seen = set()
+
+    def load(group: Sequence[int]) -> Tensor:
+        seen.add(torch.get_num_threads())
+        return pixels[list(group)]
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert [len(x) for _, x in outputs(forward, groups(range(19), 4), load, 2)] == [4, 4, 4, 4, 3]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {1}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_numbers_are_the_plain_layers(name: str, fused: bool, pixels: Tensor) -> None:
+    """float32 agrees with torch's own layers to 1e-5 of the largest number, bfloat16 to a few percent."""
+    prefix = parts_of(name).prefix
+    expected = plain(prefix, pixels)
+    most = expected.abs().max()
+    for precision, bound in (("float32", 1e-5), ("bfloat16", 0.05)):
+        forward = made(prefix, precision)
+        assert forward.fused == fused
+        found = forward(pixels)
+        assert (found.dtype, found.shape) == (module.DTYPES[precision], expected.shape)
+        assert (found.float() - expected).abs().max() <= bound * most
+    assert expected.std() > 0.01 * most, "the case has more than zeros"
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Fire(8, 4, 8, 16),
+        nn.Conv2d(8, 16, 3, stride=2, padding=2, dilation=2, groups=2, bias=False),
+        nn.Conv2d(8, 16, (1, 3), padding=(0, 1)),
+        nn.Conv2d(8, 16, 5, stride=(1, 3)),
+    ],
+    ids=["fire", "stride, dilation, groups", "1 x 3", "no padding"],
+)
+def test_fused_layers_are_right(layer: nn.Module, fused: bool) -> None:
+    """A fire module, and convolutions of every kind with the ReLU behind them, give what the layers give."""
+    x = torch.randn(5, 8, 9, 11, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+    layers = nn.Sequential(layer) if isinstance(layer, Fire) else nn.Sequential(layer, nn.ReLU(inplace=True))
+    with torch.no_grad():
+        expected = layers(x)
+    torch.testing.assert_close(made(layers, "float32")(x), expected, rtol=1e-5, atol=1e-6)
+    assert (expected == 0).any()
+    assert (expected > 0.1).any()
+
+
+@pytest.mark.parametrize("wrong", ["absent", "wrong", "signature"])
+def test_fusion_is_tried_first(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch's private operation is missing, takes other arguments, or is wrong, it is not used."""
+
+    def broken(x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d) -> Tensor:
+        if wrong == "absent":
+            raise AttributeError
+        if wrong == "signature":
+            raise RuntimeError
+        return nn.functional.conv2d(x, weight, bias, conv.stride, conv.padding)
+
+    monkeypatch.setattr(module, "_fused_conv_relu", broken)
+    assert not module.fusion_works(torch.float32)
+    assert not made([nn.Conv2d(3, 4, 3), nn.ReLU()], "float32").fused
+
+
+@pytest.mark.parametrize(("name", "side"), CASES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_going_on_is_going_all_the_way(name: str, precision: str, side: int, pixels: Tensor) -> None:
+    """From what is kept before any layer with weights, the layers behind give the bytes of the whole way."""
+    prefix = list(parts_of(name).prefix)
+    expected = made(prefix, precision, side)(pixels)
+    places = [i for i, layer in enumerate(prefix) if i and [*layer.parameters()]]
+    assert places
+    for place in places[::-3]:
+        kept = to_rows(made(prefix[:place], precision, side)(pixels))
+        rest = made(prefix[place:], precision, side)
+        for some in (slice(0, 19), slice(7, 9)):  # whole groups, and too few for one
+            found = torch.cat([x for _, x in outputs(rest, groups(kept[some], 16), from_rows, 2)])
+            assert torch.equal(found, expected[some]), prefix[place]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_network_is_left_alone(precision: str, pixels: Tensor) -> None:
+    """Computing changes no value, type, mode or gradient flag of the layers it was given, nor the pixels."""
+    for name in NETWORKS:
+        parts = parts_of(name)
+        parts.train()
+        tensors = [*parts.prefix.named_parameters(), *parts.prefix.named_buffers()]
+        before = [(key, t.detach().clone(), t.dtype, t.requires_grad) for key, t in tensors]
+        modes = [layer.training for layer in parts.suffix.modules()]
+        given = pixels.clone()
+        found = made(parts.prefix, precision)(pixels)
+        assert not found.requires_grad
+        for (key, old, dtype, grad), (_, now) in zip(before, tensors, strict=True):
+            assert torch.equal(old, now.detach()), key
+            assert (now.dtype, now.requires_grad, now.grad) == (dtype, grad, None), key
+        assert [layer.training for layer in parts.suffix.modules()] == modes
+        assert torch.equal(pixels, given)
+
+
+def test_outputs_come_in_order_and_errors_come_out() -> None:
+    """Groups come in their order however long each takes to load; what loading raises reaches the caller."""
+    forward = made([nn.Identity()], "float32")
+
+    def load(group: Sequence[int]) -> Tensor:
+        if group[0] == 9:
+            raise OSError("gone")
+        time.sleep(0.02 if group[0] == 0 else 0)
+        return torch.full((len(group), 2), float(group[0]))
+
+    seen = [int(x[0, 0]) for _, x in outputs(forward, groups(range(8), 2), load, 3)]
+    assert seen == [0, 2, 4, 6]
+    with pytest.raises(OSError, match="gone"):
+        list(outputs(forward, [[1], [9], [2]], load, 2))
+
+
+# ------------------------------------------------------------------------------------------------- by content
+
+
+def test_chain_has_a_key_for_every_place() -> None:
+    """Prefixes that begin alike share the beginning of the list, whatever comes after and whatever trains."""
+    one = random_network(MINI, 3, seed=0)
+    other = random_network(MINI, 5, seed=1)
+    other.features.load_state_dict(one.features.state_dict())
+    unfreeze(one, ("classifier.6",))
+    unfreeze(other, ("features.28",))
+    long, short = (chain(cut(n).prefix, b"begin") for n in (one, other))
+    assert len(long) == len(cut(one).prefix) + 1 == len(set(long))
+    assert all(len(key) == 32 for key in long)
+    assert long[: len(short)] == short
+    one.to(memory_format=torch.channels_last)
+    assert chain(cut(one).prefix, b"begin") == long
+    assert not {*chain(cut(one).prefix, b"another")} & {*long}
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "batchnorm"])
+def test_chain_changes_with_any_number(name: str) -> None:
+    """The last bit of any weight, bias or statistic changes every key behind its layer and none before."""
+    prefix = parts_of(name).prefix
+    before = chain(prefix, b"")
+    for key, tensor in prefix.state_dict().items():
+        number = tensor[(-1,) * tensor.ndim]
+        old = number.clone()
+        number.copy_(old + 1 if key.endswith("tracked") else torch.nextafter(old, old + 1))
+        at = int(key.partition(".")[0]) + 1
+        same = [one == other for one, other in zip(chain(prefix, b""), before, strict=True)]
+        assert same == [True] * at + [False] * (len(same) - at), key
+        number.copy_(old)
+    assert chain(prefix, b"") == before
+
+
+@pytest.mark.parametrize(
+    ("at", "layer"),
+    [
+        (1, nn.Identity()),
+        (3, nn.MaxPool2d(3, 2)),
+        (3, nn.MaxPool2d(2, 2, ceil_mode=True)),
+        (1, nn.BatchNorm2d(8, eps=1e-3)),
+        (0, nn.Conv2d(3, 8, 3, 1, 1)),
+        (0, nn.Conv2d(3, 8, 3, 2, 1, padding_mode="reflect")),
+    ],
+)
+def test_chain_changes_with_any_layer(at: int, layer: nn.Module) -> None:
+    """Another kind of layer or another setting, with the same weights, changes every key behind it."""
+    prefix = parts_of("batchnorm").prefix
+    before = chain(prefix, b"")
+    if layer.state_dict():
+        layer.load_state_dict(prefix[at].state_dict())
+    prefix[at] = layer
+    same = [one == other for one, other in zip(chain(prefix, b""), before, strict=True)]
+    assert same == [True] * (at + 1) + [False] * (len(same) - at - 1)
+
+
+# ------------------------------------------------------------------------------------------------- what it costs
+
+# (channels in, channels out, side of the output) of vgg16's convolutions at 224 pixels
+VGG16 = [
+    (3, 64, 224), (64, 64, 224), (64, 128, 112), (128, 128, 112), (128, 256, 56), (256, 256, 56), (256, 256, 56),
+    (256, 512, 28), (512, 512, 28), (512, 512, 28), (512, 512, 14), (512, 512, 14), (512, 512, 14),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "convolutions", "linear"),
+    [
+        (("classifier.6",), (4096,), 13, [25088 * 4096]),
+        (("classifier", "features.28"), (512, 14, 14), 12, []),
+        (("classifier",), (25088,), 13, []),
+        (("features", "classifier"), (3, 224, 224), 0, []),
+    ],
+    ids=["head", "finetune", "classifier", "scratch"],
+)
+def test_work_of_vgg16(layers: tuple[str, ...], shape: tuple[int, ...], convolutions: int, linear: list[int]) -> None:
+    """Shape and operations before the cut are those counted by hand, two for each multiplication and addition."""
+    with torch.device("meta"):
+        network = Network(ARCHITECTURES["vgg16"], 101)
+    unfreeze(network, layers)
+    counts = [9 * c * out * side**2 for c, out, side in VGG16]
+    total = 2 * (sum(counts) + 25088 * 4096 + 4096 * 4096 + 4096 * 101)
+    found = work(cut(network), 224)
+    assert found.shape == shape
+    assert found.flops == 2 * (sum(counts[:convolutions]) + sum(linear))
+    assert found.total_flops == total
+    assert total == pytest.approx(30.9e9, rel=2e-3)
+
+
+def test_work_is_that_of_the_outputs(pixels: Tensor) -> None:
+    """The shape foretold is the shape computed, for every network; the network itself stays real."""
+    for name in NETWORKS:
+        parts = parts_of(name)
+        assert work(parts, 64).shape == tuple(made(parts.prefix, "float32")(pixels[:1]).shape[1:])
+        assert all(t.device == CPU for t in (*parts.prefix.state_dict().values(), *parts.suffix.state_dict().values()))
+
+
+# ------------------------------------------------------------------------------------------------- precision, rows
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_follows_the_device(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked for is what is computed in; auto is bfloat16 exactly where the device has it."""
+    monkeypatch.setattr(module, "has_bfloat16", lambda device: native)
+    assert resolve("auto", CPU) == ("bfloat16" if native else "float32")
+    assert [resolve(p, CPU) for p in PRECISIONS] == [*PRECISIONS]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("answers", "native"), [((False, False), False), ((True, False), True), ((False, True), True), (None, False)]
+)
+def test_has_bfloat16(answers: tuple[bool, bool] | None, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU has it when it has AVX-512's or AMX's instructions, or says nothing of the kind; Apple's GPU has not."""
+    for i, name in enumerate(("_is_avx512_bf16_supported", "_is_amx_tile_supported")):
+        if answers is None:
+            monkeypatch.delattr(torch.cpu, name, raising=False)
+        else:
+            monkeypatch.setattr(torch.cpu, name, lambda i=i: answers[i], raising=False)
+    assert has_bfloat16(CPU) is native
+    assert not has_bfloat16(torch.device("mps"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 7), (5, 3, 4, 6), (1, 3, 1, 1), (2, 1, 4, 4)])
+@pytest.mark.parametrize("last", [True, False], ids=["channels last", "channels first"])
+def test_rows_round_trip(dtype: torch.dtype, shape: tuple[int, ...], last: bool) -> None:
+    """What is kept comes back bit by bit, NaN and infinities too; channels lie last on the disk."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x.view(-1)[:3] = torch.tensor([float("nan"), float("inf"), -0.0])
+    if x.dim() == 4 and last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    rows = to_rows(x)
+    assert rows.dtype == (np.int16 if dtype == torch.bfloat16 else np.float32)
+    assert rows.shape == (shape if len(shape) == 2 else (shape[0], *shape[2:], shape[1]))
+    assert rows.flags.c_contiguous
+    back = from_rows(rows)
+    bits: Any = torch.int16 if dtype == torch.bfloat16 else torch.int32
+    assert (back.dtype, back.shape) == (dtype, shape)
+    assert torch.equal(back.contiguous().view(bits), x.contiguous().view(bits))
+    assert len(shape) == 2 or back.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,99 @@
+"""Which precision a training takes, what the files say of it, and what an evaluation makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Run, dlcv, make_photos, metrics_of
+
+from dlcv_cli.artifacts import tensors
+from dlcv_cli.artifacts.files import read_json
+from dlcv_cli.vision import forward
+
+ON_CPU = ("--threads", 1, "--device", "cpu")
+COMMON = ("--epochs", 1, *ON_CPU)
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Path:
+    """A split of a few photos."""
+    make_photos(tmp_path / "photos", {"a": 6, "b": 6}, (64, 64))
+    path = tmp_path / "photos.split.json"
+    dlcv("data", "split", tmp_path / "photos", "-o", path)
+    return path
+
+
+def head(run: Run, split: Path, *more: object) -> Path:
+    """A head on the network's own weights."""
+    output = split.parent / "head.safetensors"
+    result = run("vgg", "head", split, "--arch", "vgg16_mini", *COMMON, "-o", output, *more)
+    assert result.exit_code == 0, result.stderr
+    return output
+
+
+def logits(checkpoint: Path) -> np.ndarray:
+    """What the evaluation on test gave."""
+    path = checkpoint.with_suffix(".test.predictions.safetensors")
+    return tensors.read(path, tensors.PREDICTIONS).arrays["logits"]
+
+
+def lacks(monkeypatch: pytest.MonkeyPatch, native: bool = False) -> None:
+    """As on a machine that computes in bfloat16, or does not."""
+    monkeypatch.setattr(forward, "has_bfloat16", lambda device: native)
+
+
+@pytest.mark.parametrize(("native", "resolved"), [(True, "bfloat16"), (False, "float32")])
+def test_auto_is_recorded_as_what_it_was(
+    run: Run, split: Path, monkeypatch: pytest.MonkeyPatch, native: bool, resolved: str
+) -> None:
+    """By default the settings say auto, and the files beside them which precision that came to be."""
+    lacks(monkeypatch, native)
+    checkpoint = head(run, split)
+    for record in (metrics_of(checkpoint), tensors.read_record(checkpoint, tensors.CHECKPOINT)):
+        assert record["config"]["precision"] == "auto"
+        assert record["precision"] == resolved
+    assert run("eval", checkpoint, *ON_CPU).exit_code == 0
+    assert read_json(checkpoint.with_suffix(".test.eval.json"), "dlcv.eval/1")["run"]["precision"] == resolved
+    assert head(run, split) == checkpoint, "up to date, not refused"
+
+
+def test_precision_changes_the_numbers(run: Run, split: Path) -> None:
+    """What was trained in bfloat16 is evaluated in it: close to float32, and not the same."""
+    answers = []
+    for precision in ("float32", "bfloat16"):
+        checkpoint = head(run, split, "--precision", precision, "--force")
+        assert {a.dtype for a in tensors.read(checkpoint, tensors.CHECKPOINT).arrays.values()} == {np.dtype("float32")}
+        assert run("eval", checkpoint, *ON_CPU, "--force").exit_code == 0
+        answers.append(logits(checkpoint))
+    assert answers[0].dtype == answers[1].dtype == np.float32
+    assert not np.array_equal(*answers)
+    np.testing.assert_allclose(*answers, atol=0.1 * np.ptp(answers[0]))
+
+
+def test_evaluating_where_there_is_no_bfloat16(run: Run, split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint trained in bfloat16 is evaluated in float32 where that is all there is, which is told and noted."""
+    checkpoint = head(run, split, "--precision", "bfloat16")
+    lacks(monkeypatch)
+    result = run("eval", checkpoint, *ON_CPU)
+    assert result.exit_code == 0
+    told = f"{checkpoint} was trained in bfloat16, which cpu lacks here: evaluating in float32"
+    assert told in result.stderr.splitlines()
+    assert read_json(checkpoint.with_suffix(".test.eval.json"), "dlcv.eval/1")["run"]["precision"] == "float32"
+
+
+def test_older_checkpoints(run: Run, split: Path) -> None:
+    """A checkpoint of a version that recorded neither precision nor what trained is one of float32, all trained."""
+    checkpoint = head(run, split, "--precision", "float32")
+    stored = tensors.read(checkpoint, tensors.CHECKPOINT)
+    record = {k: v for k, v in stored.record.items() if k not in ("schema", "precision", "trained")}
+    older = split.parent / "older.safetensors"
+    tensors.write(older, tensors.CHECKPOINT, stored.arrays, record)
+    for path in (checkpoint, older):
+        assert run("eval", path, *ON_CPU).exit_code == 0
+    found = read_json(older.with_suffix(".test.eval.json"), "dlcv.eval/1")["run"]
+    assert (found["precision"], found["store"]) == ("float32", {"used": False, "why": "nothing frozen"})
+    np.testing.assert_allclose(logits(older), logits(checkpoint), rtol=0, atol=1e-5 * np.abs(logits(checkpoint)).max())
+    output = split.parent / "finetune.safetensors"
+    assert run("vgg", "finetune", split, *COMMON, "--from", older, "-o", output).exit_code == 0
