@@ -188,11 +188,25 @@ class SeqTrainConfig(Config):
     """`seq train`, by the published recipe: one sequence a step, Adam, fixed lr 0.003, 3 epochs."""
 
     cell: str = setting("gru", "the network")
+    engine: Literal["compiled", "torch"] = setting(
+        "compiled", "what computes: dlcv's kernels, or torch.nn with autograd"
+    )
     hidden_size: int = setting(32, "width of the hidden state", low=1, high=8192)
     epochs: int = setting(3, "passes over the training part", low=1, high=100_000)
+    batch_size: int = setting(1, "sequences a step", low=1, high=65_536)
     lr: float = setting(0.003, "Adam's learning rate", above=0)
+    clip_norm: float | None = setting(None, "largest norm of the gradient; longer ones are shortened to it", above=0)
+    chrono: int | None = setting(
+        None, "lstm, gru: steps to remember from the start, by the gates' biases; default: torch's random ones", low=3
+    )
     record_every: int = setting(500, "iterations between two looks at the losses", low=1)
-    seed: int = setting(0, "initial weights and order", **SEED)
+    seeds: int = setting(1, "independent runs, with seed, seed + 1, ...", low=1, high=100_000)
+    seed: int = setting(0, "initial weights and order of the first run", **SEED)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed + self.seeds - 1 > SEED["high"]:
+            raise SettingError(f"seed {self.seed} + {self.seeds} runs go beyond {SEED['high']}")
 
 
 @dataclass(frozen=True)

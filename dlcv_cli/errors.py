@@ -54,7 +54,7 @@ def lookup(table: dict[str, T], name: str, what: str) -> T:
     return table[name]
 
 
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def byte_size(count: int) -> str:

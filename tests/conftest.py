@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
+import os
 import re
+import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +25,11 @@ from dlcv_cli.cli.root import app
 
 Run = Callable[..., Result]
 Pixels = NDArray[np.uint8]
+
+# The kernels are compiled once for all tests and the processes they start, not once a cache: said before any test
+# module is imported, because numba reads it when the kernels are.
+os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="dlcv-tests-")
+atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="module")

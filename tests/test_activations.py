@@ -360,7 +360,7 @@ def test_what_the_metrics_say(run: Run, train: Train, folder: Path) -> None:
     kept, without = train("head", "--precision", "float32"), train("finetune", "--no-cache", "--precision", "bfloat16")
     assert list(kept.store) == COUNTS
     assert kept.store == dict(zip(COUNTS, (True, "classifier.2", 2048, BOTH, BOTH), strict=True))
-    assert f": 0 of {BOTH} are there, 38.9 KB to add, " in kept.said
+    assert f": 0 of {BOTH} are there, 38.9 kB to add, " in kept.said
     assert without.store == {"used": False, "why": "--no-cache", "before": "features.28", "bytes_per_image": 2048}
     assert list(without.store) == ["used", "why", "before", "bytes_per_image"]
     assert "--no-cache: the frozen layers are computed anew for each batch\n" in without.said

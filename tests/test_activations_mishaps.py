@@ -70,13 +70,13 @@ def test_too_little_disk(train: Train, cache_folder: Path, monkeypatch: pytest.M
     free = [1000]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
     need = 4 * 512 * BOTH
-    for free[0], said in ((1000, "1 KB"), (int(need / 0.9) - 10, "43.2 KB")):
+    for free[0], said in ((1000, "1 kB"), (int(need / 0.9) - 10, "43.2 kB")):
         found = train("head", "--precision", "float32")
         [warning] = found.warnings
-        assert f"38.9 KB to add, {said} free on its disk; going on without it" in warning
+        assert f"38.9 kB to add, {said} free on its disk; going on without it" in warning
         assert found.data == first.data
         assert found.store == {
-            "used": False, "why": f"38.9 KB to add, {said} free on its disk", "before": "classifier.2",
+            "used": False, "why": f"38.9 kB to add, {said} free on its disk", "before": "classifier.2",
             "bytes_per_image": 2048,
         }  # fmt: skip
         assert not [path for path in cache_folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
@@ -164,3 +164,17 @@ def test_an_image_that_changes_meanwhile(
     assert last == f"dlcv: {folder / 'photos' / name}: changed while it was in use; make the split anew"
     assert not (folder / "new.safetensors").exists()
     assert sum(sound(cache_folder)) < BOTH
+
+
+def test_cleared_while_it_trains(run: Run, train: Train, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training keeps what it has begun to read, though `cache clear` deletes it."""
+    first, fit = train("head"), vgg.fit
+
+    def late(*args: Any) -> Any:
+        assert run("cache", "clear").exit_code == 0
+        assert sound(cache_folder) == []
+        yield from fit(*args)
+
+    monkeypatch.setattr(vgg, "fit", late)
+    found = train("head")
+    assert (found.store["computed"], found.warnings, found.data) == (0, [], first.data)

@@ -60,7 +60,7 @@ def test_list(run: Run, cache: Path) -> None:
     assert [line[:5] for line in found] == [
         [12 * letter, "vgg16", "classifier.2", "float32", str(count)] for letter, count in COUNTS.items()
     ]
-    assert found[1][5:7] == [f"{size_of(cache, 'a') / 1000:.3g}", "KB"]
+    assert found[1][5:7] == [f"{size_of(cache, 'a') / 1000:.3g}", "kB"]
     assert found[0][7].startswith("2001-09-09")
     total = sum(size_of(cache, letter) for letter in "abc")
     assert last == f"3 in {cache}, {byte_size(total)}"

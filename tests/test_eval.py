@@ -128,14 +128,22 @@ def test_extreme_logits() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_regression_is_scikit_learns(seed: int) -> None:
-    """MSE and MAE are scikit-learn's."""
+    """MSE and MAE are scikit-learn's; close is the share of errors below 0.04."""
     rng = np.random.default_rng(seed)
-    predictions, targets = rng.normal(size=(2, 50)).astype(np.float32)
+    predictions, targets = rng.normal(0, 0.1, (2, 50)).astype(np.float32)
     found = regression(predictions, targets)
-    assert list(found) == ["mse", "mae"]
+    assert list(found) == ["mse", "mae", "close"]
     exact = targets.astype(np.float64), predictions.astype(np.float64)
     assert found["mse"] == pytest.approx(sklearn_metrics.mean_squared_error(*exact))
     assert found["mae"] == pytest.approx(sklearn_metrics.mean_absolute_error(*exact))
+    assert found["close"] == sum(abs(a - b) < 0.04 for a, b in zip(*exact, strict=True)) / 50
+    assert 0.1 < found["close"] < 0.4, "the case has both"
+
+
+def test_close_is_nearer_than_the_bound() -> None:
+    """An error of 0.04 and more is not close, on either side."""
+    predictions = np.array([0.0390625, -0.0390625, 0.0400391, -0.0400391, 0], np.float32)
+    assert regression(predictions, np.zeros(5, np.float32))["close"] == 0.6
 
 
 def test_largest_class() -> None:
@@ -155,9 +163,11 @@ def test_eval_keys(evaluated: Path, name: str) -> None:
     found = read(evaluated / f"{name}.test.eval.json")
     images = name in IMAGES
     data = evaluated / ("photos.split.json" if images else "data.safetensors")
+    more = [] if images else ["by_length", "seeds"]
     assert list(found) == [
-        "schema", "stage", "config", "inputs", "data", "metrics", "baseline", "predictions", "run",
+        "schema", "stage", "config", "inputs", "data", "metrics", "baselines", *more, "predictions", "run",
     ]  # fmt: skip
+    assert found.get("seeds") == (None if images else [0])
     assert (found["schema"], found["stage"], found["config"]) == ("dlcv.eval/1", "eval", {"split": "test"})
     for role, path in (("checkpoint", checkpoint), ("data", data)):
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -165,15 +175,20 @@ def test_eval_keys(evaluated: Path, name: str) -> None:
     assert list(found["data"]) == ["study", "split", "n", "path", "fingerprint"]
     where = [found["data"][key] for key in ("study", "split", "n", "path")]
     assert where == (["images", "test", 7, data.name] if images else ["sequences", "test", 20, data.name])
-    keys = ["loss", "top1_accuracy", "top5_accuracy", "mean_per_class_recall"] if images else ["mse", "mae"]
+    keys = ["loss", "top1_accuracy", "top5_accuracy", "mean_per_class_recall"] if images else ["mse", "mae", "close"]
     assert list(found["metrics"]) == keys
-    assert list(found["baseline"]) == ["name", "metrics"]
-    assert list(found["baseline"]["metrics"]) == ([keys[1], keys[3]] if images else keys)
+    assert len(found["baselines"]) == (1 if images else 2)
+    for baseline in found["baselines"]:
+        assert list(baseline) == ["name", "metrics"]
+        assert list(baseline["metrics"]) == ([keys[1], keys[3]] if images else keys)
+    for row in found.get("by_length", []):
+        assert list(row) == ["length", "n", *keys]
     predictions = evaluated / f"{name}.test.predictions.safetensors"
     sha256 = hashlib.sha256(predictions.read_bytes()).hexdigest()
     assert found["predictions"] == {"path": predictions.name, "sha256": sha256}
     machine = ["device", "threads", "precision", "store"] if images else []
     assert list(found["run"]) == ["started", "seconds", "machine", "python", "versions", *machine]
+    assert ("torch" in found["run"]["versions"], "numba" in found["run"]["versions"]) == (images, not images)
     if images:
         frozen = {"scratch": {"used": False, "why": "nothing frozen"}}
         frozen["head"] = {"used": True, "before": "classifier.2", "bytes_per_image": 2048, "images": 7, "computed": 7}
@@ -224,19 +239,34 @@ def test_sequence_predictions(evaluated: Path, name: str) -> None:
     assert np.array_equal(arrays["lengths"], test.lengths)
     errors = arrays["predictions"].astype(np.float64) - test.targets
     expected = {"mse": pytest.approx(np.mean(errors**2)), "mae": pytest.approx(np.mean(abs(errors)))}
-    assert found["metrics"] == expected
+    assert found["metrics"] == {**expected, "close": np.mean(abs(errors) < 0.04)}
+    assert [row["length"] for row in found["by_length"]] == sorted(set(test.lengths.tolist()))
+    for row in found["by_length"]:
+        here = errors[test.lengths == row["length"]]
+        expected = {"mse": pytest.approx(np.mean(here**2)), "mae": pytest.approx(np.mean(abs(here)))}
+        shares = {"length": row["length"], "n": len(here), "close": np.mean(abs(here) < 0.04)}
+        assert row == {**shares, **expected}
+    assert sum(row["n"] for row in found["by_length"]) == found["data"]["n"]
     if name == "baseline":
         assert arrays["predictions"].tolist() == [1.0] * 20
 
 
 def test_baselines(evaluated: Path) -> None:
-    """Each study's baseline: the largest training class, and the task's constant, named."""
+    """Each study's baselines, named: the largest training class; the task's constant, and one mark of two known."""
     test = [example["label"] for example in read(evaluated / "photos.split.json")["parts"]["test"]]
-    images = read(evaluated / "head.test.eval.json")["baseline"]
+    [images] = read(evaluated / "head.test.eval.json")["baselines"]
     assert images["name"] == "always tree house"
     assert images["metrics"] == {"top1_accuracy": test.count(2) / len(test), "mean_per_class_recall": 1 / 3}
     network, other = (read(evaluated / f"{name}.test.eval.json") for name in ("baseline", "gru"))
-    assert other["baseline"] == {"name": "constant 1", "metrics": network["metrics"]}
+    constant, one = other["baselines"]
+    assert constant == {"name": "constant 1", "metrics": network["metrics"]}
+    part = sequences.read(evaluated / "data.safetensors").parts["test"]
+    errors = []
+    for x, target in zip(np.split(part.inputs, np.cumsum(part.lengths)[:-1]), part.targets, strict=True):
+        errors.append(next(float(value) for value, mark in x if mark == 1) + 0.5 - float(target))
+    assert one["name"] == "knows one of the two"
+    assert one["metrics"]["mse"] == pytest.approx(np.mean(np.square(errors)), rel=1e-5)
+    assert one["metrics"]["mae"] == pytest.approx(np.mean(np.abs(errors)), rel=1e-5)
 
 
 def test_twice_the_same(evaluated: Path, folder: Path) -> None:
@@ -421,6 +451,14 @@ DAMAGE: dict[str, Change] = {
     "wider": lambda record, arrays: arrays.update({"rnn.weight_ih_l0": np.zeros((12, 3), np.float32)}),
     "half": lambda record, arrays: arrays.update({n: a.astype(np.float16) for n, a in arrays.items()}),
     "no weights": lambda record, arrays: arrays.clear(),
+    "scalars": lambda record, arrays: arrays.update({n: np.float32(0).reshape(()) for n in arrays}),
+    "scalars of two": lambda record, arrays: (record.update(seeds=[0, 1]), DAMAGE["scalars"](record, arrays)),
+    "two seeds of one": lambda record, arrays: record.update(seeds=[0, 1]),
+    "no seeds": lambda record, arrays: record.update(seeds=[]),
+    "seed is a text": lambda record, arrays: record.update(seeds=["0"]),
+    "seed is a list": lambda record, arrays: record.update(seeds=[[0]]),
+    "seeds is a number": lambda record, arrays: record.update(seeds=0),
+    "one of two runs": lambda record, arrays: arrays.update({n: a[None] for n, a in arrays.items()}),
 }
 
 
@@ -440,9 +478,9 @@ def test_damaged_checkpoint(run: Run, folder: Path, damage: str) -> None:
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("key", ["data", "metrics", "baseline", "predictions"])
+@pytest.mark.parametrize("key", ["data", "metrics", "baselines", "predictions", "runs", "seeds", "by_length"])
 @pytest.mark.parametrize(
-    "value", [None, 3, {}, {"study": "audio", "split": "test", "n": 1, "path": "", "fingerprint": ""}]
+    "value", [None, 3, {}, [3], {"mse": {}}, {"study": "audio", "split": "test", "n": 1, "path": "", "fingerprint": ""}]
 )
 def test_damaged_evaluation(run: Run, folder: Path, key: str, value: object) -> None:
     """An evaluation file that lacks something is refused by name or made again, never a traceback."""
@@ -451,7 +489,7 @@ def test_damaged_evaluation(run: Run, folder: Path, key: str, value: object) -> 
     document = read(path)
     good = document["metrics"]
     if value is None:
-        del document[key]
+        document.pop(key, None)
     else:
         document[key] = value
     path.write_text(json.dumps(document))
@@ -495,16 +533,20 @@ def test_comparison_keys(run: Run, evaluated: Path, names: tuple[str, ...], more
     assert found["schema"] == "dlcv.comparison/1"
     assert found["data"] == documents[0]["data"]
     assert all(found[key] == found["data"][key] for key in ("study", "split", "n"))
-    assert all(list(row) == ["name", "metrics", "difference", "best"] for row in found["rows"])
-    baseline = documents[0]["baseline"]
-    assert [row["name"] for row in found["rows"]] == [*names, f"baseline: {baseline['name']}"]
-    assert [row["metrics"] for row in found["rows"]] == [*(d["metrics"] for d in documents), baseline["metrics"]]
+    baselines = documents[0]["baselines"]
+    keys = [["name", "metrics", *([] if names == IMAGES else ["seeds"]), "difference", "best"]] * len(names)
+    keys += [["name", "metrics", "difference", "best"]] * len(baselines)
+    assert [list(row) for row in found["rows"]] == keys
+    assert [row["name"] for row in found["rows"]] == [*names, *(f"baseline: {b['name']}" for b in baselines)]
+    assert [row["metrics"] for row in found["rows"]] == [d["metrics"] for d in [*documents, *baselines]]
     key = "top1_accuracy" if names == IMAGES else "mse"
     first = documents[0]["metrics"][key]
     assert [row["difference"] for row in found["rows"]] == [row["metrics"][key] - first for row in found["rows"]]
     choose = max if names == IMAGES else min
     best = choose(document["metrics"][key] for document in documents)
-    assert [key in row["best"] for row in found["rows"]] == [*(d["metrics"][key] == best for d in documents), False]
+    assert [key in row["best"] for row in found["rows"]] == [
+        *(d["metrics"][key] == best for d in documents), *(False for _ in baselines),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("names", [IMAGES, CELLS])
@@ -544,7 +586,8 @@ def test_tables(run: Run, evaluated: Path, table: str, begins: str, ends: str) -
         assert line.count("*") == len(row["best"])
         stars += line.count("*")
         shown = [float(number) for number in re.findall(r"[+-]\d[\d.e-]*|\d+\.\d+(?:e-\d+)?", line)]
-        expected = [row["metrics"]["mse"], row["metrics"]["mae"], *([] if row is rows[0] else [row["difference"]])]
+        expected = [row["metrics"]["mse"], row["metrics"]["mae"], 100 * row["metrics"]["close"]]
+        expected += [] if row is rows[0] else [row["difference"]]
         assert shown == pytest.approx(expected, abs=5e-4, rel=1e-2)
     assert stars >= 2
     assert "mse" not in result.stdout, "headings are words"
@@ -564,19 +607,20 @@ def test_percent_on_screen(run: Run, evaluated: Path) -> None:
 def test_equal_networks_are_both_best() -> None:
     """Where two networks share the best value, both carry the star, and the better baseline carries none."""
     data = {"study": "sequences", "split": "test", "n": 3, "path": "d", "fingerprint": "f" * 64}
-    baseline = {"name": "constant 1", "metrics": {"mse": 0.1, "mae": 0.1}}
+    baseline = {"name": "constant 1", "metrics": {"mse": 0.1, "mae": 0.1, "close": 1}}
     documents = [
-        (name, {"data": data, "metrics": {"mse": 0.5, "mae": mae}, "baseline": baseline})
+        (name, {"data": data, "metrics": {"mse": 0.5, "mae": mae, "close": mae}, "baselines": [baseline]})
         for name, mae in (("a", 0.3), ("b", 0.2))
     ]
-    assert [row["best"] for row in compare(documents)["rows"]] == [["mse"], ["mse", "mae"], []]
+    assert [row["best"] for row in compare(documents)["rows"]] == [["mse", "close"], ["mse", "mae"], []]
 
 
 @pytest.mark.parametrize(("key", "what"), [("study", "kind of study"), ("split", "part"), ("fingerprint", "data")])
 def test_compare_refuses_different_data(key: str, what: str) -> None:
     """Evaluations of another study, part or data are not put in one table; both are named."""
     data = {"study": "sequences", "split": "test", "n": 3, "path": "d", "fingerprint": "f" * 64}
-    same = {"data": data, "metrics": {"mse": 1, "mae": 1}, "baseline": {"name": "b", "metrics": {"mse": 1, "mae": 1}}}
+    numbers = {"mse": 1, "mae": 1, "close": 0}
+    same = {"data": data, "metrics": numbers, "baselines": [{"name": "b", "metrics": numbers}]}
     other = {**same, "data": {**data, key: "different" * 8}}
     with pytest.raises(DlcvError, match=rf"c and a were measured on different data \(another {what}: "):
         compare([("a", same), ("b", same), ("c", other)])

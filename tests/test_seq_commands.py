@@ -18,6 +18,7 @@ from conftest import Run, contents, dlcv, metrics_of, refused
 from typer.testing import Result
 
 from dlcv_cli.artifacts import sequences, tensors
+from dlcv_cli.sequences.tasks import TASKS
 
 CELLS = {"elman": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
 SETTINGS = ("--hidden-size", 4, "--epochs", 2, "--record-every", 30)
@@ -72,12 +73,13 @@ def test_counts(run: Run, tmp_path: Path, more: tuple[object, ...], counts: dict
     assert {part: len(data.lengths) for part, data in parts.items()} == counts
 
 
-@pytest.mark.parametrize("task", ["adding", "multiplication", "temporal-order"])
+@pytest.mark.parametrize("task", sorted(TASKS))
 def test_gen_twice(run: Run, tmp_path: Path, task: str) -> None:
     """The same command in two folders gives the same bytes; another seed other sequences."""
+    long = ("--min-length", 20, "--max-length", 22)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         result = run(
-            "seq", "gen", "--task", task, "--count", 50, "--seed", seed, "-o", tmp_path / name / "d.safetensors"
+            "seq", "gen", "--task", task, "--count", 50, *long, "--seed", seed, "-o", tmp_path / name / "d.safetensors"
         )
         assert result.exit_code == 0
     one, same, other = ((tmp_path / name / "d.safetensors").read_bytes() for name in "abc")
@@ -120,6 +122,8 @@ def test_gen_like_make(run: Run, folder: Path) -> None:
         ("--min-length 9 --max-length 8", 2, "max_length is 8"),
         ("--test-fraction 0", 2, "test_fraction is 0.0"),
         ("--task sorting", 2, "temporal-order"),
+        ("--task adding-1997", 2, "min_length is 2: adding-1997 needs at least 20"),
+        ("--task adding-1997 --min-length 19 --max-length 40", 2, "min_length is 19"),
         ("--count 3 --test-fraction 0.9", 2, "leaves a part empty"),
         ("--name", 2, ""),
     ],
@@ -167,21 +171,27 @@ def test_metrics_keys(trained: Path, cell: str) -> None:
     ]  # fmt: skip
     assert (found["schema"], found["stage"]) == ("dlcv.metrics/1", "seq.train")
     assert found["config"] == {
-        "cell": cell, "hidden_size": 4, "epochs": 2, "lr": 0.003, "record_every": 30, "seed": 0,
+        "cell": cell, "engine": "compiled", "hidden_size": 4, "epochs": 2, "batch_size": 1, "lr": 0.003,
+        "clip_norm": None, "chrono": None, "record_every": 30, "seeds": 1, "seed": 0,
     }  # fmt: skip
+    assert list(found["config"]) == [
+        "cell", "engine", "hidden_size", "epochs", "batch_size", "lr", "clip_norm", "chrono", "record_every",
+        "seeds", "seed",
+    ]  # fmt: skip
     data = hashlib.sha256((trained / "data.safetensors").read_bytes()).hexdigest()
     assert found["inputs"] == {"data": {"path": "data.safetensors", "sha256": data}}
     gates = {"baseline": 0, "elman": 1, "lstm": 4, "gru": 3}[cell]
     count = gates * (4 * 2 + 4 * 4 + 4 + 4) + (4 + 1 if gates else 0)
     assert found["parameters"] == {"total": count, "trainable": count}
-    assert all(list(record) == ["iteration", "train_loss", "val_loss"] for record in found["records"])
+    assert all(list(record) == ["seed", "iteration", "train_loss", "val_loss"] for record in found["records"])
     iterations = [record["iteration"] for record in found["records"]]
     assert iterations == ([30, 60, 90, 120, 128] if gates else [0])
     assert found["best"] == min(found["records"], key=lambda record: record["val_loss"])
     sha256 = hashlib.sha256(output.read_bytes()).hexdigest()
     assert found["checkpoint"] == {"path": output.name, "sha256": sha256}
     assert list(found["run"]) == ["started", "seconds", "machine", "python", "versions", "threads"]
-    assert list(found["run"]["versions"]) == ["dlcv", "torch", "numpy", "safetensors"]
+    assert found["run"]["threads"] == 1
+    assert list(found["run"]["versions"]) == ["dlcv", "numba", "numpy", "safetensors"]
 
 
 def test_record_keys(trained: Path) -> None:
@@ -190,7 +200,8 @@ def test_record_keys(trained: Path) -> None:
         tensors.read_record(trained / "gru.safetensors", tensors.CHECKPOINT),
         metrics_of(trained / "gru.safetensors"),
     )
-    assert list(record) == ["schema", "stage", "config", "inputs", "task", "best", "versions"]
+    assert list(record) == ["schema", "stage", "config", "inputs", "task", "seeds", "best", "versions"]
+    assert record["seeds"] == [0]
     assert all(record[key] == metrics[key] for key in ("stage", "config", "inputs", "best"))
     assert record["task"] == "adding"
 
@@ -202,7 +213,7 @@ def test_baseline_checkpoint(trained: Path) -> None:
     val = sequences.read(trained / "data.safetensors").parts["val"]
     mse = np.mean((val.targets.astype(np.float64) - 1) ** 2)
     [record] = metrics_of(trained / "baseline.safetensors")["records"]
-    assert record == {"iteration": 0, "train_loss": None, "val_loss": pytest.approx(mse)}
+    assert record == {"seed": 0, "iteration": 0, "train_loss": None, "val_loss": pytest.approx(mse)}
 
 
 def test_twice_the_same(trained: Path, tmp_path: Path) -> None:
@@ -222,7 +233,7 @@ def test_up_to_date(run: Run, folder: Path) -> None:
     before, stamp = contents(folder), output.stat().st_mtime_ns
     result = train(run, folder)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.startswith(f"{output}: up to date (best iteration ")
+    assert result.stdout.startswith(f"{output}: up to date (best seed 0  iteration ")
     assert contents(folder) == before
     assert output.stat().st_mtime_ns == stamp
 
@@ -233,6 +244,9 @@ def test_up_to_date(run: Run, folder: Path) -> None:
         (("--hidden-size", 8), "hidden_size was 4, now 8"),
         (("--cell", "lstm"), "cell was gru, now lstm"),
         (("--seed", 3, "--lr", 0.1), "lr was 0.003, now 0.1; seed was 0, now 3"),
+        (("--seeds", 2), "seeds was 1, now 2"),
+        (("--batch-size", 5, "--clip-norm", 1), "batch_size was 1, now 5; clip_norm was None, now 1.0"),
+        (("--engine", "torch"), "engine was compiled, now torch"),
     ],
 )
 def test_other_settings_are_refused(run: Run, folder: Path, more: tuple[object, ...], difference: str) -> None:
@@ -282,6 +296,7 @@ DAMAGE: dict[str, Callable[[Arrays, dict[str, Any]], Any]] = {
     "infinite target": lambda a, r: a["val.targets"].__setitem__(0, np.inf),
     "val is wider": lambda a, r: a.update({"val.inputs": np.hstack([a["val.inputs"]] * 2)}),
     "no inputs a step": lambda a, r: a.update({n: x[:, :0] for n, x in a.items() if n.endswith("inputs")}),
+    "narrower than the task": lambda a, r: a.update({n: x[:, :1] for n, x in a.items() if n.endswith("inputs")}),
     "no config": lambda a, r: r.pop("config"),
     "unknown task": lambda a, r: r["config"].update(task="sorting"),
     "task is a list": lambda a, r: r["config"].update(task=["adding"]),
@@ -335,8 +350,12 @@ def test_bad_data(run: Run, folder: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("options", "code"),
-    [("--hidden-size 0", 2), ("--lr 0", 2), ("--lr inf", 2), ("--record-every 0", 2), ("--cell gnu", 2)],
-)
+    [
+        ("--hidden-size 0", 2), ("--lr 0", 2), ("--lr inf", 2), ("--record-every 0", 2), ("--cell gnu", 2),
+        ("--engine cuda", 2), ("--batch-size 0", 2), ("--clip-norm 0", 2), ("--clip-norm nan", 2), ("--seeds 0", 2),
+        ("--seed 4294967295 --seeds 2", 2),
+    ],
+)  # fmt: skip
 def test_train_usage(run: Run, folder: Path, options: str, code: int) -> None:
     """Settings outside their range, or of no table, are wrong usage; nothing is written."""
     before = contents(folder)
@@ -346,11 +365,13 @@ def test_train_usage(run: Run, folder: Path, options: str, code: int) -> None:
 
 
 def test_runaway_training(run: Run, folder: Path) -> None:
-    """A training whose loss runs away ends with one line of advice, and writes nothing."""
+    """A training whose loss runs away before any look at it ends with one line of advice, and writes nothing."""
     before = contents(folder)
-    result = train(run, folder, "--lr", "1e38", "--force")
-    assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1].startswith("dlcv: the loss is no longer a finite number at iteration 30")
+    result = train(run, folder, "--lr", "1e38", "--force", "--json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[1:] == [
+        "dlcv: seed 0: the loss is no longer a finite number at iteration 2: try a lower --lr than 1e+38"
+    ]
     assert contents(folder) == before
 
 
@@ -369,7 +390,7 @@ def test_json(run: Run, folder: Path) -> None:
     for result, status in ((again, "up to date"), (forced, "made")):
         document = json.loads(result.stdout)
         assert document == {"status": status, "output": str(output), **metrics_of(output)["best"]}
-        assert list(document) == ["status", "output", "iteration", "train_loss", "val_loss"]
+        assert list(document) == ["status", "output", "seed", "iteration", "train_loss", "val_loss"]
     lines = forced.stderr.splitlines()
     assert lines[0] == "trains 101 parameters (gru) on 64 sequences"
     assert [line.split()[1] for line in lines[1:]] == ["30", "60", "90", "120", "128"]

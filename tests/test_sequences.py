@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,15 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from dlcv_cli.config import GenConfig, SeqTrainConfig
-from dlcv_cli.errors import DlcvError
-from dlcv_cli.sequences import training
-from dlcv_cli.sequences.cells import CELLS, Parameters, initial_parameters
-from dlcv_cli.sequences.networks import network, parameters
+from dlcv_cli.sequences import reference, training
+from dlcv_cli.sequences.cells import CELLS, Parameters, checked, initial_parameters
 from dlcv_cli.sequences.tasks import TASKS, Sequences, generate
-from dlcv_cli.sequences.training import Record, fit, mean_squared_error, predict
+from dlcv_cli.sequences.training import Constant, DivergedError, Engine, Record, begin, fit, mean_squared_error
 
 Floats = NDArray[np.float64]
 RECURRENT = ("elman", "lstm", "gru")
+every_engine = pytest.mark.parametrize("engine", ["compiled", "torch"])
 
 
 def each(data: Sequences) -> list[tuple[NDArray[np.float32], np.float32]]:
@@ -29,6 +28,26 @@ def each(data: Sequences) -> list[tuple[NDArray[np.float32], np.float32]]:
 def made(task: str = "adding", count: int = 200, stream: int = 0, **settings: int) -> Sequences:
     """`count` sequences of a task."""
     return generate(GenConfig(task=task, **settings), count, stream)
+
+
+def start(cell: str, hidden: int, seed: int = 0) -> Parameters:
+    """Initial weights for two numbers a step."""
+    return initial_parameters(CELLS[cell], 2, hidden, 1.0, seed)
+
+
+def answers_of(cell: str, weights: Parameters, engine: str, data: Sequences) -> NDArray[np.float32]:
+    """The network's answers."""
+    settings: Any = {"engine": engine}
+    return begin(CELLS[cell], weights, SeqTrainConfig(**settings)).answers(data)
+
+
+def training_of(
+    cell: str, hidden: int, train: Sequences, val: Sequences, seed: int = 0, **settings: Any
+) -> tuple[list[Record], Parameters, Engine]:
+    """All of a training: its records, the best weights, and the engine as it is afterwards."""
+    config = SeqTrainConfig(cell=cell, **settings)
+    engine, best = begin(CELLS[cell], start(cell, hidden), config, train), {}
+    return list(fit(engine, len(train.lengths), val, config, seed, best)), best, engine
 
 
 # ------------------------------------------------------------------------------------------------------------- tasks
@@ -63,7 +82,7 @@ def test_temporal_order() -> None:
 
 
 @pytest.mark.parametrize(("low", "high"), [(2, 10), (5, 5), (30, 40)])
-@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("task", sorted(set(TASKS) - {"adding-1997"}))
 def test_lengths(task: str, low: int, high: int) -> None:
     """Lengths run over the whole range, both ends included, uniformly; the steps add up; types are as stated."""
     count = 2000
@@ -97,15 +116,18 @@ def test_adding_statistics() -> None:
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_constant_is_the_mean_target(task: str) -> None:
     """The baseline's constant is the mean target: within 0.02, three standard errors and more at 5,000 sequences."""
-    assert made(task, 5000).targets.mean() == pytest.approx(TASKS[task].constant, abs=0.02)
+    assert made(task, 5000, min_length=20, max_length=22).targets.mean() == pytest.approx(
+        TASKS[task].constant, abs=0.02
+    )
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_generation_follows_its_seed(task: str) -> None:
     """Same seed and stream: the same sequences. Another seed, or another part's stream: others."""
-    one = made(task)
-    assert all(np.array_equal(a, b) for a, b in zip(vars(one).values(), vars(made(task)).values(), strict=True))
-    for other in (made(task, seed=1), made(task, stream=1)):
+    long = {"min_length": 20, "max_length": 30}
+    one, same = made(task, **long), made(task, **long)
+    assert all(np.array_equal(a, b) for a, b in zip(vars(one).values(), vars(same).values(), strict=True))
+    for other in (made(task, seed=1, **long), made(task, stream=1, **long)):
         assert not np.array_equal(one.lengths, other.lengths)
         assert not np.array_equal(one.targets, other.targets)
 
@@ -153,45 +175,44 @@ def written_out(cell: str, weights: Parameters, inputs: NDArray[np.float32]) -> 
 
 @pytest.mark.parametrize(("low", "high"), [(2, 9), (60, 61)])
 @pytest.mark.parametrize("cell", RECURRENT)
-def test_cells_follow_their_equations(cell: str, low: int, high: int) -> None:
+@every_engine
+def test_cells_follow_their_equations(engine: str, cell: str, low: int, high: int) -> None:
     """Predictions are those of the cell's equations from a zero state, for sequences of several lengths."""
     data = made(count=40, min_length=low, max_length=high)
-    weights = initial_parameters(CELLS[cell], 2, 5, 1.0, seed=0)
-    weights = {name: 2 * array for name, array in weights.items()}  # far enough from linear to tell gates apart
+    weights = {name: 2 * array for name, array in start(cell, 5).items()}  # far enough from linear to tell gates apart
     expected = [written_out(cell, weights, inputs) for inputs, _ in each(data)]
     assert np.std(expected) > 1e-3, "the case can tell sequences apart"
-    np.testing.assert_allclose(predict(network(CELLS[cell], weights), data), expected, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(answers_of(cell, weights, engine, data), expected, rtol=0, atol=2e-6)
 
 
 def test_baseline_answers_its_constant() -> None:
     """The baseline answers the task's constant whatever it sees."""
-    module = network(CELLS["baseline"], initial_parameters(CELLS["baseline"], 2, 5, 0.25, seed=0))
-    assert predict(module, made(count=7)).tolist() == [0.25] * 7
+    weights = initial_parameters(CELLS["baseline"], 2, 5, 0.25, seed=0)
+    for engine in ("compiled", "torch"):
+        assert answers_of("baseline", weights, engine, made(count=7)).tolist() == [0.25] * 7
 
 
 @pytest.mark.parametrize("hidden", [1, 4, 64])
 @pytest.mark.parametrize("cell", RECURRENT)
 def test_initial_parameters(cell: str, hidden: int) -> None:
     """Shapes are torch's, all numbers within +-1/sqrt(D) and spread over it; the seed decides them."""
-    start = initial_parameters(CELLS[cell], 2, hidden, 1.0, seed=0)
-    module = network(CELLS[cell], start)
-    assert {n: t.shape for n, t in module.state_dict().items()} == {n: a.shape for n, a in start.items()}
-    assert {array.dtype for array in start.values()} == {np.dtype(np.float32)}
-    values, bound = np.concatenate([a.ravel() for a in start.values()]), hidden**-0.5
+    one, same, other = start(cell, hidden), start(cell, hidden), start(cell, hidden, seed=1)
+    module = reference.Recurrent(CELLS[cell], 2, hidden)
+    assert {n: tuple(t.shape) for n, t in module.state_dict().items()} == {n: a.shape for n, a in one.items()}
+    assert {array.dtype for array in one.values()} == {np.dtype(np.float32)}
+    values, bound = np.concatenate([a.ravel() for a in one.values()]), hidden**-0.5
     assert abs(values).max() <= bound * (1 + 1e-7)
     if hidden == 64:
         assert abs(values).max() > 0.99 * bound
         assert values.std() == pytest.approx(bound / 3**0.5, rel=0.05)
-    same = initial_parameters(CELLS[cell], 2, hidden, 1.0, seed=0)
-    other = initial_parameters(CELLS[cell], 2, hidden, 1.0, seed=1)
-    assert all(np.array_equal(start[name], same[name]) for name in start)
-    assert not any(np.array_equal(start[name], other[name]) for name in start)
+    assert all(np.array_equal(one[name], same[name]) for name in one)
+    assert not any(np.array_equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("damage", ["missing", "extra", "shape", "cell", "flat"])
-def test_network_takes_exactly_its_weights(damage: str) -> None:
-    """Arrays that are not the cell's are refused."""
-    weights = initial_parameters(CELLS["gru"], 2, 4, 1.0, seed=0)
+@pytest.mark.parametrize("damage", ["missing", "extra", "shape", "cell", "flat", "scalar", "inputs", "double", "empty"])
+def test_a_cell_takes_exactly_its_weights(damage: str) -> None:
+    """Arrays that are not the cell's are refused, by what all commands ask and by both engines."""
+    weights, inputs = start("gru", 4), 2
     if damage == "missing":
         del weights["rnn.weight_hh_l0"]
     elif damage == "extra":
@@ -199,35 +220,38 @@ def test_network_takes_exactly_its_weights(damage: str) -> None:
     elif damage == "shape":
         weights["head.weight"] = np.zeros((1, 5), np.float32)
     elif damage == "cell":
-        weights = initial_parameters(CELLS["lstm"], 2, 4, 1.0, seed=0)
-    else:
+        weights = start("lstm", 4)
+    elif damage == "flat":
         weights["rnn.weight_ih_l0"] = np.zeros(24, np.float32)
+    elif damage == "scalar":
+        weights["head.weight"] = np.array(0, np.float32)
+    elif damage == "inputs":
+        inputs = 3
+    elif damage == "double":
+        weights["head.bias"] = weights["head.bias"].astype(np.float64)
+    else:
+        weights = {}
     with pytest.raises(ValueError, match=r"\w"):
-        network(CELLS["gru"], weights)
-
-
-def test_parameters_round_trip() -> None:
-    """A network's weights as arrays are those it was made from, and no view of them."""
-    weights = initial_parameters(CELLS["lstm"], 2, 4, 1.0, seed=0)
-    module = network(CELLS["lstm"], weights)
-    taken = parameters(module)
-    assert {name: array.tolist() for name, array in taken.items()} == {n: a.tolist() for n, a in weights.items()}
-    taken["head.bias"][:] = 9
-    assert parameters(module)["head.bias"].tolist() == weights["head.bias"].tolist()
+        checked(CELLS["gru"], weights, inputs)
 
 
 @pytest.mark.parametrize("cell", RECURRENT)
-def test_prediction_of_mixed_lengths(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@every_engine
+def test_answers_to_mixed_lengths(engine: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mixed lengths in one go, even in small batches, answer as each sequence alone does, in the data's order."""
     data = made(count=50)
-    module = network(CELLS[cell], initial_parameters(CELLS[cell], 2, 8, 1.0, seed=0))
+    weights = start(cell, 8)
+    module = reference.Recurrent(CELLS[cell], 2, 8)
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     with torch.no_grad():
         alone = [module(torch.from_numpy(inputs)[None]).item() for inputs, _ in each(data)]
-    np.testing.assert_allclose(predict(module, data), alone, rtol=0, atol=1e-6)
-    monkeypatch.setattr(training, "EVALUATION_STEPS", 12)
-    np.testing.assert_allclose(predict(module, data), alone, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(answers_of(cell, weights, engine, data), alone, rtol=0, atol=1e-6)
+    monkeypatch.setattr(reference, "ANSWER_STEPS", 12)
+    np.testing.assert_allclose(answers_of(cell, weights, engine, data), alone, rtol=0, atol=1e-6)
     expected = np.mean((np.array(alone) - data.targets) ** 2)
-    assert mean_squared_error(module, data) == pytest.approx(expected, rel=1e-5)
+    settings: Any = {"engine": engine}
+    found = mean_squared_error(begin(CELLS[cell], weights, SeqTrainConfig(**settings)), data)
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -247,97 +271,125 @@ class Plain(torch.nn.Module):
         return self.head(states[-1])[0]
 
 
+@pytest.mark.parametrize(("batch", "clip"), [(1, None), (3, None), (3, 0.2)])
 @pytest.mark.parametrize(("cell", "layer"), [("elman", torch.nn.RNN), ("lstm", torch.nn.LSTM), ("gru", torch.nn.GRU)])
-def test_training_is_a_plain_loop(cell: str, layer: type[torch.nn.RNNBase]) -> None:
-    """Losses and weights of the first 60 steps, over two epochs, are those of a plain torch loop of batch size 1."""
+@every_engine
+def test_training_is_a_plain_loop(
+    engine: str, cell: str, layer: type[torch.nn.RNNBase], batch: int, clip: float | None
+) -> None:
+    """Losses and weights over two epochs are those of a plain torch loop, whose batches run on over an epoch's end."""
     train, val = made(count=40), made(count=10, stream=1)
-    config = SeqTrainConfig(cell=cell, epochs=2, lr=0.003, record_every=15, seed=4)
-    start = initial_parameters(CELLS[cell], 2, 6, 1.0, seed=0)
-    ours = network(CELLS[cell], start)
+    settings: Any = {"engine": engine, "batch_size": batch, "clip_norm": clip}
+    config = SeqTrainConfig(cell=cell, epochs=2, lr=0.003, record_every=15, **settings)
+    ours = begin(CELLS[cell], start(cell, 6), config, train)
     theirs = Plain(layer, 6)
-    theirs.load_state_dict({name: torch.from_numpy(array) for name, array in start.items()})
+    theirs.load_state_dict({name: torch.from_numpy(array) for name, array in start(cell, 6).items()})
     optimizer = torch.optim.Adam(theirs.parameters(), lr=0.003)
     examples = each(train)
-    orders = [np.random.default_rng((4, epoch)).permutation(40) for epoch in range(2)]
-    steps = iter(np.concatenate(orders).tolist())
+    order = np.concatenate([np.random.default_rng((4, epoch)).permutation(40) for epoch in range(2)]).tolist()
+    batches = iter([order[first : first + batch] for first in range(0, 80, batch)])
     seen = 0
-    for record in fit(ours, train, val, config):
-        losses = []
+    for record in fit(ours, 40, val, config, 4, {}):
+        losses: list[float] = []
         while seen < record.iteration:
-            inputs, target = examples[next(steps)]
-            loss = (theirs(torch.from_numpy(inputs)) - float(target)) ** 2
+            some = [examples[i] for i in next(batches)]
+            errors = torch.stack([theirs(torch.from_numpy(inputs)) - float(target) for inputs, target in some])
             optimizer.zero_grad()
-            loss.backward()
+            errors.square().mean().backward()
+            if clip:
+                torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip)
             optimizer.step()
-            losses.append(loss.item())
+            losses += errors.detach().square().tolist()
             seen += 1
-        if seen > 60:
-            break
         assert record.train_loss == pytest.approx(np.mean(losses), rel=1e-3)
         assert record.val_loss == pytest.approx(mean_squared_error(ours, val))
+        found = ours.parameters()
         for name, tensor in theirs.state_dict().items():
-            torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=0, atol=1e-4, msg=name)
-    assert seen == 75
+            np.testing.assert_allclose(found[name], tensor.numpy(), rtol=0, atol=1e-4, err_msg=name)
+    assert next(batches, None) is None
 
 
-def test_records_come_regularly_and_at_the_end() -> None:
+@every_engine
+def test_records_come_regularly_and_at_the_end(engine: str) -> None:
     """One look at the losses every record_every steps, and one at the last step; never two."""
     train, val = made(count=10), made(count=5, stream=1)
-    for every, expected in ((4, [4, 8, 12, 16, 20]), (7, [7, 14, 20]), (100, [20])):
-        module = network(CELLS["elman"], initial_parameters(CELLS["elman"], 2, 3, 1.0, seed=0))
-        records = list(fit(module, train, val, SeqTrainConfig(epochs=2, record_every=every)))
+    cases = [(4, 1, [4, 8, 12, 16, 20]), (7, 1, [7, 14, 20]), (100, 1, [20]), (2, 3, [2, 4, 6, 7]), (1, 50, [1])]
+    for every, batch, expected in cases:
+        records, *_ = training_of("elman", 3, train, val, epochs=2, record_every=every, batch_size=batch, engine=engine)
         assert [r.iteration for r in records] == expected
 
 
-def test_best_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network ends with the weights of the lowest validation loss, the earliest of equal ones."""
+@pytest.mark.parametrize("cell", RECURRENT)
+def test_a_batch_may_have_a_sequence_many_times(cell: str) -> None:
+    """Batches larger than the data, and over an epoch's end, are torch's too: nothing is written beyond its place."""
+    train, val = made(count=7, max_length=40), made(count=5, stream=1)
+    for batch in (4, 100):
+        (records, best, _), (expected, others, _) = (
+            training_of(cell, 5, train, val, epochs=30, batch_size=batch, record_every=9, engine=engine)
+            for engine in ("compiled", "torch")
+        )
+        assert [r.val_loss for r in records] == pytest.approx([r.val_loss for r in expected], rel=1e-3)
+        for name, array in best.items():
+            np.testing.assert_allclose(array, others[name], rtol=0, atol=1e-4, err_msg=name)
+
+
+@every_engine
+def test_best_weights_are_kept(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of the lowest validation loss are kept, the earliest of equal ones."""
     script = iter([0.5, 0.2, 0.2, 0.9])
     monkeypatch.setattr(training, "mean_squared_error", lambda *_: next(script))
-    module = network(CELLS["gru"], initial_parameters(CELLS["gru"], 2, 4, 1.0, seed=0))
+    settings: Any = {"engine": engine}
+    config, best = SeqTrainConfig(epochs=1, record_every=2, **settings), {}
+    network = begin(CELLS["gru"], start("gru", 4), config, made(count=8))
     states, records = [], []
-    for record in fit(module, made(count=8), made(count=4), SeqTrainConfig(epochs=1, record_every=2)):
+    for record in fit(network, 8, made(count=4), config, 0, best):
         records.append(record)
-        states.append(copy.deepcopy(module.state_dict()))
+        states.append({name: array.copy() for name, array in network.parameters().items()})
     assert [r.best for r in records] == [True, True, False, False]
-    after = module.state_dict()
-    assert all(torch.equal(after[name], tensor) for name, tensor in states[1].items())
-    assert not torch.equal(after["head.bias"], states[3]["head.bias"])
+    assert list(best) == list(states[1])
+    assert all(np.array_equal(best[name], array) for name, array in states[1].items())
+    assert not np.array_equal(best["head.bias"], states[2]["head.bias"])
 
 
-def test_best_loss_again() -> None:
-    """Looking again after training finds the lowest recorded validation loss, far below the baseline's."""
+@every_engine
+def test_best_loss_again(engine: str) -> None:
+    """Looking again with the best weights finds the lowest recorded validation loss, far below the baseline's."""
     train, val = made(count=300), made(count=60, stream=1)
-    module = network(CELLS["gru"], initial_parameters(CELLS["gru"], 2, 8, 1.0, seed=0))
-    records = list(fit(module, train, val, SeqTrainConfig(epochs=2, lr=0.02, record_every=50)))
-    best = min(r.val_loss for r in records)
-    assert mean_squared_error(module, val) == pytest.approx(best, rel=1e-9)
-    assert best < 0.1
+    records, best, _ = training_of("gru", 8, train, val, epochs=2, lr=0.02, record_every=50, engine=engine)
+    lowest = min(r.val_loss for r in records)
+    settings: Any = {"engine": engine}
+    again = mean_squared_error(begin(CELLS["gru"], best, SeqTrainConfig(**settings)), val)
+    assert again == pytest.approx(lowest, rel=1e-9)
+    assert lowest < 0.1
 
 
 def test_baseline_is_looked_at_once() -> None:
     """The baseline trains nothing: one record, at iteration 0, without a training loss."""
-    module = network(CELLS["baseline"], {"constant": np.array([1], np.float32)})
     val = made(count=50)
     mse = float(np.mean((val.targets.astype(np.float64) - 1) ** 2))
-    assert list(fit(module, made(count=9), val, SeqTrainConfig(cell="baseline"))) == [
-        Record(0, None, pytest.approx(mse), True)
-    ]
+    for settings in ({}, {"engine": "torch", "batch_size": 4}):
+        records, best, engine = training_of("baseline", 5, made(count=9), val, **settings)
+        assert records == [Record(0, None, pytest.approx(mse), True)]
+        assert isinstance(engine, Constant)
+        assert {name: array.tolist() for name, array in best.items()} == {"constant": [1.0]}
 
 
-def test_training_follows_its_seed() -> None:
+@every_engine
+def test_training_follows_its_seed(engine: str) -> None:
     """From the same weights, the same seed gives the same weights bit by bit; another order, others."""
-    results = []
-    for seed in (0, 0, 1):
-        module = network(CELLS["lstm"], initial_parameters(CELLS["lstm"], 2, 4, 1.0, seed=0))
-        list(fit(module, made(count=20), made(count=5), SeqTrainConfig(epochs=1, record_every=20, seed=seed)))
-        results.append(parameters(module))
-    one, same, other = results
+    one, same, other = (
+        training_of("lstm", 4, made(count=20), made(count=5), seed, epochs=1, record_every=20, engine=engine)[1]
+        for seed in (0, 0, 1)
+    )
     assert all(np.array_equal(one[name], same[name]) for name in one)
     assert not np.array_equal(one["head.weight"], other["head.weight"])
 
 
-def test_loss_that_is_not_finite() -> None:
+@every_engine
+def test_loss_that_is_not_finite(engine: str) -> None:
     """A training that runs away ends with an error that names the iteration and what to do."""
-    module = network(CELLS["elman"], initial_parameters(CELLS["elman"], 2, 4, 1.0, seed=0))
-    with pytest.raises(DlcvError, match=r"no longer a finite number at iteration 10: try a lower --lr"):
-        list(fit(module, made(count=20), made(count=5), SeqTrainConfig(epochs=1, lr=1e38, record_every=10)))
+    with pytest.raises(DivergedError, match=r"no longer a finite number at iteration 2: try a lower --lr than 1e\+38"):
+        training_of("elman", 4, made(count=20), made(count=5), epochs=1, lr=1e38, record_every=10, engine=engine)
+    with pytest.raises(DivergedError) as error:
+        training_of("elman", 4, made(count=20), made(count=5), epochs=1, lr=1e38, batch_size=20, engine=engine)
+    assert error.value.iteration == 1, "the step was taken, the look at it was not finite"

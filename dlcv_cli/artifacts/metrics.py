@@ -28,11 +28,16 @@ def read_eval(path: Path) -> JSON:
     """Reads and checks an evaluation. FileError for anything wrong in it."""
     document = read_json(path, EVAL)
     try:
-        where, baseline = document["data"], document["baseline"]
-        texts = [where["study"], where["split"], where["path"], where["fingerprint"], baseline["name"]]
+        where, baselines = document["data"], document["baselines"]
+        texts = [where["study"], where["split"], where["path"], where["fingerprint"], *(b["name"] for b in baselines)]
         texts.append(document["predictions"]["sha256"])
-        numbers = [where["n"], *document["metrics"].values(), *baseline["metrics"].values()]
-        numbers += [document["metrics"][column.key] for column in COLUMNS[where["study"]]]
+        numbers = [where["n"], *document["metrics"].values()]
+        numbers += [value for b in baselines for value in b["metrics"].values()]
+        columns = COLUMNS[where["study"]]
+        numbers += [document["metrics"][column.key] for column in columns]
+        if "runs" in document:
+            numbers += [document["runs"][column.key][key] for column in columns for key in ("std", "min", "max")]
+        numbers += [*document.get("seeds", [])]
     except (KeyError, TypeError, AttributeError):
         raise FileError(path, "damaged: it lacks what an evaluation holds; remove it and evaluate again") from None
     if not all(isinstance(t, str) for t in texts) or not all(isinstance(n, int | float) for n in numbers):

@@ -26,6 +26,7 @@ from dlcv_cli.errors import DlcvError, FileError
 
 SCHEMA = "dlcv.activations/1"
 FOLDER = "activations"
+KERNELS = "kernels"  # beside it: compiled code, which numba writes
 TYPES: dict[Any, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "bfloat16": np.dtype("<i2"),
@@ -191,7 +192,7 @@ class Store:
 
     def drop(self) -> None:
         """Deletes its files, and nothing else. Whoever has them open keeps them until it ends."""
-        for name in FILES:
+        for name in (INDEX, RECORDS, ABOUT):  # killed in between, it leaves an empty store, not files nobody sees
             (self.folder / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # something there is not ours
             self.folder.rmdir()
@@ -240,6 +241,19 @@ def entries(cache: Path) -> list[Entry]:
         size = sum((folder / name).stat().st_size for name in FILES if (folder / name).exists())
         found.append(Entry(store, about, len(store.digests), size, (folder / ABOUT).stat().st_mtime, problem))
     return sorted(found, key=lambda entry: entry.used, reverse=True)
+
+
+def clear_kernels(cache: Path) -> int:
+    """Deletes compiled code; gives its bytes."""
+    freed = 0
+    for path in sorted((cache / KERNELS).rglob("*"), reverse=True):  # files before their folders
+        if path.suffix in (".nbi", ".nbc"):
+            freed += path.stat().st_size
+            path.unlink()
+        elif path.is_dir():
+            with contextlib.suppress(OSError):  # something there is not ours
+                path.rmdir()
+    return freed
 
 
 def prune(cache: Path, limit: int) -> tuple[list[Entry], list[Entry]]:

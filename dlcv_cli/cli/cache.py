@@ -58,7 +58,10 @@ def prune(
 
 @app.command("clear")
 def clear(cache: CacheFolder, as_json: Json = False) -> None:
-    """Delete everything that is kept."""
+    """Delete everything that is kept, compiled code included."""
+    from dlcv_cli.artifacts import store
+
+    store.clear_kernels(cache)
     _drop(cache, 0, as_json)
 
 
@@ -85,4 +88,5 @@ def _bytes(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
     if not found:
         raise SettingError(f"--max-size {text!r}: give a size such as 500MB or 20GB")
-    return int(float(found[1]) * UNITS[found[2].upper()])
+    unit = next(unit for unit in UNITS if unit.upper() == found[2].upper())
+    return int(float(found[1]) * UNITS[unit])

@@ -30,6 +30,7 @@ def _percent(value: float) -> str:
 
 # How each field of a record is shown, in this order; what is not here is not shown.
 FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "seed": ("seed", str),
     "epoch": ("epoch", str),
     "iteration": ("iteration", "{:,}".format),
     "lr": ("lr", "{:.3g}".format),

@@ -84,15 +84,29 @@ def _number(column: Column, value: float, signed: bool = False) -> str:
     return f"{value:{'+' if signed else ''}.3g}" if abs(value) < 1e-2 else f"{value:{'+' if signed else ''}.4f}"
 
 
+def _runs(row: dict[str, Any], column: Column) -> list[str]:
+    """How many runs a row is the mean of, and how far they lie apart."""
+    if "runs" not in row:
+        return [str(len(row["seeds"])) if "seeds" in row else "", "", ""]
+    found = row["runs"][column.key]
+    low, high, spread = (_number(column, found[key]) for key in ("min", "max", "std"))
+    return [str(len(row["seeds"])), spread, f"{low} .. {high}"]
+
+
 def render(comparison: dict[str, Any], table: str) -> str:
     """The comparison as text; the best value of each column carries a star, csv has plain fractions instead."""
     columns, rows = COLUMNS[comparison["study"]], comparison["rows"]
+    several = any("runs" in row for row in rows)
     if table == "csv":
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["name", *(c.key for c in columns), f"{columns[0].key}_difference"])
+        spread = [f"{columns[0].key}_{key}" for key in ("std", "min", "max")] if several else []
+        writer.writerow(["name", *(c.key for c in columns), *spread, f"{columns[0].key}_difference"])
         for row in rows:
-            writer.writerow([row["name"], *(row["metrics"].get(c.key, "") for c in columns), row["difference"]])
+            over = row.get("runs", {}).get(columns[0].key, {})
+            values = [row["metrics"].get(c.key, "") for c in columns]
+            values += [over.get(key, "") for key in ("std", "min", "max")] if several else []
+            writer.writerow([row["name"], *values, row["difference"]])
         return text.getvalue().rstrip("\n")
     cells = []
     for number, row in enumerate(rows):
@@ -102,8 +116,9 @@ def render(comparison: dict[str, Any], table: str) -> str:
             star = " *" if column.key in row["best"] else ""
             values.append("" if value is None else _number(column, value) + star)
         difference = "" if number == 0 else _number(columns[0], row["difference"], signed=True)
-        cells.append([row["name"], *values, difference])
+        cells.append([row["name"], *values, *(_runs(row, columns[0]) if several else ()), difference])
     headers = [f"{comparison['split']}, n = {comparison['n']:,}", *(c.heading for c in columns)]
+    headers += ["runs", f"{columns[0].heading} sd", "min .. max"] if several else []
     headers.append(f"{columns[0].heading} - {rows[0]['name']}")
     align = ["left", *["right"] * (len(headers) - 1)]
     style = {"plain": "simple"}.get(table, table)

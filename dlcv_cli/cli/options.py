@@ -44,7 +44,7 @@ CacheFolder = Annotated[
         metavar="DIR",
         envvar="DLCV_CACHE",
         default_factory=_cache_folder,
-        help="Where the frozen layers' outputs are kept.",
+        help="Where frozen layers' outputs and compiled code are kept.",
         show_default="the user's cache folder",
     ),
 ]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dlcv_cli.cli.console import Terminal, described, print_outcome
-from dlcv_cli.cli.options import UNCHECKED, Force, Json, OutputFile, configured
+from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, OutputFile, configured
 from dlcv_cli.config import GenConfig, SeqTrainConfig
 from dlcv_cli.sequences.cells import CELLS
 from dlcv_cli.sequences.tasks import TASKS
@@ -35,11 +35,12 @@ def train(
         Path, typer.Argument(metavar="FILE", help="Sequence file of dlcv seq gen.", show_default=False, **UNCHECKED)
     ],
     output: OutputFile,
+    cache: CacheFolder,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Train one cell, one sequence a step; the weights of the lowest validation loss are kept."""
     from dlcv_cli.stages import seq
 
-    outcome = seq.train(data, output, config, force=force, report=Terminal())
+    outcome = seq.train(data, output, config, cache=cache, force=force, report=Terminal())
     print_outcome(outcome, as_json, f"best {described(outcome.summary)}")

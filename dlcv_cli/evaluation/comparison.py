@@ -27,15 +27,19 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("mean_per_class_recall", "per-class recall %", True, percent=True),
         Column("loss", "loss", False),
     ),
-    "sequences": (Column("mse", "MSE", False), Column("mae", "MAE", False)),
+    "sequences": (
+        Column("mse", "MSE", False),
+        Column("mae", "MAE", False),
+        Column("close", "within 0.04 %", True, percent=True),
+    ),
 }
 
 
 def compare(evaluations: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """The comparison of (name, `dlcv.eval/1` document) pairs, the baseline last.
+    """The comparison of (name, `dlcv.eval/1` document) pairs, the baselines last.
 
-    Returns: study, split, n, data, and rows of name, metrics, difference (first metric minus the first row's) and best
-        (the keys in which the row is best among the networks).
+    Returns: study, split, n, data, and rows of name, metrics, seeds and runs (of sequences), difference (first metric
+        minus the first row's) and best (the keys in which the row is best among the networks).
 
     Raises:
         DlcvError: they were measured on different data; names which.
@@ -53,17 +57,19 @@ def compare(evaluations: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]
                     f"{_place(document)} and {_place(first)}): {remedy}"
                 )
     columns = COLUMNS[first["data"]["study"]]
-    rows = [{"name": name, "metrics": document["metrics"]} for name, document in evaluations]
+    rows = [
+        {"name": name, "metrics": document["metrics"], **{k: document[k] for k in ("seeds", "runs") if k in document}}
+        for name, document in evaluations
+    ]
     best: dict[str, float] = {}
     for column in columns:
         choose = max if column.higher_is_better else min
         best[column.key] = choose(row["metrics"][column.key] for row in rows)
-    baseline = first["baseline"]
-    rows.append({"name": f"baseline: {baseline['name']}", "metrics": baseline["metrics"]})
+    rows += [{"name": f"baseline: {b['name']}", "metrics": b["metrics"]} for b in first["baselines"]]
     key = columns[0].key
     for row in rows:
         row["difference"] = row["metrics"][key] - rows[0]["metrics"][key]
-        is_network = row is not rows[-1]
+        is_network = not row["name"].startswith("baseline: ")
         row["best"] = [k for k, value in best.items() if is_network and row["metrics"].get(k) == value]
     data = first["data"]
     return {"study": data["study"], "split": data["split"], "n": data["n"], "data": data, "rows": rows}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,7 +50,26 @@ def largest_class(train_labels: Labels, labels: Labels) -> dict[str, float | int
     }
 
 
+CLOSE = 0.04  # Source: Hochreiter & Schmidhuber 1997, experiment 4: nearer than that, an answer is right
+
+
 def regression(predictions: Floats, targets: Floats) -> dict[str, float]:
-    """mse and mae of predictions (N,) against targets (N,), in the target's units."""
-    errors = predictions.astype(np.float64) - targets
-    return {"mse": float(np.mean(errors**2)), "mae": float(np.mean(np.abs(errors)))}
+    """mse and mae of predictions (..., N) against targets (N,), in its units; close, the share of errors < CLOSE."""
+    errors = np.abs(predictions.astype(np.float64) - targets)
+    return {"mse": float(np.mean(errors**2)), "mae": float(np.mean(errors)), "close": float(np.mean(errors < CLOSE))}
+
+
+def regression_by_length(predictions: Floats, targets: Floats, lengths: Labels) -> list[dict[str, float]]:
+    """`regression` for the sequences of each length, with `length` and their number `n`; predictions (K, N)."""
+    found = []
+    for length in np.unique(lengths):
+        here = lengths == length
+        values = regression(predictions[:, here], targets[here])
+        found.append({"length": int(length), "n": int(here.sum()), **values})
+    return found
+
+
+def over_runs(values: Sequence[float]) -> dict[str, float]:
+    """Mean, sample standard deviation (0 for one), least and largest of a metric over independent runs."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(np.mean(values)), "std": spread, "min": float(min(values)), "max": float(max(values))}

@@ -13,18 +13,22 @@ from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
 from dlcv_cli.config import GenConfig
-from dlcv_cli.errors import lookup
+from dlcv_cli.errors import SettingError, lookup
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Task:
-    """How one sequence is drawn, and the constant answer that knows nothing but the mean target."""
+    """How one sequence is drawn, and two answers to beat: of one who knows nothing but the mean target, and of one who
+    has understood one of the two things that count, and takes the mean of the other.
+    """
 
-    draw: Callable[[Generator, int], tuple[Floats, float]]  # (rng, T) -> inputs (T, F), target
+    draw: Callable[[Generator, int, int], tuple[Floats, float]]  # (rng, T, shortest T) -> inputs (T, F), target
     inputs: int  # F
     constant: float
+    knows_one: Callable[[Floats], float]  # inputs (T, F) -> answer
+    shortest: int = 2  # least T
 
 
 @dataclass(frozen=True)
@@ -46,19 +50,44 @@ def _marked(rng: Generator, steps: int) -> tuple[Floats, float, float]:
     return inputs, float(first), float(second)
 
 
-def adding(rng: Generator, steps: int) -> tuple[Floats, float]:
+def _first_marked(inputs: Floats) -> float:
+    return float(inputs[inputs[:, 1] == 1, 0][0])
+
+
+def adding(rng: Generator, steps: int, _: int) -> tuple[Floats, float]:
     """The sum of the two marked values. Source: Hochreiter & Schmidhuber 1997, experiment 4, in its modern form."""
     inputs, first, second = _marked(rng, steps)
     return inputs, first + second
 
 
-def multiplication(rng: Generator, steps: int) -> tuple[Floats, float]:
+def adding_1997(rng: Generator, steps: int, shortest: int) -> tuple[Floats, float]:
+    """The adding problem as it was first: values in [-1, 1], markers -1 at both ends, the sum scaled to 0..1.
+
+    One mark is among the first ten steps, the other among the first T/2 - 1 of the shortest T; a marked first step
+    counts 0.
+    Source: Hochreiter & Schmidhuber 1997, experiment 4.
+    """
+    inputs = np.zeros((steps, 2), np.float32)
+    inputs[:, 0] = rng.uniform(-1, 1, steps)
+    inputs[[0, -1], 1] = -1
+    early = int(rng.integers(10))
+    steps_of_late = shortest // 2 - 1
+    late = int(rng.integers(steps_of_late - (early < steps_of_late)))
+    late += late >= early  # among those not marked yet
+    inputs[[early, late], 1] = 1
+    if 0 in (early, late):
+        inputs[0, 0] = 0
+    first, second = inputs[[early, late], 0].astype(np.float64)
+    return inputs, 0.5 + (float(first) + float(second)) / 4
+
+
+def multiplication(rng: Generator, steps: int, _: int) -> tuple[Floats, float]:
     """The product of the two marked values. Source: Hochreiter & Schmidhuber 1997, experiment 5."""
     inputs, first, second = _marked(rng, steps)
     return inputs, first * second
 
 
-def temporal_order(rng: Generator, steps: int) -> tuple[Floats, float]:
+def temporal_order(rng: Generator, steps: int, _: int) -> tuple[Floats, float]:
     """In which order two symbols came, as a number: XX 0, XY 1/3, YX 2/3, YY 1.
 
     Each step is one of six symbols, one-hot: X, Y, and four distractors.
@@ -72,21 +101,30 @@ def temporal_order(rng: Generator, steps: int) -> tuple[Floats, float]:
 
 
 TASKS: dict[str, Task] = {
-    "adding": Task(adding, inputs=2, constant=1.0),
-    "multiplication": Task(multiplication, inputs=2, constant=0.25),
-    "temporal-order": Task(temporal_order, inputs=6, constant=0.5),
+    "adding": Task(adding, 2, constant=1.0, knows_one=lambda x: _first_marked(x) + 0.5),
+    "adding-1997": Task(adding_1997, 2, constant=0.5, knows_one=lambda x: 0.5 + _first_marked(x) / 4, shortest=20),
+    "multiplication": Task(multiplication, 2, constant=0.25, knows_one=lambda x: _first_marked(x) * 0.5),
+    "temporal-order": Task(
+        temporal_order, 6, constant=0.5, knows_one=lambda x: (2 * int(x[x[:, :2].any(1)][0, 1]) + 0.5) / 3
+    ),
 }
 
 
 def generate(config: GenConfig, count: int, stream: int) -> Sequences:
-    """`count` sequences with lengths uniform in min_length..max_length, from one of the seed's streams."""
+    """`count` sequences with lengths uniform in min_length..max_length, from one of the seed's streams.
+
+    Raises:
+        SettingError: the task is unknown, or needs longer sequences.
+    """
     task = lookup(TASKS, config.task, "task")
+    if config.min_length < task.shortest:
+        raise SettingError(f"min_length is {config.min_length}: {config.task} needs at least {task.shortest}")
     rng = default_rng((config.seed, stream))
     lengths = rng.integers(config.min_length, config.max_length + 1, count)
     inputs = np.empty((int(lengths.sum()), task.inputs), np.float32)
     targets = np.empty(count, np.float32)
     at = 0
     for n, steps in enumerate(lengths):
-        inputs[at : at + steps], targets[n] = task.draw(rng, int(steps))
+        inputs[at : at + steps], targets[n] = task.draw(rng, int(steps), config.min_length)
         at += steps
     return Sequences(inputs, lengths, targets)

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from dlcv_cli.errors import DlcvError, byte_size
 from dlcv_cli.stages.reporting import Reporter, parallel
 from dlcv_cli.vision.forward import DTYPES, Forward, outputs
 from dlcv_cli.vision.frozen_prefix import Cut, chain, work
-from dlcv_cli.vision.sources import Source, computed, from_rows, groups, kept, to_rows
+from dlcv_cli.vision.sources import Source, computed, from_rows, groups, kept, let_go, to_rows
 from dlcv_cli.vision.views import Images
 
 SPARE = 0.1  # of the free disk that a store leaves free
@@ -93,24 +94,24 @@ def sources(
         report.note(f"{why}: those are computed anew each time; --views N would keep N views of each")
     anew = None if found and all(storable) else frozen.forward(parties[0])
     made = [
-        _from_store(frozen, found, images) if found and may else computed(images, anew, frozen.threads)  # type: ignore[arg-type]
+        _from_store(frozen, *found, images) if found and may else computed(images, anew, frozen.threads)  # type: ignore[arg-type]
         for images, may in zip(parties, storable, strict=True)
     ]
     return made, {"used": found is not None, **({"why": why} if why else {}), **about}
 
 
-def _from_store(frozen: Frozen, store: Store, images: Images) -> Source:
+def _from_store(frozen: Frozen, store: Store, rows: NDArray[Any], images: Images) -> Source:
     def slots(epoch: int) -> NDArray[np.int64]:
         keys = (images.key(i, images.view(i, epoch)) for i in range(len(images.paths)))
         return np.array([store.slots[key] for key in keys], np.int64)
 
-    return kept(store.rows(), slots, images.labels, frozen.device)
+    return kept(rows, slots, images.labels, frozen.device)
 
 
 def _filled(
     frozen: Frozen, shape: tuple[int, ...], chosen: Sequence[tuple[Images, int]], cache: Path, report: Reporter
-) -> tuple[Store | None, str, dict[str, int]]:
-    """The store with everything that is wanted in it; without one, why not, and how many were there and computed."""
+) -> tuple[tuple[Store, NDArray[Any]] | None, str, dict[str, int]]:
+    """The store with all that is wanted in it, mapped; without one, why not; how many were there and were computed."""
     wanted = {
         images.key(index, view): Wanted(images, index, view)
         for images, epochs in chosen
@@ -136,7 +137,8 @@ def _filled(
                 if missing:
                     _fill(frozen, store, [stores.place(cache, key) for key in keys[:-1]], missing, report)
                 store.use()
-                return store, "", {"images": len(wanted), "computed": len(missing)}
+                # mapped while no one else can drop it; what is mapped stays, whatever becomes of the files
+                return (store, store.rows()), "", {"images": len(wanted), "computed": len(missing)}
     except (_DoesNotFitError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             raise
@@ -184,6 +186,7 @@ def _open_sound(store: Store, keys: Sequence[bytes], report: Reporter, drop: boo
             return
         rows, slots = store.rows(), [store.slots[key] for key in keys if key in store.slots]
         sound = parallel(lambda slot: store.sound(rows, slot), slots, "checking the store", report)
+        let_go(rows)
         if all(sound):
             return
         problem = f"{store.folder}: {sound.count(False):,} of {len(sound):,} records damaged"

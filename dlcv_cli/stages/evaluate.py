@@ -14,7 +14,7 @@ from dlcv_cli.artifacts.files import JSON, beside, mapping, read_json, sha256, w
 from dlcv_cli.artifacts.lineage import Input, Recipe, Run, guard, up_to_date
 from dlcv_cli.config import EvalConfig, Machine
 from dlcv_cli.errors import DlcvError, FileError
-from dlcv_cli.evaluation.metrics import classification, largest_class, regression
+from dlcv_cli.evaluation.metrics import classification, largest_class, over_runs, regression, regression_by_length
 from dlcv_cli.stages.reporting import Outcome, Reporter
 
 
@@ -24,9 +24,10 @@ class Measured:
 
     fingerprint: str
     metrics: dict[str, float]
-    baseline: dict[str, Any]
+    baselines: list[dict[str, Any]]
     arrays: dict[str, NDArray[Any]]
     packages: tuple[str, ...]
+    more: JSON = field(default_factory=dict)  # what else the evaluation file holds
     machine: JSON = field(default_factory=dict)  # what `run` says beside times and versions
 
 
@@ -72,12 +73,12 @@ def evaluate(
     if role == "split":
         found = _measure_images(checkpoint, place, root, config.split, machine or Machine(), cache, report)
     else:
-        found = _measure_sequences(checkpoint, place, config.split)
+        found = _measure_sequences(checkpoint, place, config.split, cache)
     numbers = [*found.arrays.values(), np.array([*found.metrics.values()])]
     if not all(np.isfinite(values).all() for values in numbers):
         raise FileError(checkpoint, "its answers are not finite numbers: damaged, or diverged in training")
     common = recipe.to_json(output.parent)
-    count = len(next(iter(found.arrays.values())))
+    count = next(iter(found.arrays.values())).shape[0 if role == "split" else -1]
     where = {"study": "images" if role == "split" else "sequences", "split": config.split, "n": count}
     where |= {"path": common["inputs"]["data"]["path"], "fingerprint": found.fingerprint}
     tensors.write(predictions, tensors.PREDICTIONS, found.arrays, {**common, "data": where})
@@ -86,7 +87,8 @@ def evaluate(
         **common,
         "data": where,
         "metrics": found.metrics,
-        "baseline": found.baseline,
+        "baselines": found.baselines,
+        **found.more,
         "predictions": {"path": predictions.name, "sha256": sha256(predictions)},
         "run": run.to_json(*found.packages, **found.machine),
     }
@@ -147,20 +149,18 @@ def _measure_images(
     return Measured(
         splits.fingerprint(file.classes, file.parts[part]),
         classification(logits_all, images.labels),
-        {"name": name, "metrics": largest},
+        [{"name": name, "metrics": largest}],
         {"logits": logits_all, "labels": images.labels},
         PACKAGES,
-        {"device": str(device), "threads": threads, "precision": precision, "store": store},
+        machine={"device": str(device), "threads": threads, "precision": precision, "store": store},
     )
 
 
-def _measure_sequences(checkpoint: Path, data: Path, part: str) -> Measured:
-    import torch
-
-    from dlcv_cli.sequences.cells import CELLS
-    from dlcv_cli.sequences.networks import network
-    from dlcv_cli.sequences.training import predict
-    from dlcv_cli.stages.seq import PACKAGES, task_constant
+def _measure_sequences(checkpoint: Path, data: Path, part: str, cache: Path | None) -> Measured:
+    from dlcv_cli.config import SeqTrainConfig
+    from dlcv_cli.sequences.cells import CELLS, checked
+    from dlcv_cli.sequences.training import begin
+    from dlcv_cli.stages.seq import PACKAGES, compiled_code, known_task, runs_of
 
     stored, file = tensors.read(checkpoint, tensors.CHECKPOINT), sequences.read(data)
     name = mapping(stored.record.get("config")).get("cell")
@@ -168,18 +168,42 @@ def _measure_sequences(checkpoint: Path, data: Path, part: str) -> Measured:
         raise FileError(checkpoint, f"is no checkpoint of a cell that this version knows ({name})")
     if stored.record.get("task") != file.task:
         raise DlcvError(f"{checkpoint} was trained for the task {stored.record.get('task')!r}, {data} is {file.task!r}")
-    torch.set_num_threads(1)
-    chosen = file.parts[part]
+    chosen, task, cell = file.parts[part], known_task(file), CELLS[name]
+    engine = SeqTrainConfig(engine="compiled" if cell.compiled else "torch")
+    if cell.compiled:
+        compiled_code(cache)
     try:
-        module = network(CELLS[name], stored.arrays)
-        answers = predict(module, chosen)
-    except (ValueError, RuntimeError) as error:
+        runs = runs_of(stored)
+        for run in runs.values():
+            checked(cell, run, chosen.inputs.shape[1])
+        answers = np.stack([begin(cell, run, engine).answers(chosen) for run in runs.values()])  # (K, N)
+    except ValueError as error:
         raise FileError(checkpoint, f"damaged: {error}") from None
-    constant = task_constant(file)
+    by_run = [regression(one, chosen.targets) for one in answers]
+    values = {key: [one[key] for one in by_run] for key in by_run[0]}
+    try:
+        halves = np.array([task.knows_one(x) for x in np.split(chosen.inputs, np.cumsum(chosen.lengths)[:-1])])
+    except IndexError:
+        raise FileError(data, "damaged: a sequence in which nothing is marked") from None
     return Measured(
         sequences.fingerprint(chosen),
-        regression(answers, chosen.targets),
-        {"name": f"constant {constant:g}", "metrics": regression(np.full_like(answers, constant), chosen.targets)},
-        {"predictions": answers, "targets": chosen.targets, "lengths": chosen.lengths},
-        PACKAGES,
+        {key: float(np.mean(found)) for key, found in values.items()},
+        [
+            {
+                "name": f"constant {task.constant:g}",
+                "metrics": regression(np.full_like(halves, task.constant), chosen.targets),
+            },
+            {"name": "knows one of the two", "metrics": regression(halves, chosen.targets)},
+        ],
+        {
+            "predictions": answers[0] if len(runs) == 1 else answers,
+            "targets": chosen.targets,
+            "lengths": chosen.lengths,
+        },
+        PACKAGES[engine.engine],
+        {
+            "by_length": regression_by_length(answers, chosen.targets, chosen.lengths),
+            "seeds": list(runs),
+            **({"runs": {key: over_runs(found) for key, found in values.items()}} if len(runs) > 1 else {}),
+        },
     )

@@ -32,6 +32,7 @@ def finish(
     about: JSON,
     parameters: Mapping[str, int],
     records: Sequence[JSON],
+    best: JSON,
     packages: Sequence[str],
     **machine: Any,
 ) -> Outcome:
@@ -42,9 +43,9 @@ def finish(
         about: what the checkpoint needs to be used, beside that.
         parameters: `total` and `trainable`.
         records: epochs, or looks at the losses, each with `best`: whether it was the best so far.
+        best: that of them whose weights are kept.
         machine: what `run` says beside times and versions.
     """
-    best = [record for record in records if record["best"]][-1]
     plain, best = [_without_best(record) for record in records], _without_best(best)
     common = {**recipe.to_json(output.parent), **subject}
     tensors.write(

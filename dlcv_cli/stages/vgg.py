@@ -217,7 +217,8 @@ def _train(
     subject = {"arch": start.arch, "precision": precision}
     about = {"classes": file.classes, "preprocessing": start.preprocessing.to_json(), "trained": start.train_layers}
     machine_record = {"device": str(device), "threads": threads, "images_per_second": speeds, "store": store}
-    return finish(output, recipe, run, arrays, subject, about, count, epochs, PACKAGES, **machine_record)
+    best = [record for record in epochs if record["best"]][-1]
+    return finish(output, recipe, run, arrays, subject, about, count, epochs, best, PACKAGES, **machine_record)
 
 
 def parted(network: Network, trains: Sequence[str], device: torch.device) -> Cut:

@@ -5,8 +5,10 @@ Letters: N images, C channels, H and W pixels.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,11 +66,18 @@ def kept(
         here = slots(epoch)[order]
         for at in range(0, len(order), batch_size):
             x = from_rows(rows[here[at : at + batch_size]])
+            let_go(rows)
             if device.type == "cuda":
                 x = x.pin_memory()
             yield x.to(device, non_blocking=True)
 
     return Source(labels, batches)
+
+
+def let_go(rows: NDArray[Any]) -> None:
+    """Pages of a map that have been read stay in the system's cache, but no longer count as this process's memory."""
+    if isinstance(rows, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        rows._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # missing in the stubs
 
 
 def to_rows(x: Tensor) -> Rows:

@@ -125,6 +125,7 @@ def fit(
         yield Epoch(
             epoch + 1, lr, train_loss, right.item() / done, val_loss, val_accuracy, (done + len(val)) / seconds, best
         )
+    optimizer.zero_grad()  # frees what is as large as the weights
     network.load_state_dict(best_state, strict=False)
 
 

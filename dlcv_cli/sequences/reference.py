@@ -1,0 +1,85 @@
+"""The reference engine: the cells on torch.nn's own layers, with autograd and torch.optim.Adam.
+
+Letters: n sequences of one length, T steps, F inputs a step, D hidden size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dlcv_cli.config import SeqTrainConfig
+from dlcv_cli.sequences.cells import Cell, Parameters, checked
+from dlcv_cli.sequences.tasks import Floats, Sequences
+from dlcv_cli.sequences.training import Order
+
+ANSWER_STEPS = 2**18  # at most so many time steps in one batch of answers, to bound memory
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer from zero state, and a linear layer on its last hidden state."""
+
+    def __init__(self, cell: Cell, inputs: int, hidden: int) -> None:
+        super().__init__()
+        layer = getattr(nn, str(cell.module))
+        self.rnn: nn.RNNBase = layer(inputs, hidden, batch_first=True, **(cell.options or {}))
+        self.head = nn.Linear(hidden, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, T, F) -> (n,)."""
+        states, _ = self.rnn(x)  # (n, T, D)
+        answer: Tensor = self.head(states[:, -1])  # (n, 1)
+        return answer.squeeze(1)
+
+
+class Reference:
+    """One network while it trains. Sets torch's threads to one: at this size a second only costs."""
+
+    def __init__(
+        self, cell: Cell, parameters: Parameters, config: SeqTrainConfig, train: Sequences | None = None
+    ) -> None:
+        torch.set_num_threads(1)
+        inputs = parameters["rnn.weight_ih_l0"].shape[-1]
+        parameters = checked(cell, parameters, inputs)
+        self.module = Recurrent(cell, inputs, parameters["head.weight"].shape[1])
+        self.module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in parameters.items()})
+        self.config = config
+        if train:
+            self.xs = [torch.from_numpy(x)[None] for x in np.split(train.inputs, np.cumsum(train.lengths)[:-1])]
+            self.targets = torch.from_numpy(train.targets)
+            self.optimizer = torch.optim.Adam(self.module.parameters(), lr=config.lr, fused=True)
+
+    def advance(self, order: Order) -> tuple[float, int]:
+        """As `Engine` has it."""
+        total, size = 0.0, self.config.batch_size
+        for step, first in enumerate(range(0, len(order), size)):
+            some = order[first : first + size]
+            errors = torch.cat([self.module(self.xs[i]) - self.targets[i] for i in some.tolist()])
+            loss = errors.square().sum()
+            if not torch.isfinite(loss):
+                return total, step
+            self.optimizer.zero_grad()
+            torch.autograd.backward(loss / len(some))
+            if self.config.clip_norm:
+                nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+            self.optimizer.step()
+            total += loss.item()
+        return total, -(-len(order) // size)
+
+    def answers(self, data: Sequences) -> Floats:
+        """As `Engine` has it; sequences of one length share a batch."""
+        starts = np.concatenate([[0], np.cumsum(data.lengths)[:-1]])
+        answers = np.empty(len(data.lengths), np.float32)
+        with torch.inference_mode():
+            for steps in np.unique(data.lengths):
+                chosen = np.flatnonzero(data.lengths == steps)
+                share = max(1, ANSWER_STEPS // int(steps))
+                for some in (chosen[i : i + share] for i in range(0, len(chosen), share)):
+                    x = data.inputs[starts[some, None] + np.arange(steps)]  # (n, T, F)
+                    answers[some] = self.module(torch.from_numpy(x)).numpy()
+        return answers
+
+    def parameters(self) -> Parameters:
+        """As `Engine` has it."""
+        return {name: tensor.detach().numpy().copy() for name, tensor in self.module.state_dict().items()}

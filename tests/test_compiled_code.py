@@ -1,0 +1,151 @@
+"""Where compiled code lies, what is imported on the way, and how an interruption ends it: in processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import contents, dlcv
+
+from dlcv_cli.stages.seq import compiled_code
+
+
+def python(*arguments: object, **environment: str | None) -> subprocess.CompletedProcess[str]:
+    """Another Python; None takes a variable away."""
+    env = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A sequence file."""
+    path = tmp_path / "data.safetensors"
+    dlcv("seq", "gen", "--count", 50, "-o", path)
+    return path
+
+
+def test_compiled_once(data: Path, tmp_path: Path) -> None:
+    """The first process compiles, below the cache, and says so; the next does not; `cache clear` deletes it."""
+    cache = tmp_path / "cache"
+    settings = ("seq", "train", data, "--hidden-size", 3, "--cache", cache, "-o")
+    said = []
+    for name in ("one", "other"):
+        result = python("-m", "dlcv_cli", *settings, tmp_path / f"{name}.safetensors", NUMBA_CACHE_DIR=None)
+        assert result.returncode == 0, result.stderr
+        said.append("compiling the kernels" in result.stderr)
+        assert len([*(cache / "kernels").rglob("*.nbc")]) > 0
+    assert said == [True, False]
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "other.safetensors").read_bytes()
+    [version] = (cache / "kernels").iterdir()
+    assert len(version.name) == 16
+    (version / "notes.txt").write_text("mine")
+    dlcv("cache", "clear", "--cache", cache)
+    assert [*contents(cache)] == [f"kernels/{version.name}/notes.txt"], "and nothing that is not ours"
+    (version / "notes.txt").unlink()
+    dlcv("cache", "clear", "--cache", cache)
+    assert not version.exists()
+
+
+WHERE = """
+import sys, pathlib
+from dlcv_cli.stages.seq import compiled_code
+cache = pathlib.Path(sys.argv[1]) if sys.argv[1:] else None
+folder = compiled_code(cache)
+assert folder.is_dir() and compiled_code(pathlib.Path("elsewhere")) == folder, "once a process"
+(folder / "code.nbc").touch()
+print(folder)
+"""
+
+
+@pytest.mark.parametrize("state", ["none", "file", "read-only", "fine"])
+def test_unusable_cache(tmp_path: Path, state: str) -> None:
+    """Without a cache that can be written, code lies in a temporary folder that is gone when the process ends."""
+    cache = tmp_path / "cache"
+    if state == "file":
+        cache.write_text("a file")
+    elif state == "read-only":
+        if os.geteuid() == 0:
+            pytest.skip("root writes anywhere")
+        cache.mkdir(mode=0o500)
+    before = contents(tmp_path)
+    given = () if state == "none" else (cache,)
+    temporary = tmp_path.parent / f"{tmp_path.name}-temporary"
+    temporary.mkdir()
+    result = python("-c", WHERE, *given, NUMBA_CACHE_DIR=None, TMPDIR=str(temporary))
+    assert result.returncode == 0, result.stderr
+    folder = Path(result.stdout.strip())
+    if state == "fine":
+        assert folder.parent == cache / "kernels"
+        assert (folder / "code.nbc").exists()
+    else:
+        assert folder.parent == temporary
+        assert contents(tmp_path) == before
+    assert [*temporary.iterdir()] == []
+
+
+def test_numbas_own_setting_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Who sets NUMBA_CACHE_DIR decides."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    assert compiled_code(tmp_path / "cache") == tmp_path
+    assert contents(tmp_path) == {}
+
+
+def test_sequences_need_no_torch(tmp_path: Path) -> None:
+    """Nothing of the default way from data to table imports torch, nor scikit-learn; the other engine does."""
+    data, output, other = (str(tmp_path / f"{name}.safetensors") for name in ("data", "gru", "torch"))
+    train = ["seq", "train", data, "--hidden-size", "3", "--epochs", "1", "-o"]
+    lines = [
+        ["seq", "gen", "--count", "50", "-o", data], [*train, output], [*train, output, "--seeds", "2", "--force"],
+        ["eval", output], ["eval", "--compare", output, "--split", "val"], [*train, other, "--engine", "torch"],
+    ]  # fmt: skip
+    script = f"""
+import json, sys
+from dlcv_cli.cli.root import app
+found = []
+for line in {lines!r}:
+    try:
+        app(line, prog_name="dlcv")
+    except SystemExit as end:
+        assert not end.code, line
+    found.append(sorted({{"torch", "torchvision", "sklearn", "numba"}} & set(sys.modules)))
+print(json.dumps(found))
+"""
+    result = python("-c", script)
+    assert result.returncode == 0, result.stderr
+    gen, *default, torch = json.loads(result.stdout.splitlines()[-1])
+    assert gen == []
+    assert default == [["numba"]] * 4
+    assert "torch" in torch
+
+
+@pytest.mark.parametrize("seeds", [1, 50])
+def test_interrupted(data: Path, tmp_path: Path, seeds: int) -> None:
+    """Ctrl-C in the midst of it ends within seconds, with one line and nothing written."""
+    dlcv("seq", "train", data, "--hidden-size", 3, "-o", tmp_path / "before.safetensors")  # compiled from here on
+    before = contents(tmp_path)
+    settings = ("--seeds", seeds, "--epochs", 20_000, "--record-every", 1000, "-o", tmp_path / "new.safetensors")
+    command = [sys.executable, "-m", "dlcv_cli", "seq", "train", data, *settings]
+    with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr
+            assert process.stderr.readline().startswith("trains ")
+            time.sleep(2)
+            assert process.poll() is None, "it is in the midst of it"
+            process.send_signal(signal.SIGINT)
+            out, told = process.communicate(timeout=8)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+    assert process.returncode == 130
+    assert out == ""
+    assert told.splitlines()[-1] == "dlcv: interrupted"
+    assert "Traceback" not in told
+    assert contents(tmp_path) == before

@@ -1,0 +1,237 @@
+"""Several runs of one training: each that of its own seed alone; what eval and tables make of them; both engines."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, contents, dlcv, metrics_of, refused
+
+from dlcv_cli.artifacts import sequences, tensors
+from dlcv_cli.evaluation.metrics import over_runs
+from dlcv_cli.sequences import cells
+from dlcv_cli.stages import seq
+from dlcv_cli.stages.reporting import Reporter
+
+LAYERS = {"elman": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
+SETTINGS = ("--hidden-size", 4, "--record-every", 40, "--lr", 0.02)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, the GRU's runs of seeds 5, 6 and 7 one by one, and all three in one file."""
+    folder = tmp_path_factory.mktemp("seeds")
+    data = folder / "data.safetensors"
+    dlcv("seq", "gen", "--count", 100, "-o", data)
+    for seed in (5, 6, 7):
+        dlcv("seq", "train", data, *SETTINGS, "--seed", seed, "-o", folder / f"gru{seed}.safetensors")
+    dlcv("seq", "train", data, *SETTINGS, "--seed", 5, "--seeds", 3, "-o", folder / "all.safetensors")
+    return folder
+
+
+def arrays(path: Path) -> dict[str, Any]:
+    """A checkpoint's tensors."""
+    return tensors.read(path, tensors.CHECKPOINT).arrays
+
+
+def same_runs(one: Path, singles: list[Path]) -> None:
+    """Asserts that a file's runs are, byte for byte and record for record, those of these files."""
+    stacked, records = arrays(one), metrics_of(one)["records"]
+    for k, single in enumerate(singles):
+        alone = arrays(single)
+        assert list(alone) == list(stacked)
+        for name, array in alone.items():
+            assert (stacked[name][k].dtype, stacked[name][k].tobytes()) == (array.dtype, array.tobytes()), name
+    assert records == [record for single in singles for record in metrics_of(single)["records"]]
+
+
+@pytest.mark.parametrize("cpus", [None, 1, 2, 64])
+def test_runs_are_those_of_their_seeds(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: Any
+) -> None:
+    """Run k is the run of seed + k alone, however many there are and however many cores."""
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    for count in (2, 3):
+        output = tmp_path / f"{count}.safetensors"
+        dlcv("seq", "train", folder / "data.safetensors", *SETTINGS, "--seed", 5, "--seeds", count, "-o", output)
+        same_runs(output, [folder / f"gru{seed}.safetensors" for seed in (5, 6, 7)[:count]])
+        assert metrics_of(output)["run"]["threads"] == min(cpus or 1, count)
+        if count == 3 and cpus:
+            assert arrays(output).keys() == arrays(folder / "all.safetensors").keys()
+
+
+@pytest.mark.parametrize("cell", ["elman", "lstm", "baseline"])
+@pytest.mark.parametrize("engine", ["compiled", "torch"])
+def test_runs_of_every_cell_and_engine(folder: Path, tmp_path: Path, cell: str, engine: str) -> None:
+    """Other cells and the other engine keep to it too."""
+    settings = (folder / "data.safetensors", *SETTINGS, "--cell", cell, "--engine", engine, "-o")
+    for seed in (0, 1):
+        dlcv("seq", "train", *settings, tmp_path / f"{seed}.safetensors", "--seed", seed)
+    dlcv("seq", "train", *settings, tmp_path / "both.safetensors", "--seeds", 2)
+    same_runs(tmp_path / "both.safetensors", [tmp_path / f"{seed}.safetensors" for seed in (0, 1)])
+    assert run_keys(tmp_path / "both.safetensors") == ["mse", "mae", "close"]
+
+
+def run_keys(checkpoint: Path) -> list[str]:
+    """The keys of the runs in its evaluation."""
+    dlcv("eval", checkpoint)
+    return list(json.loads(checkpoint.with_suffix(".test.eval.json").read_text())["runs"])
+
+
+def test_files_of_several_runs(folder: Path) -> None:
+    """The record has the seeds, `best` is the lowest of all runs, and one run's file has the form it always had."""
+    several, one = (tensors.read(folder / name, tensors.CHECKPOINT) for name in ("all.safetensors", "gru5.safetensors"))
+    assert list(several.record) == ["schema", "stage", "config", "inputs", "task", "seeds", "best", "versions"]
+    assert (several.record["seeds"], one.record["seeds"]) == ([5, 6, 7], [5])
+    records = metrics_of(folder / "all.safetensors")["records"]
+    assert [record["seed"] for record in records] == sorted(record["seed"] for record in records)
+    assert several.record["best"] == min(records, key=lambda record: record["val_loss"])
+    assert {n: a.shape for n, a in several.arrays.items()} == {n: (3, *a.shape) for n, a in one.arrays.items()}
+    assert metrics_of(folder / "all.safetensors")["parameters"] == metrics_of(folder / "gru5.safetensors")["parameters"]
+
+
+def test_runs_load_into_torch(folder: Path, run: Run) -> None:
+    """Each slice loads strictly into torch.nn, and gives the predictions, whose mean metrics the evaluation has."""
+    path = folder / "all.safetensors"
+    assert run("eval", path).exit_code == 0
+    found = json.loads((folder / "all.test.eval.json").read_text())
+    answers = tensors.read(folder / "all.test.predictions.safetensors", tensors.PREDICTIONS).arrays
+    test = sequences.read(folder / "data.safetensors").parts["test"]
+    assert answers["predictions"].shape == (3, 20)
+    assert found["data"]["n"] == 20
+    by_run: dict[str, list[float]] = {"mse": [], "mae": [], "close": []}
+    for k in range(3):
+        rnn, head = torch.nn.GRU(2, 4), torch.nn.Linear(4, 1)
+        chosen = {name: torch.from_numpy(array[k].copy()) for name, array in arrays(path).items()}
+        for part, module in (("rnn.", rnn), ("head.", head)):
+            module.load_state_dict({n.removeprefix(part): t for n, t in chosen.items() if n.startswith(part)})
+        with torch.no_grad():
+            xs = np.split(test.inputs, np.cumsum(test.lengths)[:-1])
+            expected = np.array([head(rnn(torch.from_numpy(x))[0][-1]).item() for x in xs])
+        np.testing.assert_allclose(answers["predictions"][k], expected, atol=2e-6)
+        errors = np.abs(answers["predictions"][k].astype(np.float64) - test.targets)
+        for key, value in (("mse", errors**2), ("mae", errors), ("close", errors < 0.04)):
+            by_run[key].append(float(np.mean(value)))
+    assert np.ptp(by_run["mse"]) > 1e-4, "the runs differ"
+    assert found["seeds"] == [5, 6, 7]
+    for key, values in by_run.items():
+        assert found["metrics"][key] == pytest.approx(np.mean(values))
+        assert list(found["runs"][key]) == ["mean", "std", "min", "max"]
+        expected_runs = [np.mean(values), np.std(values, ddof=1), min(values), max(values)]
+        assert [*found["runs"][key].values()] == pytest.approx(expected_runs)
+        total = sum(row["n"] * row[key] for row in found["by_length"])
+        assert total / 20 == pytest.approx(found["metrics"][key])
+
+
+def test_over_runs() -> None:
+    """Mean, sample standard deviation, least and largest; one run has no spread."""
+    assert over_runs([1.0, 2.0, 6.0]) == {"mean": 3, "std": pytest.approx(7**0.5), "min": 1, "max": 6}
+    assert over_runs([0.5]) == {"mean": 0.5, "std": 0, "min": 0.5, "max": 0.5}
+
+
+def test_table_of_several_runs(folder: Path, run: Run) -> None:
+    """The table shows how many runs a row has and how they spread; one run, and no baseline, has no spread."""
+    paths = (folder / "all.safetensors", folder / "gru5.safetensors")
+    rows = json.loads(run("eval", "--compare", *paths, "--json").stdout)["rows"]
+    assert [list(row) for row in rows] == [
+        ["name", "metrics", "seeds", "runs", "difference", "best"],
+        ["name", "metrics", "seeds", "difference", "best"],
+        *[["name", "metrics", "difference", "best"]] * 2,
+    ]
+    header, _, several, one, constant, *_ = run("eval", "--compare", *paths).stdout.splitlines()
+    assert re.split(r"\s{2,}", header) == [
+        "test, n = 20", "MSE", "MAE", "within 0.04 %", "runs", "MSE sd", "min .. max", "MSE - all",
+    ]  # fmt: skip
+    low, high, spread = (rows[0]["runs"]["mse"][key] for key in ("min", "max", "std"))
+    shown = re.search(r" 3 +([\d.e-]+) +([\d.e-]+) \.\. ([\d.e-]+)$", several.rstrip())
+    assert shown
+    assert [float(number) for number in shown.groups()] == pytest.approx([spread, low, high], rel=0.01)
+    assert re.search(r" 1 +[+-][\d.e-]+$", one.rstrip())
+    assert ".." not in one + constant
+    lines = list(csv.DictReader(run("eval", "--compare", *paths, "--format", "csv").stdout.splitlines()))
+    spreads = ["mse_std", "mse_min", "mse_max"]
+    assert list(lines[0]) == ["name", "mse", "mae", "close", *spreads, "mse_difference"]
+    assert [float(lines[0][key]) for key in spreads] == [spread, low, high]
+    assert [lines[1][key] for key in spreads] == ["", "", ""]
+    alone = run("eval", "--compare", paths[1], "--format", "csv").stdout.splitlines()[0]
+    assert alone == "name,mse,mae,close,mse_difference", "one run has the table it always had"
+
+
+def test_what_is_said_of_several_runs(folder: Path, tmp_path: Path, run: Run) -> None:
+    """One line a run with its seed, in the order of the seeds; --json has the best of all."""
+    output = tmp_path / "all.safetensors"
+    result = run(
+        "seq", "train", folder / "data.safetensors", *SETTINGS, "--seed", 5, "--seeds", 3, "-o", output, "--json"
+    )
+    first, *lines = result.stderr.splitlines()
+    assert first == "trains 101 parameters (gru) on 64 sequences, 3 times"
+    assert [line.split()[:3] for line in lines] == [["seed", str(seed), "iteration"] for seed in (5, 6, 7)]
+    assert json.loads(result.stdout) == {"status": "made", "output": str(output), **metrics_of(output)["best"]}
+
+
+# ------------------------------------------------------------------------------------------------- batches and engines
+
+
+@pytest.mark.parametrize(("batch", "clip"), [(1, ()), (7, ()), (200, ("--clip-norm", 0.1))])
+def test_engines_agree(folder: Path, tmp_path: Path, batch: int, clip: tuple[object, ...]) -> None:
+    """Both engines come to the same losses, in batches of mixed lengths too, at the same iterations."""
+    found = []
+    for engine in ("compiled", "torch"):
+        output = tmp_path / f"{engine}.safetensors"
+        more = ("--batch-size", batch, "--engine", engine, *clip)
+        dlcv("seq", "train", folder / "data.safetensors", *SETTINGS, "--record-every", 9, *more, "-o", output)
+        found.append(metrics_of(output))
+        assert found[-1]["run"]["versions"].keys() - {"dlcv", "numpy", "safetensors"} == {
+            "compiled": {"numba"}, "torch": {"torch"},
+        }[engine]  # fmt: skip
+    ours, theirs = ([(r["iteration"], r["val_loss"], r["train_loss"]) for r in one["records"]] for one in found)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+    assert ours[-1][0] == -(-3 * 64 // batch)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64, 200])
+def test_progress_ends_at_its_total(folder: Path, tmp_path: Path, batch: int) -> None:
+    """The last progress told is all of it, also where the last batch is smaller: the bar ends full."""
+    told: list[tuple[int, int]] = []
+
+    class Told(Reporter):
+        def progress(self, what: str, done: int, total: int) -> None:
+            told.append((done, total))
+
+    config = seq.SeqTrainConfig(hidden_size=3, batch_size=batch, record_every=10)
+    seq.train(folder / "data.safetensors", tmp_path / "new.safetensors", config, report=Told())
+    assert told[-1] == (-(-3 * 64 // batch),) * 2
+
+
+def test_a_cell_without_kernels(folder: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that torch.nn has and the kernels have not trains and evaluates with torch; else it is refused."""
+    relu = cells.Cell("RNN", gates=1, options={"nonlinearity": "relu"})
+    monkeypatch.setitem(cells.CELLS, "elman", relu)  # the options know its name
+    output = tmp_path / "relu.safetensors"
+    settings = (folder / "data.safetensors", "--cell", "elman", *SETTINGS, "-o", output)
+    result = run("seq", "train", *settings)
+    assert (result.exit_code, contents(tmp_path)) == (2, {})
+    said = " ".join(result.stderr.replace("│", " ").split())
+    assert "the cell 'elman' has no compiled kernels: train it with --engine torch" in said
+    assert run("seq", "train", *settings, "--engine", "torch").exit_code == 0
+    assert run("eval", output).exit_code == 0
+    found = json.loads((tmp_path / "relu.test.eval.json").read_text())
+    assert "torch" in found["run"]["versions"]
+    rnn, head = torch.nn.RNN(2, 4, nonlinearity="relu"), torch.nn.Linear(4, 1)
+    stored = {name: torch.from_numpy(array.copy()) for name, array in arrays(output).items()}
+    for part, module in (("rnn.", rnn), ("head.", head)):
+        module.load_state_dict({n.removeprefix(part): t for n, t in stored.items() if n.startswith(part)})
+    test = sequences.read(folder / "data.safetensors").parts["test"]
+    with torch.no_grad():
+        xs = np.split(test.inputs, np.cumsum(test.lengths)[:-1])
+        errors = np.array([head(rnn(torch.from_numpy(x))[0][-1]).item() for x in xs]) - test.targets
+    assert found["metrics"]["mse"] == pytest.approx(np.mean(errors**2), rel=1e-4)
+    monkeypatch.delitem(cells.CELLS, "elman")
+    refused(run("eval", output, "--force"), output, "no checkpoint of a cell that this version knows (elman)")
