@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -34,7 +35,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 def _cache_folder() -> Path:
     from dlcv_cli.artifacts.store import default_folder
 
-    return default_folder()
+    # typer 0.26 does not look at envvar where there is a default_factory
+    return Path(os.environ.get("DLCV_CACHE") or default_folder())
 
 
 CacheFolder = Annotated[
