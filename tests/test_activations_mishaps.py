@@ -14,28 +14,10 @@ from typing import Any
 import pytest
 from conftest import Run
 from PIL import Image
-from test_activations import BOTH, COMMON, Train, flip, make_folder, sound, trainer
+from test_activations import BOTH, COMMON, Train, flip, folder, made, sound, train  # noqa: F401  # fixtures
 
 from dlcv_cli.artifacts import store as stores
 from dlcv_cli.stages import activations, vgg
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder all tests here begin with. Not to be changed."""
-    return make_folder(tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be changed."""
-    return Path(shutil.copytree(made, tmp_path / "folder"))
-
-
-@pytest.fixture
-def train(run: Run, folder: Path) -> Train:
-    """Trains there."""
-    return trainer(run, folder)
 
 
 @pytest.mark.parametrize(
