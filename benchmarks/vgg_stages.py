@@ -39,7 +39,7 @@ from dlcv_cli.vision.forward import Forward, outputs, resolve
 from dlcv_cli.vision.frozen_prefix import work
 from dlcv_cli.vision.networks import random_network
 from dlcv_cli.vision.sources import computed, groups, kept, to_rows
-from dlcv_cli.vision.training import Progress, evaluate, fit
+from dlcv_cli.vision.training import Progress, Training, evaluate
 from dlcv_cli.vision.views import PLAIN, Images
 
 CLASSES = 101
@@ -142,7 +142,7 @@ def steps_from_store(stage: str, paths: list[Path], threads: int, device: str, p
 
     def steps() -> Iterator[int]:
         done = 0
-        for event in fit(network, parts, train, val, config, place, exact):
+        for event in Training(network, parts, train, val, config, place, exact):
             if isinstance(event, Progress):
                 yield event.done - done
                 done = event.done
@@ -152,7 +152,7 @@ def steps_from_store(stage: str, paths: list[Path], threads: int, device: str, p
     ms = per_image(steps())
     if len(parts.prefix):
         begun = time.perf_counter()
-        evaluate(parts.suffix, val, exact)
+        [*evaluate(parts.suffix, val, exact)]
         evaluate_ms = 1e3 * (time.perf_counter() - begun) / len(val)
     found = {"ms": ms, "val_ms": evaluate_ms, "memory": peak()}
     return {**found, **({"gflop": GFLOP[stage]} if stage in GFLOP else {})}

@@ -166,6 +166,18 @@ class Machine(Config):
 
 
 @dataclass(frozen=True)
+class Saving(Config):
+    """How a training guards against being stopped: no part of what is computed either."""
+
+    save_every: float = setting(300.0, "seconds after which to save the state within an epoch", low=0)
+
+
+@dataclass(frozen=True)
+class TrainMachine(Machine, Saving):
+    """Both, for the `vgg` stages."""
+
+
+@dataclass(frozen=True)
 class GenConfig(Config):
     """`seq gen`."""
 

@@ -40,11 +40,28 @@ class ExistsError(DlcvError):
         super().__init__(f"{path} exists and was made differently ({'; '.join(differences)}): {remedy}")
 
 
+class DivergedError(DlcvError):
+    """A loss stopped being a finite number: the same run would come to the same end."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the process to stop; its exit code is 128 + the signal's number, as shells have it."""
+
+    def __init__(self, signal: int, message: str = "interrupted") -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal
+
+
 def named(names: Iterable[object], most: int = 5) -> str:
     """A short enumeration for a message: the first `most` names, and how many more there are."""
     listed = [str(name) for name in names]
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
+
+
+def plain(text: str) -> str:
+    """The text with control characters as escapes: names in files must not command a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def lookup(table: dict[str, T], name: str, what: str) -> T:

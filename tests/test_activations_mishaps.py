@@ -17,7 +17,7 @@ from PIL import Image
 from test_activations import BOTH, COMMON, Train, flip, folder, made, sound, train  # noqa: F401  # fixtures
 
 from dlcv_cli.artifacts import store as stores
-from dlcv_cli.stages import activations, vgg
+from dlcv_cli.stages import activations, resume, vgg
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,7 @@ def test_too_little_disk(train: Train, cache_folder: Path, monkeypatch: pytest.M
     """When the store would take more than nine tenths of what is free, it is not begun: a warning has both figures."""
     first = train("head", "--no-cache", "--precision", "float32")
     free = [1000]
+    monkeypatch.setattr(resume, "free_space", lambda _: 10**12)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
     need = 4 * 512 * BOTH
     for free[0], said in ((1000, "1 kB"), (int(need / 0.9) - 10, "43.2 kB")):
@@ -119,7 +120,7 @@ def test_what_others_keep_is_not_deleted(
         raise OSError(errno.EIO, "input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stores if name == "locked" else activations, name, failing)
+        patch.setattr(activations, name, failing)
         found = train("head")
     assert (len(found.warnings), found.store["used"], found.data) == (1, False, first.data)
     assert sound(cache_folder) == [BOTH]
@@ -150,13 +151,13 @@ def test_an_image_that_changes_meanwhile(
 
 def test_cleared_while_it_trains(run: Run, train: Train, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A training keeps what it has begun to read, though `cache clear` deletes it."""
-    first, fit = train("head"), vgg.fit
+    first, training = train("head"), vgg.Training
 
     def late(*args: Any) -> Any:
         assert run("cache", "clear").exit_code == 0
         assert sound(cache_folder) == []
-        yield from fit(*args)
+        return training(*args)
 
-    monkeypatch.setattr(vgg, "fit", late)
+    monkeypatch.setattr(vgg, "Training", late)
     found = train("head")
     assert (found.store["computed"], found.warnings, found.data) == (0, [], first.data)

@@ -14,6 +14,7 @@ import pytest
 from conftest import Run, contents, refused
 
 from dlcv_cli.artifacts import store as stores
+from dlcv_cli.artifacts.locks import locked
 from dlcv_cli.artifacts.store import Store
 from dlcv_cli.errors import byte_size
 
@@ -116,7 +117,7 @@ def test_use_is_noted(run: Run, cache: Path) -> None:
 def test_clear(run: Run, cache: Path, as_json: bool) -> None:
     """Every store goes but one that is being filled, which is named; what is not ours stays (see `cache`)."""
     total = size_of(cache, "b") + size_of(cache, "c")
-    with stores.locked(cache / stores.FOLDER / ("a" * 40), None):
+    with locked(stores.lock_of(cache / stores.FOLDER / ("a" * 40)), None):
         result = run("cache", "clear", *(["--json"] if as_json else []))
     assert result.exit_code == 0
     assert names(cache) == "a"

@@ -17,7 +17,7 @@ from conftest import Run, make_photos
 
 import dlcv_cli
 from dlcv_cli.cli.root import OUT_OF_MEMORY, app
-from dlcv_cli.errors import DlcvError
+from dlcv_cli.errors import DlcvError, Interrupted
 
 PACKAGE = Path(dlcv_cli.__file__).parent
 README = Path(__file__).parent.parent / "README.md"
@@ -176,14 +176,18 @@ def test_setting_out_of_range(run: Run, line: str, message: str) -> None:
 # --- the one place where errors become messages and exit codes ------------------------------------------------------
 
 
+FULL = "on the disk at /proc; what was there is as it was: free some, and run the same command again"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
         (DlcvError("a thing:\n  two lines"), 1, "dlcv: a thing: two lines\n"),
-        (OSError(28, "No space left on device", "/tmp/x"), 1, "dlcv: /tmp/x: No space left on device\n"),
+        (OSError(28, "No space left on device", "/proc/x"), 1, f"dlcv: /proc/x: No space left on device {FULL}\n"),
         (PermissionError(13, "Permission denied"), 1, "dlcv: Permission denied\n"),
         (MemoryError(), 1, f"dlcv: {OUT_OF_MEMORY}\n"),
         (KeyboardInterrupt(), 130, "dlcv: interrupted\n"),
+        (Interrupted(15, "interrupted: saved"), 143, "dlcv: interrupted: saved\n"),
     ],
     ids=lambda value: type(value).__name__,
 )

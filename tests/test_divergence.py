@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from conftest import Run, contents, dlcv, metrics_of
 from typer.testing import Result
 
 from dlcv_cli.artifacts import tensors
-from dlcv_cli.stages import seq
+from dlcv_cli.sequences.training import Training
+from dlcv_cli.stages import runs
 
 SETTINGS = ("--hidden-size", 4, "--record-every", 20)
 ADVICE = "the file has the best weights before that: try a lower --lr, or --clip-norm 1"
@@ -30,9 +30,8 @@ def folder(tmp_path: Path) -> Path:
 def wild(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
     """Seed -> iteration whose loss is not finite: to be filled."""
     iterations: dict[int, int] = {}
-    fit = seq.fit
 
-    def broken(engine: Any, count: int, val: Any, config: Any, seed: int, best: Any) -> Iterator[Any]:
+    def broken(engine: Any, count: int, val: Any, config: Any, seed: int) -> Training:
         advance, done = engine.advance, [0]
 
         def until(order: Any) -> tuple[float, int]:
@@ -41,9 +40,9 @@ def wild(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
             return advance(order) if left >= len(order) else (0.0, left)
 
         engine.advance = until
-        return fit(engine, count, val, config, seed, best)
+        return Training(engine, count, val, config, seed)
 
-    monkeypatch.setattr(seq, "fit", broken)
+    monkeypatch.setattr(runs, "Training", broken)
     return iterations
 
 
@@ -63,7 +62,7 @@ def test_after_a_look(run: Run, folder: Path, wild: dict[int, int]) -> None:
     told = f"dlcv: {output}: the loss was no longer a finite number at iteration 53 of seed 0; {ADVICE}"
     assert last(run(*train, output)) == told
     record = tensors.read_record(output, tensors.CHECKPOINT)
-    assert list(record) == ["schema", "stage", "config", "inputs", "task", "seeds", "diverged", "best", "versions"]
+    assert list(record)[2:] == ["stage", "config", "inputs", "task", "seeds", "diverged", "best", "versions"]
     assert record["diverged"] == {"0": 53}
     found, whole = metrics_of(output)["records"], metrics_of(plain)["records"]
     assert [r["iteration"] for r in found] == [20, 40]

@@ -13,7 +13,7 @@ from dlcv_cli.sequences.cells import CELLS, Parameters, initial_parameters
 from dlcv_cli.sequences.compiled import Compiled
 from dlcv_cli.sequences.reference import Recurrent, Reference
 from dlcv_cli.sequences.tasks import Sequences, generate
-from dlcv_cli.sequences.training import fit
+from dlcv_cli.sequences.training import Training
 
 RECURRENT = ("elman", "lstm", "gru")
 B1 = 0.9  # Adam's: its first mean is (1 - B1) times the gradient
@@ -130,7 +130,7 @@ def test_a_whole_run_follows_torchs(cell: str) -> None:
     for kind in (Compiled, Reference):
         config = SeqTrainConfig()
         engine = kind(CELLS[cell], weights_of(cell, 32, 2), config, train)
-        curves.append([record.train_loss for record in fit(engine, 6400, val, config, 0, {})])
+        curves.append([record.train_loss for record in Training(engine, 6400, val, config, 0) if record])
     np.testing.assert_allclose(*curves, rtol=0.02)
 
 

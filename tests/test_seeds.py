@@ -88,7 +88,17 @@ def run_keys(checkpoint: Path) -> list[str]:
 def test_files_of_several_runs(folder: Path) -> None:
     """The record has the seeds, `best` is the lowest of all runs, and one run's file has the form it always had."""
     several, one = (tensors.read(folder / name, tensors.CHECKPOINT) for name in ("all.safetensors", "gru5.safetensors"))
-    assert list(several.record) == ["schema", "stage", "config", "inputs", "task", "seeds", "best", "versions"]
+    assert list(several.record) == [
+        "schema",
+        "sha256",
+        "stage",
+        "config",
+        "inputs",
+        "task",
+        "seeds",
+        "best",
+        "versions",
+    ]
     assert (several.record["seeds"], one.record["seeds"]) == ([5, 6, 7], [5])
     records = metrics_of(folder / "all.safetensors")["records"]
     assert [record["seed"] for record in records] == sorted(record["seed"] for record in records)

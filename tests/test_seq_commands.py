@@ -86,7 +86,7 @@ def test_gen_twice(run: Run, tmp_path: Path, task: str) -> None:
     assert one == same
     assert one != other
     record = tensors.read_record(tmp_path / "a" / "d.safetensors", tensors.SEQUENCES)
-    assert list(record) == ["schema", "stage", "config", "inputs", "versions"]
+    assert list(record) == ["schema", "sha256", "stage", "config", "inputs", "versions"]
     assert list(record["config"]) == [
         "task", "count", "min_length", "max_length", "test_fraction", "val_fraction", "seed",
     ]  # fmt: skip
@@ -189,7 +189,17 @@ def test_metrics_keys(trained: Path, cell: str) -> None:
     assert found["best"] == min(found["records"], key=lambda record: record["val_loss"])
     sha256 = hashlib.sha256(output.read_bytes()).hexdigest()
     assert found["checkpoint"] == {"path": output.name, "sha256": sha256}
-    assert list(found["run"]) == ["started", "seconds", "machine", "python", "versions", "threads"]
+    assert list(found["run"]) == [
+        "started",
+        "seconds",
+        "machine",
+        "python",
+        "versions",
+        "threads",
+        "resumed",
+        "seconds_before",
+        "seconds_saving",
+    ]
     assert found["run"]["threads"] == 1
     assert list(found["run"]["versions"]) == ["dlcv", "numba", "numpy", "safetensors"]
 
@@ -200,7 +210,7 @@ def test_record_keys(trained: Path) -> None:
         tensors.read_record(trained / "gru.safetensors", tensors.CHECKPOINT),
         metrics_of(trained / "gru.safetensors"),
     )
-    assert list(record) == ["schema", "stage", "config", "inputs", "task", "seeds", "best", "versions"]
+    assert list(record) == ["schema", "sha256", "stage", "config", "inputs", "task", "seeds", "best", "versions"]
     assert record["seeds"] == [0]
     assert all(record[key] == metrics[key] for key in ("stage", "config", "inputs", "best"))
     assert record["task"] == "adding"

@@ -13,7 +13,7 @@ from dlcv_cli.config import GenConfig, SeqTrainConfig
 from dlcv_cli.sequences import reference, training
 from dlcv_cli.sequences.cells import CELLS, Parameters, checked, initial_parameters
 from dlcv_cli.sequences.tasks import TASKS, Sequences, generate
-from dlcv_cli.sequences.training import Constant, DivergedError, Engine, Record, begin, fit, mean_squared_error
+from dlcv_cli.sequences.training import Constant, DivergedAtError, Engine, Record, Training, begin, mean_squared_error
 
 Floats = NDArray[np.float64]
 RECURRENT = ("elman", "lstm", "gru")
@@ -46,8 +46,9 @@ def training_of(
 ) -> tuple[list[Record], Parameters, Engine]:
     """All of a training: its records, the best weights, and the engine as it is afterwards."""
     config = SeqTrainConfig(cell=cell, **settings)
-    engine, best = begin(CELLS[cell], start(cell, hidden), config, train), {}
-    return list(fit(engine, len(train.lengths), val, config, seed, best)), best, engine
+    engine = begin(CELLS[cell], start(cell, hidden), config, train)
+    trained = Training(engine, len(train.lengths), val, config, seed)
+    return [record for record in trained if record], trained.best, engine
 
 
 # ------------------------------------------------------------------------------------------------------------- tasks
@@ -289,7 +290,7 @@ def test_training_is_a_plain_loop(
     order = np.concatenate([np.random.default_rng((4, epoch)).permutation(40) for epoch in range(2)]).tolist()
     batches = iter([order[first : first + batch] for first in range(0, 80, batch)])
     seen = 0
-    for record in fit(ours, 40, val, config, 4, {}):
+    for record in filter(None, Training(ours, 40, val, config, 4)):
         losses: list[float] = []
         while seen < record.iteration:
             some = [examples[i] for i in next(batches)]
@@ -339,13 +340,15 @@ def test_best_weights_are_kept(engine: str, monkeypatch: pytest.MonkeyPatch) -> 
     script = iter([0.5, 0.2, 0.2, 0.9])
     monkeypatch.setattr(training, "mean_squared_error", lambda *_: next(script))
     settings: Any = {"engine": engine}
-    config, best = SeqTrainConfig(epochs=1, record_every=2, **settings), {}
+    config = SeqTrainConfig(epochs=1, record_every=2, **settings)
     network = begin(CELLS["gru"], start("gru", 4), config, made(count=8))
     states, records = [], []
-    for record in fit(network, 8, made(count=4), config, 0, best):
+    trained = Training(network, 8, made(count=4), config, 0)
+    for record in filter(None, trained):
         records.append(record)
         states.append({name: array.copy() for name, array in network.parameters().items()})
     assert [r.best for r in records] == [True, True, False, False]
+    best = trained.best
     assert list(best) == list(states[1])
     assert all(np.array_equal(best[name], array) for name, array in states[1].items())
     assert not np.array_equal(best["head.bias"], states[2]["head.bias"])
@@ -388,8 +391,8 @@ def test_training_follows_its_seed(engine: str) -> None:
 @every_engine
 def test_loss_that_is_not_finite(engine: str) -> None:
     """A training that runs away ends with an error that names the iteration and what to do."""
-    with pytest.raises(DivergedError, match=r"no longer a finite number at iteration 2: try a lower --lr than 1e\+38"):
+    with pytest.raises(DivergedAtError, match=r"a finite number at iteration 2: try a lower --lr than 1e\+38"):
         training_of("elman", 4, made(count=20), made(count=5), epochs=1, lr=1e38, record_every=10, engine=engine)
-    with pytest.raises(DivergedError) as error:
+    with pytest.raises(DivergedAtError) as error:
         training_of("elman", 4, made(count=20), made(count=5), epochs=1, lr=1e38, batch_size=20, engine=engine)
     assert error.value.iteration == 1, "the step was taken, the look at it was not finite"

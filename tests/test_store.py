@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 from conftest import Run, metrics_of
 
+from dlcv_cli.artifacts import locks
 from dlcv_cli.artifacts import store as stores
+from dlcv_cli.artifacts.locks import locked
 from dlcv_cli.artifacts.store import Store
 from dlcv_cli.errors import FileError
 
@@ -228,7 +230,8 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from dlcv_cli.artifacts import store as stores
-with stores.locked(Path(sys.argv[1]), None) as mine:
+from dlcv_cli.artifacts.locks import locked
+with locked(stores.lock_of(Path(sys.argv[1])), None) as mine:
     print(mine, flush=True)
     time.sleep(60)
 """
@@ -278,7 +281,7 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
     with python("-c", HOLDER, folder, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "True\n"
-        with stores.locked(folder, None) as mine:
+        with locked(stores.lock_of(folder), None) as mine:
             assert not mine
 
         def waiting() -> None:
@@ -286,30 +289,30 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
             threading.Timer(0.3, holder.kill).start()
 
         begin = time.monotonic()
-        with stores.locked(folder, waiting) as mine:
+        with locked(stores.lock_of(folder), waiting) as mine:
             assert mine
             assert time.monotonic() - begin >= 0.25
-            with stores.locked(folder, None) as second:
+            with locked(stores.lock_of(folder), None) as second:
                 assert not second, "it holds in one process too"
     assert told == ["waiting"], "told once"
-    with stores.locked(folder, None) as mine:
+    with locked(stores.lock_of(folder), None) as mine:
         assert mine
 
 
 def test_a_lock_dropped_with_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who opens the lock of a store that is dropped just then, and taken by a third, does not share it with that."""
-    folder, try_lock, third = tmp_path / "store", stores._try_lock, contextlib.ExitStack()
+    folder, try_lock, third = tmp_path / "store", locks._try_lock, contextlib.ExitStack()
 
     def too_late(file: BinaryIO) -> bool:
-        monkeypatch.setattr(stores, "_try_lock", try_lock)
+        monkeypatch.setattr(locks, "_try_lock", try_lock)
         folder.with_suffix(".lock").unlink()
-        assert third.enter_context(stores.locked(folder, None))
+        assert third.enter_context(locked(stores.lock_of(folder), None))
         return try_lock(file)
 
-    monkeypatch.setattr(stores, "_try_lock", too_late)
-    with third, stores.locked(folder, None) as mine:
+    monkeypatch.setattr(locks, "_try_lock", too_late)
+    with third, locked(stores.lock_of(folder), None) as mine:
         assert not mine
-    with stores.locked(folder, None) as mine:
+    with locked(stores.lock_of(folder), None) as mine:
         assert mine
 
 
@@ -345,7 +348,7 @@ def test_two_runs_at_once(run: Run, split_file: Path, tmp_path: Path, cache_fold
     assert run(*args, outputs[2], "--cache", tmp_path / "other").exit_code == 0
     folder = cache_folder / stores.FOLDER / only_store(tmp_path / "other").folder.name
     with contextlib.ExitStack() as stack:
-        with stores.locked(folder, None) as mine:
+        with locked(stores.lock_of(folder), None) as mine:
             assert mine
             started = []
             for output in outputs[:2]:

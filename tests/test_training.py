@@ -24,7 +24,7 @@ from dlcv_cli.vision.forward import Forward
 from dlcv_cli.vision.frozen_prefix import Cut, cut
 from dlcv_cli.vision.networks import Network, random_network, unfreeze
 from dlcv_cli.vision.sources import Source, computed
-from dlcv_cli.vision.training import Epoch, Progress, evaluate, fit, predict
+from dlcv_cli.vision.training import Epoch, Progress, Score, Training, evaluate, predict
 from dlcv_cli.vision.views import Images
 
 CPU = torch.device("cpu")
@@ -86,7 +86,7 @@ def training_of(
     """Trains as the stages do."""
     parts = cut(network)
     sources = (source(parts, images, precision) for images in (train, val))
-    return fit(network, parts, *sources, config, CPU, precision)
+    return iter(Training(network, parts, *sources, config, CPU, precision))
 
 
 def epochs_of(
@@ -100,7 +100,8 @@ def epochs_of(
 def evaluated(network: Network, images: Images) -> tuple[float, float]:
     """(loss, accuracy) of a network."""
     parts = cut(network)
-    return evaluate(parts.suffix, source(parts, images), "float32")
+    *_, score = evaluate(parts.suffix, source(parts, images), "float32")
+    return score.loss / score.done, score.right / score.done
 
 
 def plain_epoch(network: Network, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor, config: TrainConfig,
@@ -201,8 +202,8 @@ def test_best_epoch_is_kept(
 ) -> None:
     """The network ends with the weights and statistics of the best validation accuracy, the earliest of equal ones."""
     train, val = data
-    script = iter([(9.0, 0.5), (9.0, 0.75), (1.0, 0.75), (2.0, 0.25)])
-    monkeypatch.setattr(training, "evaluate", lambda *_: next(script))
+    script = iter([Score(9.0 * 4, 2, 4), Score(9.0 * 4, 3, 4), Score(1.0 * 4, 3, 4), Score(2.0 * 4, 1, 4)])
+    monkeypatch.setattr(training, "evaluate", lambda *_: [next(script)])
     network = trainee(architecture, LAYERS["scratch"])
     records, states = [], []
     for event in training_of(network, train, val, TrainConfig(epochs=4, batch_size=4)):
@@ -229,7 +230,7 @@ def test_best_epoch_again(data: tuple[Images, Images]) -> None:
 def test_all_wrong_is_kept_too(data: tuple[Images, Images], monkeypatch: pytest.MonkeyPatch) -> None:
     """A validation accuracy of 0 throughout still leaves the first epoch's weights, marked best."""
     train, val = data
-    monkeypatch.setattr(training, "evaluate", lambda *_: (5.0, 0.0))
+    monkeypatch.setattr(training, "evaluate", lambda *_: [Score(5.0, 0, 1)])
     records = epochs_of(trainee(PLAIN, ("classifier",)), train, val, TrainConfig(epochs=2))
     assert [r.best for r in records] == [True, False]
 
@@ -277,12 +278,13 @@ def test_predictions_do_not_depend_on_batches(data: tuple[Images, Images], batch
 
 
 def test_progress(data: tuple[Images, Images]) -> None:
-    """Every step tells how many of the epoch's images are done, a short batch by its size; then the epoch's record."""
+    """Every step tells how many of the epoch's images are done, then every batch of validation; then a record."""
     train, val = data
     network = trainee(PLAIN, LAYERS["scratch"])
     events = list(training_of(network, train, val, TrainConfig(epochs=2, batch_size=4)))
-    done = [(e.epoch, e.done, e.total) if isinstance(e, Progress) else e.epoch for e in events]
-    assert done == [(1, 4, 11), (1, 8, 11), (1, 11, 11), 1, (2, 4, 11), (2, 8, 11), (2, 11, 11), 2]
+    done = [(e.epoch, e.done, e.total, e.validation) if isinstance(e, Progress) else e.epoch for e in events]
+    one, two = ([*((n, at, 11, False) for at in (4, 8, 11)), (n, 7, 7, True), n] for n in (1, 2))
+    assert done == one + two
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

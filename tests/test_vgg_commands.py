@@ -92,6 +92,7 @@ def test_metrics_keys(trained: Path, stage: str) -> None:
     run = found["run"]
     assert list(run) == [
         "started", "seconds", "machine", "python", "versions", "device", "threads", "images_per_second", "store",
+        "resumed", "seconds_before", "seconds_saving",
     ]  # fmt: skip
     assert list(run["versions"]) == ["dlcv", "torch", "torchvision", "numpy", "pillow", "safetensors"]
     assert (run["threads"], len(run["images_per_second"])) == (1, 1)
@@ -110,8 +111,8 @@ def test_record_keys(trained: Path, stage: str) -> None:
     checkpoint = trained / f"{stage}.safetensors"
     record, metrics = tensors.read_record(checkpoint, tensors.CHECKPOINT), metrics_of(checkpoint)
     assert list(record) == [
-        "schema", "stage", "config", "inputs", "arch", "precision", "classes", "preprocessing", "trained", "best",
-        "versions",
+        "schema", "sha256", "stage", "config", "inputs", "arch", "precision", "classes", "preprocessing", "trained",
+        "best", "versions",
     ]  # fmt: skip
     assert all(record[key] == metrics[key] for key in ("stage", "config", "inputs", "arch", "precision", "best"))
     assert record["arch"] == "vgg16_mini"
@@ -305,7 +306,7 @@ def test_interrupted(run: Run, chain: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vgg, "fit", interrupted)
+    monkeypatch.setattr(vgg, "Training", interrupted)
     before = contents(chain)
     result = finetune(run, chain, "--force")
     assert result.exit_code == 130

@@ -14,7 +14,8 @@ from typing import Any
 
 from dlcv_cli.errors import DlcvError, FileError
 
-MAX_JSON = 512 * 2**20
+MAX_JSON = 256 * 2**20
+TEMPORARY, OLD = ".tmp", ".old"  # endings of what is being written, and of a folder that is being replaced
 JSON = dict[str, Any]
 
 
@@ -35,7 +36,7 @@ def whole(path: Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".dlcv-", suffix=".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -73,7 +74,7 @@ def write_folder(folder: Path, files: Iterable[tuple[str, bytes]], manifest: str
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".dlcv-", suffix=".tmp", dir=folder.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=TEMPORARY, dir=folder.parent))
         temporary.chmod(0o777 & ~umask())
         hashes = {}
         for name, data in files:
@@ -82,8 +83,10 @@ def write_folder(folder: Path, files: Iterable[tuple[str, bytes]], manifest: str
             target.write_bytes(data)
             hashes[name] = hashlib.sha256(data).hexdigest()
         write_json(temporary / manifest, {**record, "files": hashes})
+        if hasattr(os, "sync"):
+            os.sync()  # thousands of small files: once for all of them
         if replace:
-            old = temporary.with_suffix(".old")
+            old = temporary.with_suffix(OLD)
             folder.rename(old)
             try:
                 temporary.rename(folder)
@@ -101,7 +104,7 @@ def write_folder(folder: Path, files: Iterable[tuple[str, bytes]], manifest: str
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
             if folder.exists():
-                shutil.rmtree(temporary.with_suffix(".old"), ignore_errors=True)
+                shutil.rmtree(temporary.with_suffix(OLD), ignore_errors=True)
 
 
 def sha256(path: Path) -> str:
@@ -188,15 +191,11 @@ def check_output(path: Path, ending: str) -> Path:
     return path
 
 
-def writable(path: Path) -> None:
-    """Tries the folder of an output, or the nearest one above that exists, before work is done in vain.
+def disk_of(path: Path) -> Path:
+    """Where the disk is mounted that holds a path, which need not exist."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists() and os.path.ismount(p))
 
-    Raises:
-        OSError: it cannot be written; names the output.
-    """
-    try:
-        folder = next(above for above in path.absolute().parents if above.exists())
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
+
+def free_space(path: Path) -> int:
+    """Bytes free on the disk that is to hold a path."""
+    return shutil.disk_usage(next(p for p in path.absolute().parents if p.exists())).free

@@ -22,11 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlcv_cli.artifacts.files import JSON, read_json, write_json
+from dlcv_cli.artifacts.locks import locked
 from dlcv_cli.errors import DlcvError, FileError
 
 SCHEMA = "dlcv.activations/1"
 FOLDER = "activations"
 KERNELS = "kernels"  # beside it: compiled code, which numba writes
+CODE, CODE_LIST, CODE_LOCK = (".nbi", ".nbc"), "kernels.json", "kernels.lock"
 TYPES: dict[Any, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "bfloat16": np.dtype("<i2"),
@@ -52,45 +54,9 @@ def place(cache: Path, key: bytes) -> Path:
     return cache / FOLDER / key.hex()[:40]
 
 
-@contextlib.contextmanager
-def locked(folder: Path, waiting: Callable[[], None] | None) -> Iterator[bool]:
-    """Holds a store for one process; yields False when another has it and `waiting` is None, else waits, having told.
-
-    The system frees it when the process ends, however it does.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    path = folder.with_suffix(".lock")
-    told = False
-    while True:
-        with path.open("ab") as file:
-            if _try_lock(file):
-                if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    continue  # dropped with its store since it was opened
-                yield True
-                return
-        if waiting is None:
-            yield False
-            return
-        if not told:
-            waiting()
-            told = True
-        time.sleep(0.1)
-
-
-def _try_lock(file: BinaryIO) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
+def lock_of(folder: Path) -> Path:
+    """The lock of the store in that folder."""
+    return folder.with_suffix(".lock")
 
 
 class Store:
@@ -243,17 +209,26 @@ def entries(cache: Path) -> list[Entry]:
     return sorted(found, key=lambda entry: entry.used, reverse=True)
 
 
-def clear_kernels(cache: Path) -> int:
-    """Deletes compiled code; gives its bytes."""
-    freed = 0
-    for path in sorted((cache / KERNELS).rglob("*"), reverse=True):  # files before their folders
-        if path.suffix in (".nbi", ".nbc"):
-            freed += path.stat().st_size
-            path.unlink()
+def clear_kernels(cache: Path) -> None:
+    """Deletes compiled code."""
+    for folder in [*(cache / KERNELS).glob("*")]:
+        drop_code(folder)
+        with contextlib.suppress(OSError):  # open, on Windows; or something there is not ours
+            (folder / CODE_LOCK).unlink(missing_ok=True)
+            folder.rmdir()
+
+
+def drop_code(folder: Path) -> None:
+    """Deletes the compiled code in a folder, its list first, and nothing else."""
+    (folder / CODE_LIST).unlink(missing_ok=True)
+    for path in sorted(folder.rglob("*"), reverse=True):  # files before their folders
+        if path.suffix in CODE:
+            path.unlink(missing_ok=True)
         elif path.is_dir():
             with contextlib.suppress(OSError):  # something there is not ours
                 path.rmdir()
-    return freed
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def prune(cache: Path, limit: int) -> tuple[list[Entry], list[Entry]]:
@@ -277,9 +252,9 @@ def prune(cache: Path, limit: int) -> tuple[list[Entry], list[Entry]]:
 
 def _drop(store: Store) -> bool:
     """Deletes a store; False when another process is filling it."""
-    with locked(store.folder, None) as mine:
+    with locked(lock_of(store.folder), None) as mine:
         if mine:
             store.drop()
             with contextlib.suppress(PermissionError):  # Windows, where it is open
-                store.folder.with_suffix(".lock").unlink(missing_ok=True)
+                lock_of(store.folder).unlink(missing_ok=True)
         return mine

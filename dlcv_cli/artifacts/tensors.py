@@ -1,11 +1,16 @@
-"""safetensors files of ours: tensors, and one metadata key `dlcv` with JSON. Checkpoints, sequences, predictions."""
+"""safetensors files of ours: tensors, and one metadata key `dlcv` with JSON. Checkpoints, sequences, predictions.
+
+Each carries its own `sha256`: of the whole file, with zeros in the place of these 64 digits.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +27,9 @@ from dlcv_cli.errors import FileError
 CHECKPOINT = "dlcv.checkpoint/1"
 SEQUENCES = "dlcv.sequences/1"
 PREDICTIONS = "dlcv.predictions/1"
+PARTIAL = "dlcv.partial/1"
+MAX_HEADER = 64 * 2**20
+NO_DIGITS = b"0" * 64
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -37,8 +45,8 @@ class Tensors:
 
 def write(path: Path, schema: str, arrays: Mapping[str, NDArray[Any]], record: JSON) -> None:
     """Writes tensors whole. One metadata key only: safetensors writes several in random order."""
-    document = {"schema": schema, **record}
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    document = {"schema": schema, "sha256": "", **record} | {"sha256": NO_DIGITS.decode()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     # ASCII, because safetensors takes no lone surrogates (file names that are not UTF-8)
     text = json.dumps(document, separators=(",", ":"), allow_nan=False)
     with whole(path) as temporary:
@@ -48,18 +56,43 @@ def write(path: Path, schema: str, arrays: Mapping[str, NDArray[Any]], record: J
             code = re.search(r"os error (\d+)", str(error))
             number = int(code[1]) if code else errno.EIO
             raise OSError(number, os.strerror(number)) from None
+        digest = _digest(temporary, NO_DIGITS).encode()
+        with temporary.open("r+b") as file:
+            at = file.read(_header_size(temporary)).index(NO_DIGITS)
+            file.seek(at)
+            file.write(digest)
+
+
+def _digest(path: Path, digits: bytes) -> str:
+    """sha256 of a file, with zeros where its header has these digits first."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(_header_size(path)).replace(digits, NO_DIGITS, 1))
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _header_size(path: Path) -> int:
+    """Bytes before the tensors. Source: the format of safetensors, 8 bytes of length and as many of JSON."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    size: int = struct.unpack("<Q", head)[0] + 8 if len(head) == 8 else 0
+    if size > MAX_HEADER:
+        raise FileError(path, f"is no safetensors file of ours: a header of {size:,} bytes")
+    return size
 
 
 def read_record(path: Path, schema: str) -> JSON:
-    """The record alone, without reading the tensors. FileError when it is no file of that schema."""
+    """The record alone, without reading or checking the tensors. FileError when it is no file of that schema."""
     with _open(path) as file:
         return _record(path, file.metadata(), schema)
 
 
 def read(path: Path, schema: str) -> Tensors:
-    """All of a file, with every floating-point number checked to be finite. FileError for anything wrong."""
+    """All of a file, checked to be what was written, and its numbers to be finite. FileError for anything wrong."""
     with _open(path) as file:
         record = _record(path, file.metadata(), schema)
+        require_unchanged(path, record)
         try:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
         except (SafetensorError, TypeError, ValueError, AttributeError) as error:
@@ -70,8 +103,16 @@ def read(path: Path, schema: str) -> Tensors:
     return Tensors(path, arrays, record)
 
 
+def require_unchanged(path: Path, record: JSON) -> None:
+    """FileError unless a file of ours, with this record, is what its own sha256 says."""
+    own = record.get("sha256")
+    if not isinstance(own, str) or not re.fullmatch("[0-9a-f]{64}", own) or _digest(path, own.encode()) != own:
+        raise FileError(path, "damaged or changed: it is not what its own sha256 says; make it anew")
+
+
 def _open(path: Path) -> Any:
     require(path)
+    _header_size(path)
     try:
         return safe_open(path, framework="numpy")
     except SafetensorError as error:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from tabulate import tabulate
 
-from dlcv_cli.cli.console import print_json
+from dlcv_cli.cli.console import print_json, say
 from dlcv_cli.cli.options import CacheFolder, Json
 from dlcv_cli.errors import UNITS, SettingError, byte_size
 
@@ -40,8 +40,8 @@ def list_(cache: CacheFolder, as_json: Json = False) -> None:
     headers = ["store", "network", "before", "precision", "images", "size", "used"]
     align = ["left", "left", "left", "left", "right", "right", "left"]
     if rows:
-        typer.echo(tabulate(rows, headers=headers, colalign=align, disable_numparse=True))
-    typer.echo(f"{len(rows)} in {cache}, {byte_size(sum(entry.size for entry in found))}")
+        say(tabulate(rows, headers=headers, colalign=align, disable_numparse=True))
+    say(f"{len(rows)} in {cache}, {byte_size(sum(entry.size for entry in found))}")
 
 
 @app.command("prune")
@@ -76,7 +76,7 @@ def _drop(cache: Any, limit: int, as_json: bool) -> None:
         return
     for entry in busy:
         typer.echo(f"{entry.store.name} is being filled by another dlcv: left", err=True)
-    typer.echo(f"deleted {len(dropped)} of {cache}, {byte_size(freed)}")
+    say(f"deleted {len(dropped)} of {cache}, {byte_size(freed)}")
 
 
 def _record(entry: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from dlcv_cli.errors import plain
 from dlcv_cli.stages.reporting import Outcome, Reporter
 
 
@@ -76,6 +77,7 @@ class Terminal(Reporter):
         self._line(described(fields))
 
     def _line(self, text: str) -> None:
+        text = plain(text)
         if self.bar:
             self.bar.console.print(text, markup=False)
         else:
@@ -109,6 +111,11 @@ class Terminal(Reporter):
         cls.bar = None
 
 
+def say(text: str) -> None:
+    """A result, on stdout."""
+    typer.echo(plain(text))
+
+
 def print_json(document: Any) -> None:
     """The one JSON document of --json."""
     typer.echo(json.dumps(document, indent=1, ensure_ascii=True))
@@ -121,4 +128,4 @@ def print_outcome(outcome: Outcome, as_json: bool, text: str = "") -> None:
         print_json({"status": status, "output": str(outcome.output), **outcome.summary})
     else:
         said = f" ({text})" if text else ""
-        typer.echo(f"wrote {outcome.output}{said}" if outcome.made else f"{outcome.output}: up to date{said}")
+        say(f"wrote {outcome.output}{said}" if outcome.made else f"{outcome.output}: up to date{said}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from tabulate import tabulate
 
-from dlcv_cli.cli.console import Terminal, print_json, print_outcome
+from dlcv_cli.cli.console import Terminal, print_json, print_outcome, say
 from dlcv_cli.cli.options import Force, Json, OutputFile, OutputFolder, Root, SplitFile, configured
 from dlcv_cli.config import DrawConfig, SplitConfig
 
@@ -50,13 +50,13 @@ def show(split_file: SplitFile, root: Root = None, as_json: Json = False) -> Non
         return
     rows = [[name, *counts.values(), sum(counts.values())] for name, counts in summary["classes"].items()]
     total = ["all", *summary["counts"].values(), sum(summary["counts"].values())]
-    typer.echo(tabulate([*rows, total], headers=["class", *summary["counts"], "all"]))
+    say(tabulate([*rows, total], headers=["class", *summary["counts"], "all"]))
     for what in ("smallest", "largest"):
         chosen = summary[f"{what}_class"]
-        typer.echo(f"{what} class: {chosen['name']} ({chosen['count']:,})")
+        say(f"{what} class: {chosen['name']} ({chosen['count']:,})")
     notes = [f"{summary[key]} {text}" for key, text in _NOTES.items() if summary[key]]
     if notes:
-        typer.echo("; ".join(notes))
+        say("; ".join(notes))
 
 
 _NOTES = {

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from tabulate import tabulate
 
-from dlcv_cli.cli.console import Terminal, print_json
+from dlcv_cli.cli.console import Terminal, print_json, say
 from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, NoCache, configured
 from dlcv_cli.config import EvalConfig, Machine
 from dlcv_cli.errors import SettingError
@@ -58,12 +58,12 @@ def evaluate(
         if as_json:
             print_json({"schema": COMPARISON, **comparison})
         else:
-            typer.echo(render(comparison, table))
+            say(render(comparison, table))
     elif as_json:
         print_json([document for _, document in done] if len(done) > 1 else done[0][1])
     else:
         for path, document in done:
-            typer.echo(f"{path}: {_line(document)}")
+            say(f"{path}: {_line(document)}")
 
 
 def short_names(paths: list[Path]) -> list[str]:

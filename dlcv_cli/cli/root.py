@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +16,7 @@ from typer.core import TyperGroup
 from dlcv_cli import __version__
 from dlcv_cli.cli import cache, data, demo, evaluate, seq, vgg
 from dlcv_cli.cli.console import Terminal
-from dlcv_cli.errors import DlcvError
+from dlcv_cli.errors import DlcvError, Interrupted, plain
 
 OUT_OF_MEMORY = "out of memory: ask for less (a smaller --batch-size, network, --count or --max-length)"
 
@@ -32,8 +34,7 @@ class Boundary(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            message, code = f"{where}{error.strerror or error}", 1
+            message, code = _said(error), 1
         except MemoryError:
             message, code = OUT_OF_MEMORY, 1
         except RuntimeError as error:
@@ -44,12 +45,27 @@ class Boundary(TyperGroup):
                 raise
             else:
                 message, code = OUT_OF_MEMORY, 1
+        except Interrupted as error:
+            message, code = str(error), error.exit_code
         except KeyboardInterrupt:
             message, code = "interrupted", 130
         finally:
             Terminal.close()
-        print(f"dlcv: {' '.join(message.split())}", file=sys.stderr)
+        print(f"dlcv: {plain(' '.join(message.split()))}", file=sys.stderr)
         raise typer.Exit(code)
+
+
+def _said(error: OSError) -> str:
+    """What the system refused, for which file; of a full disk also which."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not error.filename:
+        return f"{where}{error.strerror or error}"
+    from dlcv_cli.artifacts.files import disk_of
+
+    return (
+        f"{where}{error.strerror} on the disk at {disk_of(Path(os.fsdecode(error.filename)))}; what was there is as it "
+        "was: free some, and run the same command again"
+    )
 
 
 app = typer.Typer(
@@ -82,10 +98,18 @@ def _root(
     pass
 
 
+def _interrupt(number: int, _: Any) -> None:
+    raise Interrupted(number)
+
+
 def main() -> None:
     """Runs the app."""
     if sys.stderr is None:  # closed by the caller: print would take stdout instead
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # for as long as the process lives
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: what is being written is put away
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) == signal.SIG_DFL:  # nohup has it ignored
+            signal.signal(number, _interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="dlcv")

@@ -9,7 +9,7 @@ import typer
 
 from dlcv_cli.cli.console import Terminal, described, print_outcome
 from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, OutputFile, configured
-from dlcv_cli.config import GenConfig, SeqTrainConfig
+from dlcv_cli.config import GenConfig, Saving, SeqTrainConfig
 from dlcv_cli.sequences.cells import CELLS
 from dlcv_cli.sequences.tasks import TASKS
 
@@ -28,9 +28,10 @@ def gen(config: GenConfig, output: OutputFile, force: Force = False, as_json: Js
 
 
 @app.command("train")
-@configured(SeqTrainConfig, choices={"cell": CELLS})
+@configured(SeqTrainConfig, Saving, choices={"cell": CELLS})
 def train(
     config: SeqTrainConfig,
+    saving: Saving,
     data: Annotated[
         Path, typer.Argument(metavar="FILE", help="Sequence file of dlcv seq gen.", show_default=False, **UNCHECKED)
     ],
@@ -42,5 +43,5 @@ def train(
     """Train one cell, one sequence a step; the weights of the lowest validation loss are kept."""
     from dlcv_cli.stages import seq
 
-    outcome = seq.train(data, output, config, cache=cache, force=force, report=Terminal())
+    outcome = seq.train(data, output, config, saving=saving, cache=cache, force=force, report=Terminal())
     print_outcome(outcome, as_json, f"best {described(outcome.summary)}")

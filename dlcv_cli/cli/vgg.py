@@ -19,7 +19,7 @@ from dlcv_cli.cli.options import (
     SplitFile,
     configured,
 )
-from dlcv_cli.config import FinetuneConfig, HeadConfig, Machine, ScratchConfig
+from dlcv_cli.config import FinetuneConfig, HeadConfig, ScratchConfig, TrainMachine
 from dlcv_cli.stages.reporting import Outcome
 from dlcv_cli.vision.architectures import ARCHITECTURES
 
@@ -28,10 +28,10 @@ CHOICES = {"arch": ARCHITECTURES}
 
 
 @app.command("head")
-@configured(HeadConfig, Machine, choices=CHOICES)
+@configured(HeadConfig, TrainMachine, choices=CHOICES)
 def head(
     config: HeadConfig,
-    machine: Machine,
+    machine: TrainMachine,
     split: SplitFile,
     output: OutputFile,
     cache: CacheFolder,
@@ -59,10 +59,10 @@ def head(
 
 
 @app.command("finetune")
-@configured(FinetuneConfig, Machine)
+@configured(FinetuneConfig, TrainMachine)
 def finetune(
     config: FinetuneConfig,
-    machine: Machine,
+    machine: TrainMachine,
     split: SplitFile,
     output: OutputFile,
     cache: CacheFolder,
@@ -86,10 +86,10 @@ def finetune(
 
 
 @app.command("scratch")
-@configured(ScratchConfig, Machine, choices=CHOICES)
+@configured(ScratchConfig, TrainMachine, choices=CHOICES)
 def scratch(
     config: ScratchConfig,
-    machine: Machine,
+    machine: TrainMachine,
     split: SplitFile,
     output: OutputFile,
     root: Root = None,

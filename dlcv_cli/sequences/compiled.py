@@ -16,6 +16,8 @@ from dlcv_cli.sequences.cells import Cell, Parameters, checked
 from dlcv_cli.sequences.tasks import Floats, Sequences
 from dlcv_cli.sequences.training import Order
 
+PACE = 2e9  # operations: 0.04 to 0.3 s on one core
+
 
 class Compiled:
     """One network while it trains, on one thread; several train side by side in threads of Python.
@@ -35,9 +37,7 @@ class Compiled:
         parameters = checked(cell, parameters, self.inputs)
         self.gates, self.config, self.dtype, self.done = cell.gates, config, dtype, 0
         self.shapes = {name: array.shape for name, array in parameters.items()}
-        # matrices with the gates innermost, all else as one row
-        laid = (a.T if a.ndim == 2 and "rnn" in n else a for n, a in parameters.items())
-        self.weights = tuple(kernels.aligned(np.atleast_2d(a).astype(dtype)) for a in laid)
+        self.weights = self._laid(parameters)
         self.means, self.squares = (tuple(kernels.aligned(w * 0) for w in self.weights) for _ in range(2))
         if train:
             self.data = self._arrays(train)
@@ -48,7 +48,12 @@ class Compiled:
 
     def _arrays(self, data: Sequences) -> tuple[NDArray[Any], ...]:
         starts = np.concatenate([[0], np.cumsum(data.lengths)[:-1]])
-        return np.ascontiguousarray(data.inputs, self.dtype), starts, data.lengths, data.targets.astype(self.dtype)
+        # writable, because numba would compile anew for arrays that are not
+        inputs, lengths = (
+            np.require(data.inputs, self.dtype, ["C", "W"]),
+            np.require(data.lengths, np.int64, ["C", "W"]),
+        )
+        return inputs, starts, lengths, data.targets.astype(self.dtype)
 
     def advance(self, order: Order) -> tuple[float, int]:
         """As `Engine` has it."""
@@ -71,7 +76,34 @@ class Compiled:
         kernels.answer(self.gates, self.weights, room, self._arrays(data), out)
         return out
 
+    def _laid(self, parameters: Parameters) -> tuple[NDArray[Any], ...]:
+        """As the kernels want them: matrices with the gates innermost, all else as one row."""
+        laid = (a.T if a.ndim == 2 and "rnn" in n else a for n, a in parameters.items())
+        return tuple(kernels.aligned(np.atleast_2d(a).astype(self.dtype)) for a in laid)
+
+    def _named(self, arrays: tuple[NDArray[Any], ...]) -> Parameters:
+        """The opposite: copies as torch.nn has them."""
+        named = zip(self.shapes.items(), arrays, strict=True)
+        return {n: np.array(w.T if "weight" in n and "rnn" in n else w).reshape(shape) for (n, shape), w in named}
+
     def parameters(self) -> Parameters:
         """As `Engine` has it."""
-        named = zip(self.shapes.items(), self.weights, strict=True)
-        return {n: np.array(w.T if "weight" in n and "rnn" in n else w).reshape(shape) for (n, shape), w in named}
+        return self._named(self.weights)
+
+    def moments(self) -> tuple[Parameters, Parameters]:
+        """As `Engine` has it."""
+        return self._named(self.means), self._named(self.squares)
+
+    def restore(self, parameters: Parameters, means: Parameters, squares: Parameters, steps: int) -> None:
+        """As `Engine` has it."""
+        kinds = ({name: found[name] for name in self.shapes} for found in (parameters, means, squares))
+        self.weights, self.means, self.squares = (self._laid(found) for found in kinds)
+        self.done = steps
+
+    def pace(self) -> int:
+        """As `Engine` has it."""
+        n = self.gates * self.hidden
+        # 2 operations a weight, forward, backward, and for the gradient; Adam takes some 20 a weight and batch
+        sequence = 6 * self.data[2].mean() * n * (self.hidden + self.inputs)
+        batch = sequence * self.config.batch_size + 20 * sum(w.size for w in self.weights)
+        return max(1, int(PACE / batch))

@@ -17,6 +17,9 @@ from dlcv_cli.sequences.training import Order
 ANSWER_STEPS = 2**18  # at most so many time steps in one batch of answers, to bound memory
 
 
+PACE = 2000  # time steps: some tenths of a second
+
+
 class Recurrent(nn.Module):
     """A recurrent layer from zero state, and a linear layer on its last hidden state."""
 
@@ -83,3 +86,25 @@ class Reference:
     def parameters(self) -> Parameters:
         """As `Engine` has it."""
         return {name: tensor.detach().numpy().copy() for name, tensor in self.module.state_dict().items()}
+
+    def moments(self) -> tuple[Parameters, Parameters]:
+        """As `Engine` has it."""
+        found = {name: self.optimizer.state[p] for name, p in self.module.named_parameters()}
+        zeros = {name: torch.zeros_like(p) for name, p in self.module.named_parameters()}  # before the first step
+        means, squares = (
+            {name: state.get(key, zeros[name]).numpy().copy() for name, state in found.items()}
+            for key in ("exp_avg", "exp_avg_sq")
+        )
+        return means, squares
+
+    def restore(self, parameters: Parameters, means: Parameters, squares: Parameters, steps: int) -> None:
+        """As `Engine` has it."""
+        self.module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in parameters.items()})
+        for name, p in self.module.named_parameters():
+            mean, square = (torch.from_numpy(found[name].copy()) for found in (means, squares))
+            self.optimizer.state[p] = {"step": torch.tensor(float(steps)), "exp_avg": mean, "exp_avg_sq": square}
+
+    def pace(self) -> int:
+        """As `Engine` has it."""
+        steps = sum(x.shape[1] for x in self.xs) / len(self.xs) * self.config.batch_size
+        return max(1, int(PACE / steps))

@@ -19,6 +19,7 @@ from torch import Tensor
 from dlcv_cli.artifacts import store as stores
 from dlcv_cli.artifacts.files import JSON, sha256_of
 from dlcv_cli.artifacts.lineage import versions
+from dlcv_cli.artifacts.locks import locked
 from dlcv_cli.artifacts.store import Store
 from dlcv_cli.errors import DlcvError, byte_size
 from dlcv_cli.stages.reporting import Reporter, parallel
@@ -122,7 +123,9 @@ def _filled(
     keys = chain(frozen.parts.prefix, bytes.fromhex(sha256_of(_beginning(frozen, chosen[0][0]))))
     store = Store(stores.place(cache, keys[-1]))
     try:
-        with stores.locked(store.folder, lambda: report.note(f"waiting for another dlcv that fills {store.folder}")):
+        with locked(
+            stores.lock_of(store.folder), lambda: report.note(f"waiting for another dlcv that fills {store.folder}")
+        ):
             _open_sound(store, [*wanted], report)
             with _dropped_if_empty(store):
                 if not store.digests:

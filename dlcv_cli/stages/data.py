@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dlcv_cli.artifacts import splits
-from dlcv_cli.artifacts.files import JSON, check_output, mapping, read_json, sha256_of, writable, write_folder
+from dlcv_cli.artifacts.files import JSON, check_output, mapping, read_json, sha256_of, write_folder
 from dlcv_cli.artifacts.lineage import Input, Recipe, up_to_date, versions
+from dlcv_cli.artifacts.locks import claimed
 from dlcv_cli.config import DrawConfig, SplitConfig
 from dlcv_cli.errors import DlcvError, ExistsError, named
 from dlcv_cli.stages.reporting import Outcome, Reporter, parallel
@@ -58,26 +59,25 @@ def split(
     made = up_to_date(output, recipe, lambda path: read_json(path, splits.SCHEMA), force)
     if made and splits.read(output).root.resolve() == root.resolve():  # else the images have moved since
         return Outcome(output, False, show(output))
-    writable(output)
-
-    problems = parallel(images.problem, paths, "decoding", report)
-    bad |= {path: problem for (path, _), problem in zip(listing.images, problems, strict=True) if problem}
-    _refuse_or_skip(root, bad, config, report)
-    examples = [Example(p, label, h) for p, label, h in identity if p not in bad]
-    identical, conflicts = _identical(examples, listing.classes, report)
-    parts = divide(examples, listing.classes, config)
-    record = {
-        **recipe.to_json(output.parent),
-        "skipped": [{"path": path, "problem": problem} for path, problem in sorted(bad.items())],
-        "ignored": listing.ignored,
-        "identical": identical,
-        "label_conflicts": conflicts,
-        "versions": versions("pillow"),
-    }
-    splits.write(output, root, listing.classes, parts, record)
-    unused = len(examples) - sum(map(len, parts.values()))
-    if unused:
-        report.note(f"{unused} images are in no part: more than was asked for per class")
+    with claimed(output):
+        problems = parallel(images.problem, paths, "decoding", report)
+        bad |= {path: problem for (path, _), problem in zip(listing.images, problems, strict=True) if problem}
+        _refuse_or_skip(root, bad, config, report)
+        examples = [Example(p, label, h) for p, label, h in identity if p not in bad]
+        identical, conflicts = _identical(examples, listing.classes, report)
+        parts = divide(examples, listing.classes, config)
+        record = {
+            **recipe.to_json(output.parent),
+            "skipped": [{"path": path, "problem": problem} for path, problem in sorted(bad.items())],
+            "ignored": listing.ignored,
+            "identical": identical,
+            "label_conflicts": conflicts,
+            "versions": versions("pillow"),
+        }
+        splits.write(output, root, listing.classes, parts, record)
+        unused = len(examples) - sum(map(len, parts.values()))
+        if unused:
+            report.note(f"{unused} images are in no part: more than was asked for per class")
     return Outcome(output, True, show(output))
 
 
@@ -180,7 +180,8 @@ def _write_images(
     if filled:
         _refuse_additions(folder, read_json(manifest, FOLDER))
     record = {"schema": FOLDER, **recipe.to_json(folder.parent), "versions": versions("pillow", "numpy")}
-    write_folder(folder, counted(), datasets.MANIFEST, record, replace=filled)
+    with claimed(folder):
+        write_folder(folder, counted(), datasets.MANIFEST, record, replace=filled)
     return Outcome(folder, True, summary)
 
 

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlcv_cli.artifacts import metrics, sequences, splits, tensors
-from dlcv_cli.artifacts.files import JSON, beside, mapping, read_json, sha256, writable, write_json
+from dlcv_cli.artifacts.files import JSON, beside, mapping, read_json, sha256, write_json
 from dlcv_cli.artifacts.lineage import Input, Recipe, Run, guard, up_to_date
+from dlcv_cli.artifacts.locks import claimed
 from dlcv_cli.config import EvalConfig, Machine
 from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.evaluation.metrics import classification, largest_class, over_runs, regression, regression_by_length
 from dlcv_cli.stages.reporting import Outcome, Reporter
+from dlcv_cli.stages.trained import paired
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,7 @@ def evaluate(
     report = report or Reporter()
     record = tensors.read_record(checkpoint, tensors.CHECKPOINT)
     role = "split" if str(record.get("stage")).startswith("vgg.") else "data"
-    if metrics.metrics_path(checkpoint).is_file() and not metrics.belongs(checkpoint, sha256(checkpoint)):
-        report.warn(f"{checkpoint} is not what its metrics file says: damaged or exchanged since it was trained")
+    paired(checkpoint, report)
     place = _data_file(checkpoint, record, role, data, report)
     root = root or _recorded_root(checkpoint, record, role, data)
     output = beside(checkpoint, f".{config.split}.eval.json")
@@ -68,31 +69,31 @@ def evaluate(
             return Outcome(output, False, document)
         report.note(f"{predictions}: missing or changed; evaluating again")
 
-    writable(output)
-    run = Run()
-    if role == "split":
-        found = _measure_images(checkpoint, place, root, config.split, machine or Machine(), cache, report)
-    else:
-        found = _measure_sequences(checkpoint, place, config.split, cache)
-    numbers = [*found.arrays.values(), np.array([*found.metrics.values()])]
-    if not all(np.isfinite(values).all() for values in numbers):
-        raise FileError(checkpoint, "its answers are not finite numbers: damaged, or diverged in training")
-    common = recipe.to_json(output.parent)
-    count = next(iter(found.arrays.values())).shape[0 if role == "split" else -1]
-    where = {"study": "images" if role == "split" else "sequences", "split": config.split, "n": count}
-    where |= {"path": common["inputs"]["data"]["path"], "fingerprint": found.fingerprint}
-    tensors.write(predictions, tensors.PREDICTIONS, found.arrays, {**common, "data": where})
-    document = {
-        "schema": metrics.EVAL,
-        **common,
-        "data": where,
-        "metrics": found.metrics,
-        "baselines": found.baselines,
-        **found.more,
-        "predictions": {"path": predictions.name, "sha256": sha256(predictions)},
-        "run": run.to_json(*found.packages, **found.machine),
-    }
-    write_json(output, document)
+    with claimed(output, predictions):
+        run = Run()
+        if role == "split":
+            found = _measure_images(checkpoint, place, root, config.split, machine or Machine(), cache, report)
+        else:
+            found = _measure_sequences(checkpoint, place, config.split, cache, report)
+        numbers = [*found.arrays.values(), np.array([*found.metrics.values()])]
+        if not all(np.isfinite(values).all() for values in numbers):
+            raise FileError(checkpoint, "its answers are not finite numbers: damaged, or diverged in training")
+        common = recipe.to_json(output.parent)
+        count = next(iter(found.arrays.values())).shape[0 if role == "split" else -1]
+        where = {"study": "images" if role == "split" else "sequences", "split": config.split, "n": count}
+        where |= {"path": common["inputs"]["data"]["path"], "fingerprint": found.fingerprint}
+        tensors.write(predictions, tensors.PREDICTIONS, found.arrays, {**common, "data": where})
+        document = {
+            "schema": metrics.EVAL,
+            **common,
+            "data": where,
+            "metrics": found.metrics,
+            "baselines": found.baselines,
+            **found.more,
+            "predictions": {"path": predictions.name, "sha256": sha256(predictions)},
+            "run": run.to_json(*found.packages, **found.machine),
+        }
+        write_json(output, document)
     return Outcome(output, True, document)
 
 
@@ -156,11 +157,12 @@ def _measure_images(
     )
 
 
-def _measure_sequences(checkpoint: Path, data: Path, part: str, cache: Path | None) -> Measured:
+def _measure_sequences(checkpoint: Path, data: Path, part: str, cache: Path | None, report: Reporter) -> Measured:
     from dlcv_cli.config import SeqTrainConfig
     from dlcv_cli.sequences.cells import CELLS, checked
     from dlcv_cli.sequences.training import begin
-    from dlcv_cli.stages.seq import PACKAGES, compiled_code, known_task, runs_of
+    from dlcv_cli.stages.compiled_code import compiled_code
+    from dlcv_cli.stages.seq import PACKAGES, known_task, runs_of
 
     stored, file = tensors.read(checkpoint, tensors.CHECKPOINT), sequences.read(data)
     name = mapping(stored.record.get("config")).get("cell")
@@ -171,7 +173,7 @@ def _measure_sequences(checkpoint: Path, data: Path, part: str, cache: Path | No
     chosen, task, cell = file.parts[part], known_task(file), CELLS[name]
     engine = SeqTrainConfig(engine="compiled" if cell.compiled else "torch")
     if cell.compiled:
-        compiled_code(cache)
+        compiled_code(cache, report)
     try:
         runs = runs_of(stored)
         for run in runs.values():

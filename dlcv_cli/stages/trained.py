@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from dlcv_cli.artifacts import metrics, tensors
 from dlcv_cli.artifacts.files import JSON, read_json, sha256
 from dlcv_cli.artifacts.lineage import Recipe, Run, guard, up_to_date, versions
+from dlcv_cli.artifacts.locks import claimed, leftovers
+from dlcv_cli.errors import DlcvError
 from dlcv_cli.stages.reporting import Outcome, Reporter
+from dlcv_cli.stages.resume import Partial, partial_path
 
 
 def finished(output: Path, recipe: Recipe, force: bool, report: Reporter) -> Outcome | None:
@@ -20,7 +25,28 @@ def finished(output: Path, recipe: Recipe, force: bool, report: Reporter) -> Out
     if not metrics.belongs(output, sha256(output)):
         report.note(f"{output}: its metrics are missing or another run's; training again")
         return None
+    _tidy(output, recipe)
     return Outcome(output, False, tensors.read_record(output, tensors.CHECKPOINT).get("best") or {})
+
+
+def claim(output: Path) -> AbstractContextManager[None]:
+    """Holds a training's output, and what is written beside it, for this process."""
+    return claimed(output, metrics.metrics_path(output), partial_path(output))
+
+
+def _tidy(output: Path, recipe: Recipe) -> None:
+    """Clears away what a run that was killed after its last write has left: nobody will go on from it."""
+    partial = partial_path(output)
+    if partial.exists() or leftovers(output, metrics.metrics_path(output), partial):
+        with contextlib.suppress(DlcvError, OSError), claim(output):
+            if partial.exists() and not recipe.differences(tensors.read_record(partial, tensors.PARTIAL)):
+                partial.unlink()
+
+
+def paired(checkpoint: Path, report: Reporter) -> None:
+    """Warns when the metrics beside a checkpoint are not its own."""
+    if metrics.metrics_path(checkpoint).is_file() and not metrics.belongs(checkpoint, sha256(checkpoint)):
+        report.warn(f"{checkpoint} is not what its metrics file says: damaged or exchanged since it was trained")
 
 
 def finish(
@@ -34,9 +60,10 @@ def finish(
     records: Sequence[JSON],
     best: JSON,
     packages: Sequence[str],
+    partial: Partial,
     **machine: Any,
 ) -> Outcome:
-    """Writes the checkpoint, then the metrics that carry its sha256.
+    """Writes the checkpoint, then the metrics that carry its sha256; then there is nothing left to go on from.
 
     Args:
         subject: the network or task, which both files say.
@@ -52,7 +79,9 @@ def finish(
         output, tensors.CHECKPOINT, arrays, {**common, **about, "best": best, "versions": versions(*packages)}
     )
     record = {**common, "parameters": dict(parameters), "records": plain, "best": best}
-    metrics.write_metrics(output, sha256(output), {**record, "run": run.to_json(*packages, **machine)})
+    told = run.to_json(*packages, **machine, **partial.run())
+    metrics.write_metrics(output, sha256(output), {**record, "run": told})
+    partial.remove()
     return Outcome(output, True, best)
 
 

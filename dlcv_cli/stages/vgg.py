@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from dlcv_cli.artifacts import splits, tensors
-from dlcv_cli.artifacts.files import JSON, check_output, sha256, writable
-from dlcv_cli.artifacts.lineage import Input, Recipe, Run
+from dlcv_cli.artifacts.files import JSON, check_output, mapping, sha256
+from dlcv_cli.artifacts.lineage import Input, Recipe, Run, versions
 from dlcv_cli.artifacts.splits import Split
-from dlcv_cli.config import FinetuneConfig, HeadConfig, Machine, Precision, ScratchConfig, TrainConfig
-from dlcv_cli.errors import DlcvError, FileError, lookup, named
+from dlcv_cli.config import FinetuneConfig, HeadConfig, Machine, Precision, ScratchConfig, TrainConfig, TrainMachine
+from dlcv_cli.errors import DivergedError, DlcvError, FileError, lookup, named
 from dlcv_cli.stages import weights
 from dlcv_cli.stages.activations import Frozen, sources
 from dlcv_cli.stages.reporting import Outcome, Reporter, parallel
-from dlcv_cli.stages.trained import finish, finished
+from dlcv_cli.stages.resume import Partial, State, held_back, let_through
+from dlcv_cli.stages.trained import claim, finish, finished, paired
 from dlcv_cli.vision import images
 from dlcv_cli.vision.architectures import ARCHITECTURES
 from dlcv_cli.vision.forward import DTYPES, resolve
@@ -37,7 +38,7 @@ from dlcv_cli.vision.networks import (
     unfreeze,
 )
 from dlcv_cli.vision.preprocessing import Preprocessing
-from dlcv_cli.vision.training import Epoch, fit
+from dlcv_cli.vision.training import Epoch, Training
 from dlcv_cli.vision.views import Images
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")
@@ -74,7 +75,7 @@ def head(
     *,
     source: str | None = None,
     root: Path | None = None,
-    machine: Machine | None = None,
+    machine: TrainMachine | None = None,
     force: bool = False,
     cache: Path | None = None,
     report: Reporter | None = None,
@@ -91,6 +92,7 @@ def head(
 
     def start(file: Split) -> _Start:
         stored = weights.read(path, name, architecture)
+        paired(path, report)
         network = random_network(architecture, len(file.classes), config.seed)
         taken = take_weights(network, stored.tensors, architecture.head)
         left = f"; left over: {named(taken.left_over)}" if taken.left_over else ""
@@ -116,7 +118,7 @@ def finetune(
     *,
     source: Path,
     root: Path | None = None,
-    machine: Machine | None = None,
+    machine: TrainMachine | None = None,
     force: bool = False,
     cache: Path | None = None,
     report: Reporter | None = None,
@@ -126,19 +128,20 @@ def finetune(
     Raises:
         DlcvError: bad inputs, other classes, an unknown layer, or an output made differently.
     """
+    report = report or Reporter()
     record = tensors.read_record(source, tensors.CHECKPOINT)
     if config.unfreeze is None:
         architecture = ARCHITECTURES[_arch(source, record)]
         config = replace(config, unfreeze=",".join(architecture.unfreeze))
 
     def start(file: Split) -> _Start:
+        paired(source, report)
         stored = read_checkpoint(source)
         require_classes(source, stored.classes, file.path, file.classes)
         names = tuple(name.strip() for name in str(config.unfreeze).split(","))
         return _Start(stored.network, stored.arch, stored.preprocessing, names)
 
     given = Input(sha256(source), source)
-    report = report or Reporter()
     return _train(
         "vgg.finetune", split, output, config, {"checkpoint": given}, start, root, machine, force, cache, report
     )
@@ -150,7 +153,7 @@ def scratch(
     config: ScratchConfig,
     *,
     root: Path | None = None,
-    machine: Machine | None = None,
+    machine: TrainMachine | None = None,
     force: bool = False,
     report: Reporter | None = None,
 ) -> Outcome:
@@ -177,7 +180,7 @@ def _train(
     inputs: dict[str, Input],
     begin: Callable[[Split], _Start],
     root: Path | None,
-    machine: Machine | None,
+    machine: TrainMachine | None,
     force: bool,
     cache: Path | None,
     report: Reporter,
@@ -185,40 +188,95 @@ def _train(
     """The one way of all three stages, from the files to the files."""
     run = Run()
     check_output(output, ".safetensors")
+    machine = machine or TrainMachine()
     file = splits.read(split, root)
     recipe = Recipe(stage, config.to_json(), {"split": Input(sha256(split), split, root=root), **inputs})
     if done := finished(output, recipe, force, report):
         return done
-    writable(output)
-    device, threads = prepare(machine or Machine())
-    start = begin(file)
-    precision = resolve(config.precision, device)
-    parts = parted(start.network, start.train_layers, device)
-    count = count_parameters(start.network)
-    trained = f"trains {count['trainable']:,} of {count['total']:,} parameters"
-    report.note(f"{trained} ({start.arch}, {len(file.classes)} classes) on {device} in {precision}")
-    train = verified(file, "train", start.preprocessing, report)
-    train = replace(train, augment=config.augment, views=config.views, seed=config.seed)
-    val = verified(file, "val", start.preprocessing, report)
-    frozen = Frozen(parts, start.arch, device, precision, threads, cache)
-    (train_source, val_source), store = sources(frozen, (train, val), (config.epochs, 1), report)
+    with claim(output):
+        device, threads = prepare(machine)
+        precision = resolve(config.precision, device)
+        partial = Partial(output, recipe, _bits(device, threads, precision), machine.save_every, report)
+        left = partial.load(force)
+        start = begin(file)
+        parts = parted(start.network, start.train_layers, device)
+        count = count_parameters(start.network)
+        trained = f"trains {count['trainable']:,} of {count['total']:,} parameters"
+        report.note(f"{trained} ({start.arch}, {len(file.classes)} classes) on {device} in {precision}")
+        train = verified(file, "train", start.preprocessing, report)
+        train = replace(train, augment=config.augment, views=config.views, seed=config.seed)
+        val = verified(file, "val", start.preprocessing, report)
+        partial.require_space(4 * 4 * count["trainable"], 4 * count["total"])
+        frozen = Frozen(parts, start.arch, device, precision, threads, cache)
+        (train_source, val_source), store = sources(frozen, (train, val), (config.epochs, 1), report)
+        training = Training(start.network, parts, train_source, val_source, config, device, precision)
+        with held_back() as caught:
+            epochs, speeds = _trained(training, partial, left, caught, report)
+            arrays = {name: t.detach().cpu().contiguous().numpy() for name, t in start.network.state_dict().items()}
+            subject = {"arch": start.arch, "precision": precision}
+            kept = start.preprocessing.to_json()
+            about = {"classes": file.classes, "preprocessing": kept, "trained": start.train_layers}
+            told = {"device": str(device), "threads": threads, "images_per_second": speeds, "store": store}
+            best = [record for record in epochs if record["best"]][-1]
+            outcome = finish(
+                output, recipe, run, arrays, subject, about, count, epochs, best, PACKAGES, partial, **told
+            )
+            let_through(caught, output)
+    return outcome
 
-    epochs, speeds = [], []
-    for event in fit(start.network, parts, train_source, val_source, config, device, precision):
-        if isinstance(event, Epoch):
-            fields = asdict(event)
-            report.record(fields)
-            speeds.append(round(fields.pop("images_per_second"), 2))
-            epochs.append(fields)
-        else:
-            report.progress(f"epoch {event.epoch}/{config.epochs}", event.done, event.total)
 
-    arrays = {name: t.detach().cpu().contiguous().numpy() for name, t in start.network.state_dict().items()}
-    subject = {"arch": start.arch, "precision": precision}
-    about = {"classes": file.classes, "preprocessing": start.preprocessing.to_json(), "trained": start.train_layers}
-    machine_record = {"device": str(device), "threads": threads, "images_per_second": speeds, "store": store}
-    best = [record for record in epochs if record["best"]][-1]
-    return finish(output, recipe, run, arrays, subject, about, count, epochs, best, PACKAGES, **machine_record)
+def _bits(device: torch.device, threads: int, precision: str) -> JSON:
+    """On what, beside the recipe, a training's last bits depend."""
+    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    bits = {"device": device.type, "processor": processor, "threads": threads, "precision": precision}
+    return {**bits, **versions(*PACKAGES)}
+
+
+def _trained(
+    training: Training,
+    partial: Partial,
+    left: tensors.Tensors | None,
+    caught: Callable[[], int | None],
+    report: Reporter,
+) -> tuple[list[JSON], list[float]]:
+    """Trains to the end, from what is left of a run before: each epoch's record, and its images a second."""
+    epochs: list[JSON] = []
+    speeds: list[float] = []
+    if left:
+        try:
+            there = mapping(left.record["state"])
+            training.restore({name: torch.from_numpy(a) for name, a in left.arrays.items()}, there)
+            epochs, speeds = list(there["epochs"]), list(there["speeds"])
+            if [e["epoch"] for e in epochs] != [*range(1, training.epoch + 1)]:
+                raise ValueError("its epochs are not those it says")
+        except (ValueError, KeyError, TypeError) as error:
+            raise partial.damaged(error) from None
+
+    def state() -> State:
+        found, numbers = training.state()
+        return {name: np.asarray(t.cpu()) for name, t in found.items()}, {**numbers, "epochs": epochs, "speeds": speeds}
+
+    last, total = training.config.epochs, len(training.train)
+    try:
+        for event in training:
+            ended = isinstance(event, Epoch)
+            if isinstance(event, Epoch):
+                fields = asdict(event)
+                report.record(fields)
+                speeds.append(round(fields.pop("images_per_second"), 2))
+                epochs.append(fields)
+            else:
+                what = "validation" if event.validation else "epoch"
+                report.progress(f"{what} {event.epoch}/{last}", event.done, event.total)
+            at = f"{training.epoch} of {last} epochs done"
+            at += f", {training.done:,} of {total:,} images of the next" if training.done else ""
+            number = caught()
+            if number or training.epoch < last:
+                partial.keep(state, at, number, ended)
+    except DivergedError:
+        partial.remove()  # there is nothing to go on to
+        raise
+    return epochs, speeds
 
 
 def parted(network: Network, trains: Sequence[str], device: torch.device) -> Cut:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dlcv_cli.artifacts.files import mapping, parse_json, require, sha256
+from dlcv_cli.artifacts.tensors import require_unchanged
 from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.stages.reporting import Reporter
 from dlcv_cli.vision.architectures import Architecture
@@ -142,7 +143,9 @@ def _preprocessing(path: Path, metadata: dict[str, str], default: Preprocessing)
     """What the weights say of themselves: a dlcv checkpoint's record, or a `preprocessing` key with mean and std."""
     try:
         if "dlcv" in metadata:
-            return Preprocessing.from_json(mapping(parse_json(metadata["dlcv"])).get("preprocessing"))
+            record = mapping(parse_json(metadata["dlcv"]))
+            require_unchanged(path, record)
+            return Preprocessing.from_json(record.get("preprocessing"))
         if "preprocessing" in metadata:
             mean, std = normalisation(mapping(parse_json(metadata["preprocessing"])))
             return replace(default, mean=mean, std=std)

@@ -1,0 +1,414 @@
+"""Trainings that are stopped and go on: to the same bytes, from wherever they were left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Run, contents, dlcv, make_photos, metrics_of, refused
+
+from dlcv_cli.artifacts import tensors
+from dlcv_cli.errors import Interrupted
+from dlcv_cli.sequences.compiled import Compiled
+from dlcv_cli.sequences.reference import Reference
+from dlcv_cli.stages import resume, runs, seq, vgg
+
+MINI = ("--arch", "vgg16_mini")
+COMMON = ("--batch-size", 5, "--epochs", 3, "--precision", "float32", "--threads", 1)
+STAGES: dict[str, tuple[object, ...]] = {
+    "head": ("vgg", "head", "photos.split.json", *MINI, *COMMON),
+    "finetune": ("vgg", "finetune", "photos.split.json", "--from", "start.safetensors", *COMMON, "--lr", 0.001),
+    "scratch": ("vgg", "scratch", "photos.split.json", *MINI, *COMMON, "--augment", "crop-flip", "--lr", 0.001),
+    "seq": ("seq", "train", "data.safetensors", "--hidden-size", 5, "--record-every", 20, "--epochs", 2),
+    "torch": ("seq", "train", "data.safetensors", "--hidden-size", 3, "--record-every", 20, "--engine", "torch"),
+    "seeds": ("seq", "train", "data.safetensors", "--hidden-size", 5, "--record-every", 20, "--seeds", 3),
+}
+INPUTS = ("photos", "photos.split.json", "start.safetensors", "data.safetensors")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Inputs of every stage, and what each makes of them undisturbed."""
+    folder = tmp_path_factory.mktemp("base")
+    make_photos(folder / "photos", {"cat": 12, "dog": 12}, (64, 64))
+    with contextlib.chdir(folder):
+        dlcv("data", "split", "photos", "-o", "photos.split.json")
+        dlcv("vgg", "head", "photos.split.json", *MINI, *COMMON, "-o", "start.safetensors")
+        dlcv("seq", "gen", "--count", 200, "-o", "data.safetensors")
+        for name, command in STAGES.items():
+            dlcv(*command, "-o", f"{name}.safetensors")
+    return folder
+
+
+@pytest.fixture
+def place(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the inputs alone, and small steps of sequence training, so that it may be left often."""
+    for name in INPUTS:
+        copy = shutil.copytree if (base / name).is_dir() else shutil.copyfile
+        copy(base / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequence training so slow that it is looked at often: 7 steps at a time, each time 4 milliseconds or more."""
+    monkeypatch.setattr(runs, "TICK", 0.01)
+    for engine in (Compiled, Reference):
+        monkeypatch.setattr(engine, "pace", lambda _: 7)
+        monkeypatch.setattr(
+            engine, "advance", lambda *args, advance=engine.advance: (time.sleep(0.004), advance(*args))[1]
+        )
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, looks: int, number: int = signal.SIGTERM) -> None:
+    """Has the signal come when the training looks for one for the time after so many."""
+    seen = [0]
+
+    @contextlib.contextmanager
+    def held_back() -> Iterator[Callable[[], int | None]]:
+        def caught() -> int | None:
+            seen[0] += 1
+            return number if seen[0] > looks else None
+
+        yield caught
+
+    for stage in (vgg, seq):
+        monkeypatch.setattr(stage, "held_back", held_back)
+
+
+def same(place: Path, base: Path, name: str) -> None:
+    """Asserts that a stage's files are those of the undisturbed run, and that nothing else is there."""
+    assert (place / f"{name}.safetensors").read_bytes() == (base / f"{name}.safetensors").read_bytes()
+    ours, theirs = (metrics_of(folder / f"{name}.safetensors") for folder in (place, base))
+    assert {**ours, "run": None} == {**theirs, "run": None}
+    assert {p.name for p in place.iterdir()} == {*INPUTS, f"{name}.safetensors", f"{name}.metrics.json"}
+
+
+# an epoch is 3 steps, a batch of validation and the record: 5 looks
+@pytest.mark.parametrize("looks", [0, 1, 3, 4, 7, 14])
+@pytest.mark.parametrize("name", ["head", "finetune", "scratch"])
+def test_images_go_on(
+    run: Run, place: Path, base: Path, monkeypatch: pytest.MonkeyPatch, name: str, looks: int
+) -> None:
+    """Left in an epoch's steps, before or after its validation, or at the very end, it ends with the same bytes."""
+    command = (*STAGES[name], "-o", f"{name}.safetensors")
+    with monkeypatch.context() as patch:
+        stop_after(patch, looks)
+        result = run(*command)
+    assert (result.exit_code, result.stdout) == (143, "")
+    at = f"{(looks + 1) // 5} of 3 epochs done"
+    assert f"interrupted: {name}.partial is saved ({at}" in result.stderr
+    assert {p.name for p in place.iterdir()} == {*INPUTS, f"{name}.partial"}
+    again = run(*command)
+    assert (again.exit_code, again.stdout[:5]) == (0, "wrote")
+    assert f"going on from {name}.partial: {at}" in again.stderr
+    same(place, base, name)
+    assert metrics_of(place / f"{name}.safetensors")["run"]["resumed"] == 1
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize("name", ["head", "scratch", "seq", "torch", "seeds"])
+def test_stopped_at_every_step(run: Run, place: Path, base: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Stopped again and again, each time after one step more, it comes to the same end."""
+    command = (*STAGES[name], "-o", f"{name}.safetensors")
+    with monkeypatch.context() as patch:
+        codes = []
+        while not codes or codes[-1] == 143:
+            stop_after(patch, 1)
+            codes.append(run(*command).exit_code)
+    assert codes[-1] == 0
+    assert len(codes) > 3
+    same(place, base, name)
+
+
+def test_only_what_was_taken_is_saved(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A partial is a dlcv file with weights, Adam's means and steps, best weights and place; nothing is pickled."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        run(*STAGES["head"], "-o", "head.safetensors")
+    found = tensors.read(place / "head.partial", tensors.PARTIAL)
+    kinds = ("now", "step", "exp_avg", "exp_avg_sq", "best")
+    assert {*found.arrays} == {f"{kind}.classifier.6.{p}" for kind in kinds for p in ("weight", "bias")}
+    assert found.arrays["step.classifier.6.bias"].tolist() == 5
+    numbers = found.record["state"]
+    assert (numbers["epoch"], numbers["done"], len(numbers["epochs"])) == (1, 10, 1)
+    assert (found.record["stage"], found.record["resumed"]) == ("vgg.head", 0)
+
+
+def test_another_commands_partial(run: Run, place: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused by name, with what differs, and stays; --force begins anew."""
+    command = (*STAGES["head"], "-o", "head.safetensors")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        run(*command, "--lr", 0.1)
+    before = contents(place)
+    refused(run(*command), "head.partial was left by another command (lr was 0.1, now 0.005)", "--force to start anew")
+    assert contents(place) == before
+    result = run(*command, "--force")
+    assert result.exit_code == 0
+    assert "going on" not in result.stderr
+    same(place, base, "head")
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize("name", ["head", "seeds"])
+def test_damaged_partial(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Cut short, changed by a bit, not ours, or sealed with another content: one line, and it stays."""
+    command = (*STAGES[name], "-o", f"{name}.safetensors")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        run(*command)
+    path = place / f"{name}.partial"
+    whole, found = path.read_bytes(), tensors.read(path, tensors.PARTIAL)
+    for broken in (whole[:-1], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], b"mine", b""):
+        path.write_bytes(broken)
+        result = run(*command)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.splitlines()[-1].startswith(f"dlcv: {path.name}")
+        assert path.read_bytes() == broken
+    first = next(iter(found.arrays))
+    state = found.record["state"]
+    for arrays, record in (
+        ({n: a for n, a in found.arrays.items() if n != first}, found.record),
+        (found.arrays | {first: found.arrays[first].astype(np.float16)}, found.record),
+        (found.arrays | {first: found.arrays[first][..., :0]}, found.record),
+        (found.arrays | {"more": np.zeros(1)}, found.record) if name == "head" else ({}, found.record),
+        (found.arrays, {**found.record, "state": {}}),
+        (found.arrays, {**found.record, "state": []}),
+        (found.arrays, {**found.record, "state": {**state, "epoch": 7, "runs": {"0": {}}}}),
+        (found.arrays, {**found.record, "state": {**state, "done": 4, "runs": {"9": {}}}}),
+        (found.arrays, {**found.record, "seconds": "long"}),
+    ):
+        tensors.write(path, tensors.PARTIAL, arrays, record)
+        result = run(*command)
+        assert (result.exit_code, result.stdout) == (1, "")
+        last = result.stderr.splitlines()[-1]
+        assert last.startswith(f"dlcv: {path.name}: damaged: "), last
+        assert last.endswith("remove it, or --force to start anew")
+
+
+def test_other_circumstances_are_told(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Going on with another thread count is possible, and said to differ in the last bits."""
+    command = (*STAGES["head"], "-o", "head.safetensors")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        run(*command)
+    result = run(*command, "--threads", 2)
+    assert result.exit_code == 0
+    assert (
+        "warning: head.partial was begun with threads 1, now 2: the result will differ in its last bits"
+        in result.stderr
+    )
+
+
+def test_saved_now_and_then(run: Run, place: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved within epochs when --save-every is over and at their ends, unless that would take too much of the time."""
+    saved: list[str] = []
+    save = resume.Partial.save
+
+    def noted(self: Any, state: Any, at: str) -> None:
+        saved.append(at)
+        save(self, state, at)
+
+    monkeypatch.setattr(resume.Partial, "save", noted)
+    command = (*STAGES["head"], "-o", "head.safetensors", "--force")
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "SHARE", 1e9)
+        assert run(*command).exit_code == 0
+        assert saved == ["1 of 3 epochs done", "2 of 3 epochs done"]
+        saved.clear()
+        assert run(*command, "--save-every", 0).exit_code == 0
+        assert len(saved) == 3 * 5 - 1
+    saved.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "SHARE", 0)
+        assert run(*command, "--save-every", 0).exit_code == 0
+    assert len(saved) == 1, "the first costs nothing known"
+    same(place, base, "head")
+
+
+@pytest.mark.parametrize("moment", ["while it trains", "at the signal"])
+def test_full_disk(run: Run, place: Path, base: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """A save that finds the disk full leaves the one before; training goes on, and a stop names file and disk."""
+    command = (*STAGES["finetune"], "-o", "finetune.safetensors")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        run(*command)
+    before, write = contents(place), tensors.write
+
+    def full(path: Path, *args: Any) -> None:
+        if path.suffix == ".partial":
+            raise OSError(28, "No space left on device", str(path))
+        write(path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensors, "write", full)
+        if moment == "at the signal":
+            stop_after(patch, 2)
+        result = run(*command)
+    if moment == "at the signal":
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "dlcv: finetune.partial: No space left on device on the disk at /" in result.stderr.splitlines()[-1]
+        assert contents(place) == before
+        assert run(*command).exit_code == 0
+    else:
+        assert result.exit_code == 0
+        assert "warning: finetune.partial: No space left on device; going on, the one before stays" in result.stderr
+    same(place, base, "finetune")
+
+
+def test_too_little_space(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What checkpoint and partials will take is known before the training, and refused when the disk has it not."""
+    before = contents(place)
+    monkeypatch.setattr(resume, "free_space", lambda _: 1_000_000)
+    result = run(*STAGES["scratch"], "-o", "scratch.safetensors")
+    assert (result.exit_code, result.stdout) == (1, "")
+    # 625,834 parameters of 4 bytes: twice weights, best weights and two means, and the checkpoint
+    need = 4 * 625_834 * (2 * 4 + 1) / 1e6
+    assert f"scratch.safetensors: needs {need:.3g} MB on its way, and the disk at / has 1 MB free" in result.stderr
+    assert contents(place) == before
+
+
+@pytest.mark.usefixtures("slow")
+def test_what_a_killed_run_left(run: Run, place: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Temporary files, locks and a partial that nobody needs any more are cleared away, made anew or up to date."""
+    command = (*STAGES["seq"], "-o", "seq.safetensors")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        assert run(*command).exit_code == 143
+    partial = (place / "seq.partial").read_bytes()
+    for status in ("wrote", "seq.safetensors: up to date"):
+        for stray in (
+            ".seq.safetensors.lock",
+            ".seq.safetensors.x_1.tmp",
+            ".seq.metrics.json.y.tmp",
+            ".seq.partial.z.tmp",
+        ):
+            (place / stray).write_bytes(b"half")
+        (place / "seq.partial").write_bytes(partial)
+        assert run(*command).stdout.startswith(status)
+        same(place, base, "seq")
+    (place / ".seq.safetensors.notes").write_text("mine")
+    (place / ".other.safetensors.x_1.tmp").write_text("not ours to judge")
+    run(*command, "--force")
+    assert (place / ".seq.safetensors.notes").exists()
+    assert (place / ".other.safetensors.x_1.tmp").exists()
+
+
+# ------------------------------------------------------------------------------------------------- real processes
+
+
+def started(*command: object, **environment: str) -> subprocess.Popen[str]:
+    """dlcv in a process of its own."""
+    words = [sys.executable, "-m", "dlcv_cli", *map(str, command)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **environment})
+
+
+LONG = ("seq", "train", "data.safetensors", "--epochs", 5000, "--record-every", 1000, "-o", "long.safetensors")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signals(place: Path, number: int, code: int) -> None:
+    """SIGINT, SIGTERM and SIGHUP each save, say so in one line, and end with their exit code."""
+    process = started(*LONG)
+    assert process.stderr
+    while not process.stderr.readline().startswith("iteration"):
+        assert process.poll() is None
+    process.send_signal(number)
+    out, told = process.communicate(timeout=20)
+    assert (process.returncode, out) == (code, "")
+    last = told.splitlines()[-1]
+    assert last.startswith("dlcv: interrupted: long.partial is saved (iteration ")
+    assert {p.name for p in place.iterdir()} == {*INPUTS, "long.partial"}
+
+
+def test_second_interruption_ends_at_once(place: Path) -> None:
+    """A second Ctrl-C does not wait for the save; what it leaves half-written is cleared away by the next run."""
+    script = """
+import signal, sys, time
+from dlcv_cli.__main__ import main
+from dlcv_cli.artifacts import tensors
+def slow(path, *args):
+    print("saving", flush=True)
+    time.sleep(60)
+tensors.write = slow
+sys.argv[1:] = sys.argv[1].split()
+main()
+"""
+    words = [sys.executable, "-c", script, " ".join(map(str, LONG))]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        assert process.stdout
+        while not process.stderr.readline().startswith("iteration"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "saving\n"
+        begun = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == -signal.SIGINT
+        assert time.monotonic() - begun < 10
+
+
+def test_ignored_signals_stay_ignored(place: Path) -> None:
+    """Under nohup a training survives the end of its terminal."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = started(*LONG)
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    assert process.stderr
+    while not process.stderr.readline().startswith("iteration"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGHUP)
+    for _ in range(20):
+        assert process.stderr.readline().startswith("iteration")
+    process.kill()
+    process.communicate()
+
+
+def test_twins(place: Path) -> None:
+    """Of two that write the same output, one goes on, and the other stops with one line and harms nothing."""
+    first = started(*LONG)
+    assert first.stderr
+    while not first.stderr.readline().startswith("iteration"):
+        assert first.poll() is None
+    second = started(*LONG)
+    out, told = second.communicate(timeout=30)
+    assert (second.returncode, out) == (1, "")
+    assert told == "dlcv: long.safetensors: another dlcv is writing it: let it finish, or give another output\n"
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=20)
+    assert first.returncode == 143
+
+
+def test_interrupted_is_an_interruption() -> None:
+    """Whoever handles KeyboardInterrupt handles it too; its exit code is the shell's."""
+    assert isinstance(Interrupted(15), KeyboardInterrupt)
+    assert [Interrupted(number).exit_code for number in (2, 15, 1)] == [130, 143, 129]
+
+
+def test_metrics_add_up_the_time(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `run`: how often it went on, the seconds before that, and those spent saving."""
+    command = (*STAGES["scratch"], "-o", "scratch.safetensors")
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            stop_after(patch, 2)
+            run(*command)
+    before = tensors.read_record(place / "scratch.partial", tensors.PARTIAL)["seconds"]
+    assert run(*command).exit_code == 0
+    found = metrics_of(place / "scratch.safetensors")["run"]
+    assert found["resumed"] == 2
+    assert found["seconds_before"] == pytest.approx(before, abs=1e-3)
+    assert 0 <= found["seconds_saving"] < found["seconds_before"] + found["seconds"]
