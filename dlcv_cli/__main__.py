@@ -9,9 +9,9 @@ def main() -> None:
         from dlcv_cli.cli.root import main as run
 
         run()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("dlcv: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(getattr(error, "exit_code", 130))  # another one for SIGTERM
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from safetensors import SafetensorError
 
 from dlcv_cli.artifacts import files, metrics, tensors
 from dlcv_cli.artifacts.files import beside, check_output, read_json, relative, sha256_of, whole, write_json
@@ -109,15 +109,15 @@ def test_content_is_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_full_disk_while_writing_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk, which safetensors reports in words, becomes the system's error; the old file stays."""
+    """A disk that is full in the midst of it is the system's error, with the file asked for; the old one stays."""
     path = tmp_path / "file.safetensors"
     tensors.write(path, SCHEMA, {"a": np.zeros(3)}, {})
     before = path.read_bytes()
 
-    def full(*args: Any, **more: Any) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    def full(_: Any) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensors, "save_file", full)
+    monkeypatch.setattr(tensors, "_bytes", full)
     with pytest.raises(OSError, match="No space left") as caught:
         tensors.write(path, SCHEMA, {"a": np.ones(3)}, {})
     assert (caught.value.errno, caught.value.filename) == (28, str(path))
@@ -160,6 +160,12 @@ def test_tensors_round_trip(tmp_path: Path) -> None:
     assert {n: (a.dtype, a.tolist()) for n, a in found.arrays.items()} == {
         n: (a.dtype, a.tolist()) for n, a in arrays.items()
     }
+    whole = (tmp_path / "one").read_bytes()
+    text = json.dumps(found.record, separators=(",", ":"))
+    contiguous = {n: np.ascontiguousarray(a) for n, a in arrays.items()}
+    assert whole == safetensors.numpy.save(contiguous, {"dlcv": text}), "as the library would write it"
+    own = found.record["sha256"]
+    assert hashlib.sha256(whole.replace(own.encode(), b"0" * 64)).hexdigest() == own
     assert {**found.record, "sha256": ""} == {"schema": SCHEMA, "sha256": "", **record}
     assert found.record == tensors.read_record(tmp_path / "one", SCHEMA)
     data = (tmp_path / "one").read_bytes()

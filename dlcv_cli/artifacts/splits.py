@@ -72,6 +72,9 @@ def read(path: Path, root: Path | None = None) -> Split:
         )
     if not isinstance(record.get("root"), str):
         raise FileError(path, "damaged: root must be a path")
+    for key in ("skipped", "identical", "label_conflicts"):
+        if not isinstance(record.get(key, []), list):
+            raise FileError(path, f"damaged: {key} must be a list")
     return Split(path, root or path.parent / record["root"], classes, checked, record)
 
 

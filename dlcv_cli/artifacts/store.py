@@ -1,7 +1,7 @@
 """`activations/KEY/` in the cache folder: what frozen layers make of images, one record each, found by content.
 
 Three files: `store.json` (schema dlcv.activations/1), `records.bin` (records of one size, one after the other) and
-`index.bin` (64 bytes a record, in the same order: the key of the image, the sha256 of the record). An entry of the
+`index.bin` (64 bytes a record, in the same order: the key of the image, a sha256 of key and record). An entry of the
 index is written when its record is on the disk, so a process that is killed leaves only complete records behind.
 """
 
@@ -69,7 +69,8 @@ class Store:
     def forget(self) -> None:
         """As if nothing were there."""
         self.slots: dict[bytes, int] = {}  # key -> number of the record
-        self.digests: list[bytes] = []  # of each record
+        self.keys: list[bytes] = []  # of each record
+        self.digests: list[bytes] = []  # likewise
 
     def open(self) -> bool:
         """Reads what is there; False when nothing is.
@@ -88,7 +89,7 @@ class Store:
             raise FileError(records, f"damaged: holds {there:,} of {count * self.size:,} bytes")
         cut = [entries[i * ENTRY : (i + 1) * ENTRY] for i in range(count)]
         self.slots = {entry[:32]: slot for slot, entry in enumerate(cut)}
-        self.digests = [entry[32:] for entry in cut]
+        self.keys, self.digests = [entry[:32] for entry in cut], [entry[32:] for entry in cut]
         return True
 
     def _read_about(self) -> None:
@@ -96,7 +97,7 @@ class Store:
         shape, dtype = about.get("shape"), about.get("dtype")
         if not isinstance(shape, list) or not all(type(n) is int and 1 <= n <= 2**24 for n in shape):
             raise FileError(self.folder / ABOUT, "damaged: shape")
-        if dtype not in TYPES:
+        if not isinstance(dtype, str) or dtype not in TYPES:
             raise FileError(self.folder / ABOUT, "damaged: dtype")
         self.about, self.shape, self.dtype = about, tuple(shape), TYPES[dtype]
         self.size = math.prod(shape) * self.dtype.itemsize
@@ -119,7 +120,13 @@ class Store:
 
     def sound(self, rows: NDArray[Any], slot: int) -> bool:
         """Whether a record is what was written."""
-        return hashlib.sha256(rows[slot]).digest() == self.digests[slot]
+        return self._digest(self.keys[slot], rows[slot]) == self.digests[slot]
+
+    def _digest(self, key: bytes, row: NDArray[Any]) -> bytes:
+        """Of a record: what it is, of which image, and its bytes."""
+        digest = hashlib.sha256(f"{self.dtype.str}{self.shape}".encode() + key)
+        digest.update(np.ascontiguousarray(row).data)
+        return digest.digest()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Callable[[Iterable[bytes], NDArray[Any]], None]]:
@@ -137,6 +144,7 @@ class Store:
                 index.write(b"".join(key + digest for key, digest in pending))
                 _flush(index)
                 self.slots.update((key, slot) for slot, (key, _) in enumerate(pending, len(self.digests)))
+                self.keys += [key for key, _ in pending]
                 self.digests += [digest for _, digest in pending]
                 pending.clear()
                 committed = time.monotonic()
@@ -144,7 +152,7 @@ class Store:
             def append(keys: Iterable[bytes], rows: NDArray[Any]) -> None:
                 for key, row in zip(keys, rows, strict=True):
                     records.write(row)
-                    pending.append((key, hashlib.sha256(row).digest()))
+                    pending.append((key, self._digest(key, row)))
                 if time.monotonic() - committed > COMMIT_SECONDS:
                     commit()
 

@@ -5,10 +5,9 @@ Each carries its own `sha256`: of the whole file, with zeros in the place of the
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import itertools
 import json
-import os
 import re
 import struct
 from collections.abc import Mapping
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from dlcv_cli.artifacts.files import JSON, check_schema, parse_json, require, whole
 from dlcv_cli.errors import FileError
@@ -30,6 +28,10 @@ PREDICTIONS = "dlcv.predictions/1"
 PARTIAL = "dlcv.partial/1"
 MAX_HEADER = 64 * 2**20
 NO_DIGITS = b"0" * 64
+TYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
+    "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -44,23 +46,36 @@ class Tensors:
 
 
 def write(path: Path, schema: str, arrays: Mapping[str, NDArray[Any]], record: JSON) -> None:
-    """Writes tensors whole. One metadata key only: safetensors writes several in random order."""
+    """Writes tensors whole, sealed with their sha256: the same content is the same bytes.
+
+    Not by the library's writer: killed, it leaves a temporary file of its own behind, and what it has written would
+    have to be read again for the sha256. Source: the format of safetensors.
+    """
     document = {"schema": schema, "sha256": "", **record} | {"sha256": NO_DIGITS.decode()}
-    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     # ASCII, because safetensors takes no lone surrogates (file names that are not UTF-8)
     text = json.dumps(document, separators=(",", ":"), allow_nan=False)
-    with whole(path) as temporary:
-        try:
-            save_file(contiguous, temporary, metadata={"dlcv": text})
-        except SafetensorError as error:  # it reports a full disk in words alone
-            code = re.search(r"os error (\d+)", str(error))
-            number = int(code[1]) if code else errno.EIO
-            raise OSError(number, os.strerror(number)) from None
-        digest = _digest(temporary, NO_DIGITS).encode()
-        with temporary.open("r+b") as file:
-            at = file.read(_header_size(temporary)).index(NO_DIGITS)
-            file.seek(at)
-            file.write(digest)
+    header: JSON = {"__metadata__": {"dlcv": text}}
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))  # as the library has it
+    at = 0
+    for name, array in ordered:
+        end = at + array.nbytes
+        header[name] = {"dtype": TYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": [at, end]}
+        at = end
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with whole(path) as temporary, temporary.open("wb") as file:
+        digest = hashlib.sha256()
+        blocks = itertools.chain([struct.pack("<Q", len(head)) + head], (_bytes(array) for _, array in ordered))
+        for block in blocks:
+            digest.update(block)
+            file.write(block)
+        file.seek(8 + head.index(NO_DIGITS))
+        file.write(digest.hexdigest().encode())
+
+
+def _bytes(array: NDArray[Any]) -> Any:
+    """An array's bytes, little end first; without a copy where it lies so already."""
+    return np.asarray(array, array.dtype.newbyteorder("<"), order="C").reshape(-1).view(np.uint8).data
 
 
 def _digest(path: Path, digits: bytes) -> str:

@@ -9,7 +9,7 @@ import typer
 from tabulate import tabulate
 
 from dlcv_cli.cli.console import Terminal, print_json, print_outcome, say
-from dlcv_cli.cli.options import Force, Json, OutputFile, OutputFolder, Root, SplitFile, configured
+from dlcv_cli.cli.options import UNCHECKED, Force, Json, OutputFile, OutputFolder, Root, SplitFile, configured
 from dlcv_cli.config import DrawConfig, SplitConfig
 
 app = typer.Typer(no_args_is_help=True, help="Images: divide a folder of class folders; built-in sets.")
@@ -19,7 +19,9 @@ app = typer.Typer(no_args_is_help=True, help="Images: divide a folder of class f
 @configured(SplitConfig)
 def split(
     config: SplitConfig,
-    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of class folders.", show_default=False)],
+    root: Annotated[
+        Path, typer.Argument(metavar="ROOT", help="Folder of class folders.", show_default=False, **UNCHECKED)
+    ],
     output: OutputFile,
     download: Annotated[
         bool, typer.Option("--download", help="caltech101: fetch it to ROOT if it is not there.")

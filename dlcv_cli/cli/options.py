@@ -26,7 +26,7 @@ OutputFolder = Annotated[
 ]
 Root = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="The images' folder, when it is not where SPLIT says."),
+    typer.Option(metavar="DIR", help="The images' folder, when it is not where SPLIT says.", **UNCHECKED),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that was made differently.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]

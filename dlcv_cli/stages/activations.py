@@ -178,7 +178,7 @@ def _beginning(frozen: Frozen, images: Images) -> JSON:
         "fused": forward.fused,
         "group": [forward.group, forward.few],
         "versions": {name: v for name, v in versions("torch", "torchvision", "pillow").items() if name != "dlcv"},
-        "format": 1,  # goes up when views.py or forward.py compute otherwise
+        "format": 2,  # goes up when views.py or forward.py compute otherwise
     }
 
 

@@ -74,7 +74,7 @@ def _problem(folder: Path) -> str | None:
         changed = [name for name, digest in files.items() if sha256(folder / name) != digest]
     except (DlcvError, OSError) as error:
         return str(error)
-    return f"{changed[0]} is damaged" if changed or not files else None
+    return f"{changed[0]} is damaged" if changed else None if files else f"{manifest} lists nothing"
 
 
 def _compile() -> bool:

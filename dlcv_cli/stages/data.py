@@ -135,9 +135,9 @@ def show(path: Path, root: Path | None = None) -> dict[str, Any]:
         "classes": {c: {part: per_part[part][i] for part in PARTS} for i, c in enumerate(file.classes)},
         "smallest_class": {"name": smallest, "count": sizes[smallest]},
         "largest_class": {"name": largest, "count": sizes[largest]},
-        "skipped": len(file.record.get("skipped") or ()),
-        "identical": len(file.record.get("identical") or ()),
-        "label_conflicts": len(file.record.get("label_conflicts") or ()),
+        "skipped": len(file.record.get("skipped", ())),
+        "identical": len(file.record.get("identical", ())),
+        "label_conflicts": len(file.record.get("label_conflicts", ())),
     }
 
 

@@ -17,7 +17,7 @@ from dlcv_cli.artifacts.files import JSON
 from dlcv_cli.artifacts.tensors import Tensors
 from dlcv_cli.config import SeqTrainConfig
 from dlcv_cli.errors import DivergedError, Interrupted
-from dlcv_cli.sequences.cells import Cell, Parameters, initial_parameters
+from dlcv_cli.sequences.cells import Cell, Parameters, initial_parameters, shapes
 from dlcv_cli.sequences.tasks import Sequences, Task
 from dlcv_cli.sequences.training import DivergedAtError, Record, Training, begin
 from dlcv_cli.stages.reporting import Reporter
@@ -201,9 +201,16 @@ class Runs:
                 Record(int(step), None if loss == -1 else float(loss), float(val), bool(best))
                 for step, loss, val, best in records
             ]
-            run.diverged = told["diverged"]
-            if told.get("done"):
-                run.best, run.done = {n.removeprefix("best."): a for n, a in arrays.items()}, True
+            run.diverged, run.done = told["diverged"], bool(told.get("done"))
+            if run.diverged is not None and type(run.diverged) is not int:
+                raise ValueError("its divergence is no iteration")
+            if not any(record.best for record in run.records) and (run.done or told["lowest"] is not None):
+                raise ValueError("its records have no best")
+            if run.done:
+                run.best = {n.removeprefix("best."): a for n, a in arrays.items()}
+                own = shapes(self.cell, self.train.inputs.shape[1], self.config.hidden_size)
+                if {n: a.shape for n, a in run.best.items()} != own:
+                    raise ValueError("its weights are not those of this network")
             else:
                 run.snapshot = (arrays, told, len(records))
                 self._training(int(name)).restore(arrays, told)  # raises when it does not fit

@@ -139,6 +139,8 @@ def _complain(output: Path) -> None:
     diverged = mapping(tensors.read_record(output, tensors.CHECKPOINT).get("diverged"))
     if diverged:
         seed, iteration = next(iter(diverged.items()))
+        if type(iteration) is not int:
+            raise FileError(output, "damaged: its divergence is no iteration")
         raise DlcvError(
             f"{output}: the loss was no longer a finite number at iteration {iteration:,} of seed {seed}"
             f"{f' (and of {len(diverged) - 1} others)' if len(diverged) > 1 else ''}; the file has the best weights "
