@@ -23,7 +23,7 @@ from typer.testing import Result
 from dlcv_cli.artifacts import sequences, tensors
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.evaluation.comparison import compare
-from dlcv_cli.evaluation.metrics import classification, largest_class, regression
+from dlcv_cli.evaluation.metrics import Floats, Labels, classification, largest_class, regression, scores
 from dlcv_cli.stages.vgg import read_checkpoint
 
 IMAGES = ("scratch", "head")
@@ -88,6 +88,11 @@ def refused(result: Result, *words: object) -> None:
 # ----------------------------------------------------------------------------------------------------------- metrics
 
 
+def classified(logits: Floats, labels: Labels) -> dict[str, float]:
+    """The metrics of logits."""
+    return classification(scores(logits, labels), labels)
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("n", "k"), [(60, 8), (40, 40), (7, 6)])
 def test_classification_is_scikit_learns(seed: int, n: int, k: int) -> None:
@@ -96,9 +101,10 @@ def test_classification_is_scikit_learns(seed: int, n: int, k: int) -> None:
     logits = rng.normal(0, 2, (n, k)).astype(np.float32)
     labels = rng.integers(0, k - 1, n)  # the last class never occurs
     softmax = torch.from_numpy(logits).double().softmax(1).numpy()
-    found = classification(logits, labels)
+    found = classified(logits, labels)
     every, answers, present = np.arange(k), logits.argmax(1), np.unique(labels)
-    assert list(found) == ["loss", "top1_accuracy", "top5_accuracy", "mean_per_class_recall"]
+    keys = ["loss", "top1_accuracy", "top5_accuracy", "mean_per_class_recall", "expected_calibration_error"]
+    assert list(found) == keys
     assert found["loss"] == pytest.approx(sklearn_metrics.log_loss(labels, softmax, labels=every))
     assert found["top1_accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(labels, answers))
     top5 = sklearn_metrics.top_k_accuracy_score(labels, logits, k=5, labels=every)
@@ -110,12 +116,12 @@ def test_classification_is_scikit_learns(seed: int, n: int, k: int) -> None:
 def test_few_classes_have_no_wrong_top5() -> None:
     """With five classes or fewer, the top five hold every label."""
     logits = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
-    assert classification(logits, np.arange(9) % 3)["top5_accuracy"] == 1
+    assert classified(logits, np.arange(9) % 3)["top5_accuracy"] == 1
 
 
 def test_ties_count_for_the_lower_class() -> None:
     """A network that answers the same for all classes is right where the label is 0, as argmax has it."""
-    found = classification(np.zeros((10, 10), np.float32), np.arange(10))
+    found = classified(np.zeros((10, 10), np.float32), np.arange(10))
     assert (found["top1_accuracy"], found["top5_accuracy"]) == (0.1, 0.5)
     assert found["loss"] == pytest.approx(np.log(10))
 
@@ -123,19 +129,20 @@ def test_ties_count_for_the_lower_class() -> None:
 def test_extreme_logits() -> None:
     """Logits far beyond exp's range give their true loss, not infinity."""
     logits = np.array([[1e4, 0], [0, 1e4], [-1e4, -1e4]], np.float32)
-    assert classification(logits, np.array([1, 1, 0]))["loss"] == pytest.approx((1e4 + 0 + np.log(2)) / 3)
+    assert classified(logits, np.array([1, 1, 0]))["loss"] == pytest.approx((1e4 + 0 + np.log(2)) / 3)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_regression_is_scikit_learns(seed: int) -> None:
-    """MSE and MAE are scikit-learn's; close is the share of errors below 0.04."""
+    """MSE, MAE and R2 are scikit-learn's; close is the share of errors below 0.04."""
     rng = np.random.default_rng(seed)
     predictions, targets = rng.normal(0, 0.1, (2, 50)).astype(np.float32)
     found = regression(predictions, targets)
-    assert list(found) == ["mse", "mae", "close"]
+    assert list(found) == ["mse", "mae", "close", "r2"]
     exact = targets.astype(np.float64), predictions.astype(np.float64)
     assert found["mse"] == pytest.approx(sklearn_metrics.mean_squared_error(*exact))
     assert found["mae"] == pytest.approx(sklearn_metrics.mean_absolute_error(*exact))
+    assert found["r2"] == pytest.approx(sklearn_metrics.r2_score(*exact))
     assert found["close"] == sum(abs(a - b) < 0.04 for a, b in zip(*exact, strict=True)) / 50
     assert 0.1 < found["close"] < 0.4, "the case has both"
 
@@ -147,10 +154,9 @@ def test_close_is_nearer_than_the_bound() -> None:
 
 
 def test_largest_class() -> None:
-    """The baseline answers the most frequent training class, whatever is frequent in test; the lowest of equal ones."""
-    train, labels = np.array([2, 0, 2, 1]), np.array([0, 0, 0, 2, 1])
-    assert largest_class(train, labels) == {"label": 2, "top1_accuracy": 0.2, "mean_per_class_recall": 1 / 3}
-    assert largest_class(np.array([2, 1, 2, 1]), labels)["label"] == 1
+    """The most frequent training class is the baseline's; the lowest of equal ones."""
+    assert largest_class(np.array([2, 0, 2, 1])) == 2
+    assert largest_class(np.array([2, 1, 2, 1])) == 1
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -163,9 +169,12 @@ def test_eval_keys(evaluated: Path, name: str) -> None:
     found = read(evaluated / f"{name}.test.eval.json")
     images = name in IMAGES
     data = evaluated / ("photos.split.json" if images else "data.safetensors")
-    more = [] if images else ["by_length", "seeds"]
+    over, more = ["intervals_over"], ["by_length", "seeds", "per_seed"]
+    if images:
+        over, more = [], ["per_class", "confusion", "confused", "calibration", "highest_loss", "root"]
     assert list(found) == [
-        "schema", "stage", "config", "inputs", "data", "metrics", "baselines", *more, "predictions", "run",
+        "schema", "stage", "config", "inputs", "data", "metrics", "intervals", *over, "baselines", "collapse", *more,
+        "contamination", "predictions", "run",
     ]  # fmt: skip
     assert found.get("seeds") == (None if images else [0])
     assert (found["schema"], found["stage"], found["config"]) == ("dlcv.eval/1", "eval", {"split": "test"})
@@ -175,14 +184,29 @@ def test_eval_keys(evaluated: Path, name: str) -> None:
     assert list(found["data"]) == ["study", "split", "n", "path", "fingerprint"]
     where = [found["data"][key] for key in ("study", "split", "n", "path")]
     assert where == (["images", "test", 7, data.name] if images else ["sequences", "test", 20, data.name])
-    keys = ["loss", "top1_accuracy", "top5_accuracy", "mean_per_class_recall"] if images else ["mse", "mae", "close"]
-    assert list(found["metrics"]) == keys
+    keys = ["loss", "top1_accuracy", "top5_accuracy", "mean_per_class_recall", "expected_calibration_error"]
+    keys = keys if images else ["mse", "mae", "close", "r2"]
+    assert list(found["metrics"]) == list(found["intervals"]) == keys
+    assert list(found["collapse"]) == ["collapsed", "why", "answers", "most_frequent", "share"]
+    assert list(found["contamination"]) == [
+        "checked", "unchecked", "unrecorded", "examples", "chosen", "of", "by_chance", "allowed",
+    ]  # fmt: skip
     assert len(found["baselines"]) == (1 if images else 2)
     for baseline in found["baselines"]:
-        assert list(baseline) == ["name", "metrics"]
-        assert list(baseline["metrics"]) == ([keys[1], keys[3]] if images else keys)
+        assert list(baseline) == ["name", "metrics", "intervals"]
+        assert list(baseline["metrics"]) == list(baseline["intervals"]) == ([keys[1], keys[3]] if images else keys)
     for row in found.get("by_length", []):
-        assert list(row) == ["length", "n", *keys]
+        assert list(row) == ["length", "n", *keys[:3]]
+    for row in found.get("per_seed", []):
+        assert list(row) == ["seed", *keys]
+    for row in found.get("per_class", []):
+        assert list(row) == ["class", "n", "recall", "precision", "answered"]
+    for row in found.get("confused", []):
+        assert list(row) == ["true", "answered", "n", "share"]
+    for row in found.get("calibration", []):
+        assert list(row) == ["low", "high", "n", "confidence", "accuracy"]
+    for row in found.get("highest_loss", []):
+        assert list(row) == ["path", "sha256", "label", "answer", "loss", "probability"]
     predictions = evaluated / f"{name}.test.predictions.safetensors"
     sha256 = hashlib.sha256(predictions.read_bytes()).hexdigest()
     assert found["predictions"] == {"path": predictions.name, "sha256": sha256}
@@ -207,11 +231,15 @@ def test_image_predictions(evaluated: Path, name: str) -> None:
     assert {key: (a.shape, a.dtype) for key, a in arrays.items()} == {
         "logits": ((7, 3), np.float32),
         "labels": ((7,), np.int64),
+        "baselines": ((1, 7), np.int64),
+        "examples": ((7, 32), np.uint8),
     }
     test = read(evaluated / "photos.split.json")["parts"]["test"]
     assert arrays["labels"].tolist() == [example["label"] for example in test]
+    assert [row.tobytes().hex() for row in arrays["examples"]] == [example["sha256"] for example in test]
+    assert arrays["baselines"].tolist() == [[2] * 7], "tree house, the most frequent in train"
     assert found["metrics"]["top1_accuracy"] == np.mean(arrays["logits"].argmax(1) == arrays["labels"])
-    assert found["metrics"] == classification(arrays["logits"], arrays["labels"])
+    assert found["metrics"] == classified(arrays["logits"], arrays["labels"])
     transform = v2.Compose(
         [
             v2.Resize(64, antialias=True),
@@ -234,12 +262,18 @@ def test_sequence_predictions(evaluated: Path, name: str) -> None:
     found = read(evaluated / f"{name}.test.eval.json")
     arrays = tensors.read(evaluated / f"{name}.test.predictions.safetensors", tensors.PREDICTIONS).arrays
     test = sequences.read(evaluated / "data.safetensors").parts["test"]
-    assert sorted(arrays) == ["lengths", "predictions", "targets"]
+    assert sorted(arrays) == ["baselines", "examples", "lengths", "predictions", "targets"]
+    steps = np.split(test.inputs, np.cumsum(test.lengths)[:-1])
+    for digest, length, x, target in zip(arrays["examples"], test.lengths, steps, test.targets, strict=True):
+        content = length.tobytes() + x.tobytes() + target.tobytes()
+        assert digest.tobytes() == hashlib.sha256(content).digest()
+    assert np.array_equal(arrays["baselines"][0], np.ones(20))
     assert np.array_equal(arrays["targets"], test.targets)
     assert np.array_equal(arrays["lengths"], test.lengths)
     errors = arrays["predictions"].astype(np.float64) - test.targets
     expected = {"mse": pytest.approx(np.mean(errors**2)), "mae": pytest.approx(np.mean(abs(errors)))}
-    assert found["metrics"] == {**expected, "close": np.mean(abs(errors) < 0.04)}
+    r2 = pytest.approx(1 - np.mean(errors**2) / np.var(test.targets.astype(np.float64)))
+    assert found["metrics"] == {**expected, "close": np.mean(abs(errors) < 0.04), "r2": r2}
     assert [row["length"] for row in found["by_length"]] == sorted(set(test.lengths.tolist()))
     for row in found["by_length"]:
         here = errors[test.lengths == row["length"]]
@@ -259,7 +293,7 @@ def test_baselines(evaluated: Path) -> None:
     assert images["metrics"] == {"top1_accuracy": test.count(2) / len(test), "mean_per_class_recall": 1 / 3}
     network, other = (read(evaluated / f"{name}.test.eval.json") for name in ("baseline", "gru"))
     constant, one = other["baselines"]
-    assert constant == {"name": "constant 1", "metrics": network["metrics"]}
+    assert constant == {"name": "constant 1", **{key: network[key] for key in ("metrics", "intervals")}}
     part = sequences.read(evaluated / "data.safetensors").parts["test"]
     errors = []
     for x, target in zip(np.split(part.inputs, np.cumsum(part.lengths)[:-1]), part.targets, strict=True):
@@ -392,7 +426,7 @@ def test_changed_image(run: Run, folder: Path) -> None:
 
 def test_other_classes(run: Run, folder: Path) -> None:
     """A split of other classes is refused with the difference."""
-    make_photos(folder / "animals", {"cat": 10, "dog": 10, "straße": 10})
+    make_photos(folder / "animals", {"cat": 10, "dog": 10, "straße": 10}, size=(25, 20))
     dlcv("data", "split", folder / "animals", "-o", folder / "animals.split.json")
     result = run("eval", folder / "head.safetensors", "--data", folder / "animals.split.json")
     refused(result, "trained for other classes", "'tree house'", "'dog'")
@@ -587,6 +621,7 @@ def test_tables(run: Run, evaluated: Path, table: str, begins: str, ends: str) -
         stars += line.count("*")
         shown = [float(number) for number in re.findall(r"[+-]\d[\d.e-]*|\d+\.\d+(?:e-\d+)?", line)]
         expected = [row["metrics"]["mse"], row["metrics"]["mae"], 100 * row["metrics"]["close"]]
+        expected.append(row["metrics"]["r2"])
         expected += [] if row is rows[0] else [row["difference"]]
         assert shown == pytest.approx(expected, abs=5e-4, rel=1e-2)
     assert stars >= 2
@@ -598,7 +633,7 @@ def test_percent_on_screen(run: Run, evaluated: Path) -> None:
     result = run("eval", "--compare", *checkpoints(evaluated, IMAGES))
     header, _, scratch, *_ = result.stdout.splitlines()
     assert re.split(r"\s{2,}", header) == [
-        "test, n = 7", "top-1 %", "top-5 %", "per-class recall %", "loss", "top-1 % - scratch",
+        "test, n = 7", "top-1 %", "top-5 %", "per-class recall %", "ECE %", "loss", "top-1 % - scratch",
     ]  # fmt: skip
     accuracy = read(evaluated / "scratch.test.eval.json")["metrics"]["top1_accuracy"]
     assert scratch.split()[1] == f"{100 * accuracy:.2f}"
@@ -607,19 +642,19 @@ def test_percent_on_screen(run: Run, evaluated: Path) -> None:
 def test_equal_networks_are_both_best() -> None:
     """Where two networks share the best value, both carry the star, and the better baseline carries none."""
     data = {"study": "sequences", "split": "test", "n": 3, "path": "d", "fingerprint": "f" * 64}
-    baseline = {"name": "constant 1", "metrics": {"mse": 0.1, "mae": 0.1, "close": 1}}
+    baseline = {"name": "constant 1", "metrics": {"mse": 0.1, "mae": 0.1, "close": 1, "r2": 1}}
     documents = [
-        (name, {"data": data, "metrics": {"mse": 0.5, "mae": mae, "close": mae}, "baselines": [baseline]})
+        (name, {"data": data, "metrics": {"mse": 0.5, "mae": mae, "close": mae, "r2": mae}, "baselines": [baseline]})
         for name, mae in (("a", 0.3), ("b", 0.2))
     ]
-    assert [row["best"] for row in compare(documents)["rows"]] == [["mse", "close"], ["mse", "mae"], []]
+    assert [row["best"] for row in compare(documents)["rows"]] == [["mse", "close", "r2"], ["mse", "mae"], []]
 
 
 @pytest.mark.parametrize(("key", "what"), [("study", "kind of study"), ("split", "part"), ("fingerprint", "data")])
 def test_compare_refuses_different_data(key: str, what: str) -> None:
     """Evaluations of another study, part or data are not put in one table; both are named."""
     data = {"study": "sequences", "split": "test", "n": 3, "path": "d", "fingerprint": "f" * 64}
-    numbers = {"mse": 1, "mae": 1, "close": 0}
+    numbers = {"mse": 1, "mae": 1, "close": 0, "r2": 0}
     same = {"data": data, "metrics": numbers, "baselines": [{"name": "b", "metrics": numbers}]}
     other = {**same, "data": {**data, key: "different" * 8}}
     with pytest.raises(DlcvError, match=rf"c and a were measured on different data \(another {what}: "):

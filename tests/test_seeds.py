@@ -76,7 +76,7 @@ def test_runs_of_every_cell_and_engine(folder: Path, tmp_path: Path, cell: str, 
         dlcv("seq", "train", *settings, tmp_path / f"{seed}.safetensors", "--seed", seed)
     dlcv("seq", "train", *settings, tmp_path / "both.safetensors", "--seeds", 2)
     same_runs(tmp_path / "both.safetensors", [tmp_path / f"{seed}.safetensors" for seed in (0, 1)])
-    assert run_keys(tmp_path / "both.safetensors") == ["mse", "mae", "close"]
+    assert run_keys(tmp_path / "both.safetensors") == ["mse", "mae", "close", "r2"]
 
 
 def run_keys(checkpoint: Path) -> list[str]:
@@ -119,6 +119,9 @@ def test_runs_load_into_torch(folder: Path, run: Run) -> None:
         errors = np.abs(answers["predictions"][k].astype(np.float64) - test.targets)
         for key, value in (("mse", errors**2), ("mae", errors), ("close", errors < 0.04)):
             by_run[key].append(float(np.mean(value)))
+        of_run = {key: values[-1] for key, values in by_run.items()}
+        r2 = 1 - of_run["mse"] / np.var(test.targets.astype(np.float64))
+        assert found["per_seed"][k] == pytest.approx({"seed": 5 + k, **of_run, "r2": r2})
     assert np.ptp(by_run["mse"]) > 1e-4, "the runs differ"
     assert found["seeds"] == [5, 6, 7]
     for key, values in by_run.items():
@@ -147,7 +150,7 @@ def test_table_of_several_runs(folder: Path, run: Run) -> None:
     ]
     header, _, several, one, constant, *_ = run("eval", "--compare", *paths).stdout.splitlines()
     assert re.split(r"\s{2,}", header) == [
-        "test, n = 20", "MSE", "MAE", "within 0.04 %", "runs", "MSE sd", "min .. max", "MSE - all",
+        "test, n = 20", "MSE", "MAE", "within 0.04 %", "R2", "runs", "MSE sd", "min .. max", "MSE - all",
     ]  # fmt: skip
     low, high, spread = (rows[0]["runs"]["mse"][key] for key in ("min", "max", "std"))
     shown = re.search(r" 3 +([\d.e-]+) +([\d.e-]+) \.\. ([\d.e-]+)$", several.rstrip())
@@ -157,11 +160,11 @@ def test_table_of_several_runs(folder: Path, run: Run) -> None:
     assert ".." not in one + constant
     lines = list(csv.DictReader(run("eval", "--compare", *paths, "--format", "csv").stdout.splitlines()))
     spreads = ["mse_std", "mse_min", "mse_max"]
-    assert list(lines[0]) == ["name", "mse", "mae", "close", *spreads, "mse_difference"]
+    assert list(lines[0]) == ["name", "mse", "mae", "close", "r2", *spreads, "mse_difference"]
     assert [float(lines[0][key]) for key in spreads] == [spread, low, high]
     assert [lines[1][key] for key in spreads] == ["", "", ""]
     alone = run("eval", "--compare", paths[1], "--format", "csv").stdout.splitlines()[0]
-    assert alone == "name,mse,mae,close,mse_difference", "one run has the table it always had"
+    assert alone == "name,mse,mae,close,r2,mse_difference", "one run has the table it always had"
 
 
 def test_what_is_said_of_several_runs(folder: Path, tmp_path: Path, run: Run) -> None:

@@ -25,12 +25,14 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("top1_accuracy", "top-1 %", True, percent=True),
         Column("top5_accuracy", "top-5 %", True, percent=True),
         Column("mean_per_class_recall", "per-class recall %", True, percent=True),
+        Column("expected_calibration_error", "ECE %", False, percent=True),
         Column("loss", "loss", False),
     ),
     "sequences": (
         Column("mse", "MSE", False),
         Column("mae", "MAE", False),
         Column("close", "within 0.04 %", True, percent=True),
+        Column("r2", "R2", True),
     ),
 }
 
