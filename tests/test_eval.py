@@ -21,8 +21,6 @@ from torchvision.transforms import v2
 from typer.testing import Result
 
 from dlcv_cli.artifacts import sequences, tensors
-from dlcv_cli.errors import DlcvError
-from dlcv_cli.evaluation.comparison import compare
 from dlcv_cli.evaluation.metrics import Floats, Labels, classification, largest_class, regression, scores
 from dlcv_cli.stages.vgg import read_checkpoint
 
@@ -186,7 +184,8 @@ def test_eval_keys(evaluated: Path, name: str) -> None:
     assert where == (["images", "test", 7, data.name] if images else ["sequences", "test", 20, data.name])
     keys = ["loss", "top1_accuracy", "top5_accuracy", "mean_per_class_recall", "expected_calibration_error"]
     keys = keys if images else ["mse", "mae", "close", "r2"]
-    assert list(found["metrics"]) == list(found["intervals"]) == keys
+    assert list(found["metrics"]) == keys
+    assert list(found["intervals"]) == [key for key in keys if key != "expected_calibration_error"]
     assert list(found["collapse"]) == ["collapsed", "why", "answers", "most_frequent", "share"]
     assert list(found["contamination"]) == [
         "checked", "unchecked", "unrecorded", "examples", "chosen", "of", "by_chance", "allowed",
@@ -563,17 +562,25 @@ def test_comparison_keys(run: Run, evaluated: Path, names: tuple[str, ...], more
     result = run("eval", "--compare", *checkpoints(evaluated, names), *more)
     found = json.loads(result.stdout)
     documents = [read(evaluated / f"{name}.test.eval.json") for name in names]
-    assert list(found) == ["schema", "study", "split", "n", "data", "rows"]
+    assert list(found) == [
+        "schema", "study", "split", "n", "data", "common", "reference", "metric", "rows", "pairs",
+    ]  # fmt: skip
     assert found["schema"] == "dlcv.comparison/1"
-    assert found["data"] == documents[0]["data"]
+    assert (found["data"], found["common"]) == (documents[0]["data"], None)
     assert all(found[key] == found["data"][key] for key in ("study", "split", "n"))
     baselines = documents[0]["baselines"]
-    keys = [["name", "metrics", *([] if names == IMAGES else ["seeds"]), "difference", "best"]] * len(names)
-    keys += [["name", "metrics", "difference", "best"]] * len(baselines)
+    over = [] if names == IMAGES else ["intervals_over", "seeds"]
+    keys = [["name", "baseline", "metrics", "intervals", *over, "collapse", "contaminated", "difference", "best"]]
+    keys = keys * len(names)
+    keys += [["name", "baseline", "metrics", "intervals", "contaminated", "difference", "best"]] * len(baselines)
     assert [list(row) for row in found["rows"]] == keys
     assert [row["name"] for row in found["rows"]] == [*names, *(f"baseline: {b['name']}" for b in baselines)]
-    assert [row["metrics"] for row in found["rows"]] == [d["metrics"] for d in [*documents, *baselines]]
+    assert [row["baseline"] for row in found["rows"]] == [False] * len(names) + [True] * len(baselines)
+    for key in ("metrics", "intervals"):
+        assert [row[key] for row in found["rows"]] == [d[key] for d in [*documents, *baselines]]
+    assert [row["collapse"] for row in found["rows"][: len(names)]] == [d["collapse"] for d in documents]
     key = "top1_accuracy" if names == IMAGES else "mse"
+    assert (found["reference"], found["metric"]) == (names[0], key)
     first = documents[0]["metrics"][key]
     assert [row["difference"] for row in found["rows"]] == [row["metrics"][key] - first for row in found["rows"]]
     choose = max if names == IMAGES else min
@@ -581,84 +588,93 @@ def test_comparison_keys(run: Run, evaluated: Path, names: tuple[str, ...], more
     assert [key in row["best"] for row in found["rows"]] == [
         *(d["metrics"][key] == best for d in documents), *(False for _ in baselines),
     ]  # fmt: skip
+    tested = ["top1_accuracy", "mean_per_class_recall"] if names == IMAGES else ["mse"]
+    others = [row["name"] for row in found["rows"][1:]]
+    assert [(pair["metric"], pair["name"]) for pair in found["pairs"]] == [(m, name) for m in tested for name in others]
+    for pair in found["pairs"]:
+        more_keys = ["p_exact", "only_row", "only_reference"] if pair["metric"] == "top1_accuracy" else []
+        assert list(pair) == [
+            "name", "reference", "metric", "difference", "interval", "p", "test", "over", "n", *more_keys,
+            "p_holm", "question", "sentence",
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize("names", [IMAGES, CELLS])
 def test_csv(run: Run, evaluated: Path, names: tuple[str, ...]) -> None:
-    """The csv table has plain numbers in full, fractions and no percent, and the JSON's values."""
+    """The csv table has plain numbers in full, fractions and no percent, and the JSON's values, intervals and p."""
     paths = checkpoints(evaluated, names)
-    rows = json.loads(run("eval", "--compare", *paths, "--json").stdout)["rows"]
+    document = json.loads(run("eval", "--compare", *paths, "--json").stdout)
+    rows, pairs = document["rows"], document["pairs"]
     found = list(csv.DictReader(run("eval", "--compare", *paths, "--format", "csv").stdout.splitlines()))
     keys = [*rows[0]["metrics"]]
-    first = "top1_accuracy" if names == IMAGES else "mse"
-    assert sorted(found[0]) == sorted(["name", *keys, f"{first}_difference"])
+    tested = ["top1_accuracy", "mean_per_class_recall"] if names == IMAGES else ["mse"]
+    heads = ["difference", "difference_low", "difference_high", "p", "p_holm", "over"]
+    assert sorted(found[0]) == sorted(
+        ["name", *keys, *(f"{key}_{end}" for key in rows[0]["intervals"] for end in ("low", "high"))]
+        + [f"{key}_{head}" for key in tested for head in heads]
+        + ["collapsed", "contaminated"]
+    )
     for line, row in zip(found, rows, strict=True):
         assert line["name"] == row["name"]
         assert {key: float(line[key]) for key in keys if line[key]} == row["metrics"]
-        assert float(line[f"{first}_difference"]) == row["difference"]
+        for key, interval in row["intervals"].items():
+            assert [float(line[f"{key}_{end}"]) for end in ("low", "high")] == interval
+        assert line["collapsed"] == str(not row["baseline"] and row["collapse"]["collapsed"])
+    for pair in pairs:
+        [line] = [line for line in found if line["name"] == pair["name"]]
+        shown = [float(line[f"{pair['metric']}_{head}"]) for head in heads[:-1]]
+        assert shown == [pair["difference"], *pair["interval"], pair["p"], pair["p_holm"]]
+    assert {found[0][f"{key}_{head}"] for key in tested for head in heads} == {""}, "the reference has no pair"
 
 
 @pytest.mark.parametrize(
-    ("table", "begins", "ends"),
-    [
-        ("plain", "test, n = 20", "* best"),
-        ("github", "| test, n = 20", "|"),
-        ("latex", r"\begin{tabular}", r"\end{tabular}"),
-    ],
+    ("table", "begins"), [("plain", "test, n = 20"), ("github", "| test, n = 20"), ("latex", r"\begin{tabular}")]
 )
-def test_tables(run: Run, evaluated: Path, table: str, begins: str, ends: str) -> None:
-    """Each text table: a row a network and the baseline, a star on each column's best, the difference to the first."""
+def test_tables(run: Run, evaluated: Path, table: str, begins: str) -> None:
+    """Each text table: a row a network and the baseline, a star on each best, interval, difference to the first, p."""
     paths = checkpoints(evaluated, CELLS)
     result = run("eval", "--compare", *paths, "--format", table)
     lines = result.stdout.rstrip().splitlines()
     assert lines[0].startswith(begins)
-    assert lines[-1].endswith(ends)
-    rows = json.loads(run("eval", "--compare", *paths, "--json").stdout)["rows"]
+    document = json.loads(run("eval", "--compare", *paths, "--json").stdout)
+    pairs = {pair["name"]: pair for pair in document["pairs"]}
     stars = 0
-    for row in rows:
-        [line] = [line for line in lines if re.match(rf"\|?\s*{row['name']}\s", line)]
+    for row in document["rows"]:
+        [line] = [
+            line for line in lines[: 5 + len(document["rows"])] if re.match(rf"\|?\s*{row['name']}\s.* to ", line)
+        ]
+        if row["name"] != "baseline":
+            line = line.replace(row["name"], "")
         assert line.count("*") == len(row["best"])
         stars += line.count("*")
-        shown = [float(number) for number in re.findall(r"[+-]\d[\d.e-]*|\d+\.\d+(?:e-\d+)?", line)]
-        expected = [row["metrics"]["mse"], row["metrics"]["mae"], 100 * row["metrics"]["close"]]
-        expected.append(row["metrics"]["r2"])
-        expected += [] if row is rows[0] else [row["difference"]]
-        assert shown == pytest.approx(expected, abs=5e-4, rel=1e-2)
+        line = re.sub(r"\(collapsed.*?\)", "", line)
+        shown = [float(number) for number in re.findall(r"(?<![\w.])[+-]?\d+\.?\d*(?:e-\d+)?", line.replace("<", " "))]
+        values = row["metrics"]
+        expected = [values["mse"], *row["intervals"]["mse"], values["mae"], 100 * values["close"], values["r2"]]
+        if row["name"] in pairs:
+            pair = pairs[row["name"]]
+            expected += [pair["difference"], *pair["interval"], max(pair["p_holm"], 0.001)]
+        assert shown == pytest.approx(expected, abs=6e-4, rel=2e-2)
     assert stars >= 2
     assert "mse" not in result.stdout, "headings are words"
+    if table == "plain":
+        assert max(map(len, lines[: 2 + len(document["rows"])])) <= 140
+        sentences = [pair["sentence"] for pair in document["pairs"]]
+        assert lines[-len(sentences) :] == sentences
+    else:
+        assert lines[-1] == r"\end{tabular}" or lines[-1].endswith("|"), "the table alone"
 
 
 def test_percent_on_screen(run: Run, evaluated: Path) -> None:
     """On the screen accuracies are percent, under headings that say so, with the baseline's gaps left empty."""
-    result = run("eval", "--compare", *checkpoints(evaluated, IMAGES))
+    result = run("eval", "--compare", *checkpoints(evaluated, IMAGES), "--format", "github")
     header, _, scratch, *_ = result.stdout.splitlines()
-    assert re.split(r"\s{2,}", header) == [
-        "test, n = 7", "top-1 %", "top-5 %", "per-class recall %", "ECE %", "loss", "top-1 % - scratch",
+    assert [cell.strip() for cell in header.split("|")[1:-1]] == [
+        "test, n = 7", "top-1 %", "95 % interval", "top-5 %", "per-class recall %", "ECE %", "loss", "top-1 - scratch",
+        "95 % interval", "p",
     ]  # fmt: skip
     accuracy = read(evaluated / "scratch.test.eval.json")["metrics"]["top1_accuracy"]
-    assert scratch.split()[1] == f"{100 * accuracy:.2f}"
-
-
-def test_equal_networks_are_both_best() -> None:
-    """Where two networks share the best value, both carry the star, and the better baseline carries none."""
-    data = {"study": "sequences", "split": "test", "n": 3, "path": "d", "fingerprint": "f" * 64}
-    baseline = {"name": "constant 1", "metrics": {"mse": 0.1, "mae": 0.1, "close": 1, "r2": 1}}
-    documents = [
-        (name, {"data": data, "metrics": {"mse": 0.5, "mae": mae, "close": mae, "r2": mae}, "baselines": [baseline]})
-        for name, mae in (("a", 0.3), ("b", 0.2))
-    ]
-    assert [row["best"] for row in compare(documents)["rows"]] == [["mse", "close", "r2"], ["mse", "mae"], []]
-
-
-@pytest.mark.parametrize(("key", "what"), [("study", "kind of study"), ("split", "part"), ("fingerprint", "data")])
-def test_compare_refuses_different_data(key: str, what: str) -> None:
-    """Evaluations of another study, part or data are not put in one table; both are named."""
-    data = {"study": "sequences", "split": "test", "n": 3, "path": "d", "fingerprint": "f" * 64}
-    numbers = {"mse": 1, "mae": 1, "close": 0, "r2": 0}
-    same = {"data": data, "metrics": numbers, "baselines": [{"name": "b", "metrics": numbers}]}
-    other = {**same, "data": {**data, key: "different" * 8}}
-    with pytest.raises(DlcvError, match=rf"c and a were measured on different data \(another {what}: "):
-        compare([("a", same), ("b", same), ("c", other)])
+    assert f" {100 * accuracy:.2f}" in scratch
 
 
 def test_comparing_different_data(run: Run, folder: Path) -> None:

@@ -142,29 +142,28 @@ def test_over_runs() -> None:
 def test_table_of_several_runs(folder: Path, run: Run) -> None:
     """The table shows how many runs a row has and how they spread; one run, and no baseline, has no spread."""
     paths = (folder / "all.safetensors", folder / "gru5.safetensors")
-    rows = json.loads(run("eval", "--compare", *paths, "--json").stdout)["rows"]
-    assert [list(row) for row in rows] == [
-        ["name", "metrics", "seeds", "runs", "difference", "best"],
-        ["name", "metrics", "seeds", "difference", "best"],
-        *[["name", "metrics", "difference", "best"]] * 2,
-    ]
-    header, _, several, one, constant, *_ = run("eval", "--compare", *paths).stdout.splitlines()
-    assert re.split(r"\s{2,}", header) == [
-        "test, n = 20", "MSE", "MAE", "within 0.04 %", "R2", "runs", "MSE sd", "min .. max", "MSE - all",
+    document = json.loads(run("eval", "--compare", *paths, "--json").stdout)
+    rows, pairs = document["rows"], document["pairs"]
+    assert ["runs" in row for row in rows] == [True, False, False, False]
+    assert [row.get("intervals_over") for row in rows] == ["seeds", "examples", None, None]
+    assert [pair["over"] for pair in pairs] == ["examples", "seeds", "seeds"], "one run against several: no other seeds"
+    header, _, several, one, constant, *_ = run("eval", "--compare", *paths, "--format", "github").stdout.splitlines()
+    assert [cell.strip() for cell in header.split("|")[1:-1]] == [
+        "test, n = 20", "MSE", "95 % interval", "MAE", "within 0.04 %", "R2", "runs", "sd", "MSE - all",
+        "95 % interval", "p",
     ]  # fmt: skip
     low, high, spread = (rows[0]["runs"]["mse"][key] for key in ("min", "max", "std"))
-    shown = re.search(r" 3 +([\d.e-]+) +([\d.e-]+) \.\. ([\d.e-]+)$", several.rstrip())
-    assert shown
-    assert [float(number) for number in shown.groups()] == pytest.approx([spread, low, high], rel=0.01)
-    assert re.search(r" 1 +[+-][\d.e-]+$", one.rstrip())
-    assert ".." not in one + constant
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (several, one, constant)]
+    assert [row[6] for row in cells] == ["3", "1", ""]
+    assert float(cells[0][7]) == pytest.approx(spread, rel=0.01)
+    assert [row[7] for row in cells[1:]] == ["", ""]
+    assert [row[10].split()[-1] for row in cells[1:]] == ["examples", "seeds"], "which question each p answers"
     lines = list(csv.DictReader(run("eval", "--compare", *paths, "--format", "csv").stdout.splitlines()))
-    spreads = ["mse_std", "mse_min", "mse_max"]
-    assert list(lines[0]) == ["name", "mse", "mae", "close", "r2", *spreads, "mse_difference"]
-    assert [float(lines[0][key]) for key in spreads] == [spread, low, high]
-    assert [lines[1][key] for key in spreads] == ["", "", ""]
+    spreads = ["runs", "mse_std", "mse_min", "mse_max"]
+    assert [float(lines[0][key]) for key in spreads] == [3, spread, low, high]
+    assert [lines[1][key] for key in spreads] == ["1", "", "", ""]
     alone = run("eval", "--compare", paths[1], "--format", "csv").stdout.splitlines()[0]
-    assert alone == "name,mse,mae,close,r2,mse_difference", "one run has the table it always had"
+    assert "mse_std" not in alone, "one run has the table it always had"
 
 
 def test_what_is_said_of_several_runs(folder: Path, tmp_path: Path, run: Run) -> None:
@@ -173,9 +172,10 @@ def test_what_is_said_of_several_runs(folder: Path, tmp_path: Path, run: Run) ->
     result = run(
         "seq", "train", folder / "data.safetensors", *SETTINGS, "--seed", 5, "--seeds", 3, "-o", output, "--json"
     )
-    first, *lines = result.stderr.splitlines()
+    first, *lines, warning = result.stderr.splitlines()
     assert first == "trains 101 parameters (gru) on 64 sequences, 3 times"
     assert [line.split()[:3] for line in lines] == [["seed", str(seed), "iteration"] for seed in (5, 6, 7)]
+    assert re.match(r"warning: collapsed on the validation part: \d of 3 runs: ", warning), "so little training"
     assert json.loads(result.stdout) == {"status": "made", "output": str(output), **metrics_of(output)["best"]}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -142,11 +143,11 @@ def test_scores_in_the_evaluation(run: Run, tmp_path: Path) -> None:
         result = run("eval", "--compare", output, "--format", "csv")
         part = sequences.read(data).parts["test"]
         for line, answers in zip(
-            result.stdout.splitlines()[2:],
+            list(csv.DictReader(result.stdout.splitlines()))[1:],
             (np.full(40, TASKS[task].constant), np.array([TASKS[task].knows_one(x) for x in each(part)])),
             strict=True,
         ):
-            scores = [float(number) for number in line.split(",")[1:5]]
+            scores = [float(line[key]) for key in ("mse", "mae", "close", "r2")]
             assert scores == pytest.approx([*regression(answers, part.targets).values()], rel=1e-6)
 
 

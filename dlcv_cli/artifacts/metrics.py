@@ -119,7 +119,9 @@ def read_eval(path: Path) -> JSON:
     wrong = [key for key, part in form.items() if not _fits(document.get(key), part)]
     if not wrong:
         keys = {column.key for column in COLUMNS[study]}
-        wrong += [key for key in ("metrics", "intervals") if not keys <= document[key].keys()]
+        with_interval = {column.key for column in COLUMNS[study] if column.interval}
+        wrong += [] if keys <= document["metrics"].keys() else ["metrics"]
+        wrong += [] if with_interval <= document["intervals"].keys() else ["intervals"]
         spread = _each(dict.fromkeys(("mean", "std", "min", "max"), _number))
         if "runs" in document and not (spread(document["runs"]) and keys <= document["runs"].keys()):
             wrong.append("runs")

@@ -16,7 +16,6 @@ from dlcv_cli.evaluation.metrics import (
     Labels,
     Scores,
     bins,
-    calibration_of,
     classification,
     mean_per_class_recall,
     over_runs,
@@ -33,12 +32,14 @@ JSON = dict[str, Any]
 
 
 def images(found: Scores, labels: Labels, baselines: Labels, names: Sequence[str]) -> JSON:
-    """metrics, intervals and baselines of N images; `baselines` (R, N) are what those of these names answer."""
+    """metrics, intervals and baselines of N images; `baselines` (R, N) are what those of these names answer.
+
+    The calibration error has no interval: none of the usual ones holds (docs/statistics.md).
+    """
     shares = {"top1_accuracy": found.right, "top5_accuracy": found.in_five}
     statistics = {
         "loss": mean_of(found.losses),
         "mean_per_class_recall": recall_of(found.right, labels),
-        "expected_calibration_error": calibration_of(found),
     }
     always = [answers == labels for answers in baselines]
     of_baselines = [
@@ -59,7 +60,8 @@ def images(found: Scores, labels: Labels, baselines: Labels, names: Sequence[str
         }
         for name, values, right, recall in zip(names, of_baselines, always, drawn[len(statistics) :], strict=True)
     ]  # fmt: skip
-    return {"metrics": metrics, "intervals": {key: list(intervals[key]) for key in metrics}, "baselines": described}
+    in_order = {key: list(intervals[key]) for key in metrics if key in intervals}
+    return {"metrics": metrics, "intervals": in_order, "baselines": described}
 
 
 def sequences(predictions: Floats, targets: Floats, baselines: Floats, names: Sequence[str]) -> JSON:

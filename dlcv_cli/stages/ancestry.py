@@ -26,15 +26,26 @@ class Seen:
     unrecorded: list[str] = field(default_factory=list)  # weights that do not say what they have seen
 
 
-def split_digests(path: Path) -> dict[str, list[str]]:
-    """The sha256 of each image of a split's parts. FileError when it is no split."""
+def _of_split(path: Path) -> dict[str, list[str]]:
     return {part: [example.sha256 for example in examples] for part, examples in splits.read(path).parts.items()}
 
 
-def sequence_digests(path: Path) -> dict[str, list[str]]:
-    """The sha256 of each sequence of a file's parts. FileError when it is no sequence file."""
+def _of_sequences(path: Path) -> dict[str, list[str]]:
     parts = sequences.read(path).parts
     return {part: [digest.hex() for digest in sequences.digests(data)] for part, data in parts.items()}
+
+
+def examined(checkpoint: Path, record: JSON, data: Path, part: str, allowed: bool) -> tuple[list[str], JSON]:
+    """The sha256 of each of a data file's examples of that part, and the evaluation's `contamination`.
+
+    Raises:
+        FileError: `data` is not what the checkpoint's study needs.
+    """
+    images = str(record.get("stage")).startswith("vgg.")
+    digests = _of_split if images else _of_sequences
+    examples = digests(data)[part]
+    by_chance = not images and coincides(record.get("task"))
+    return examples, contamination(seen(checkpoint, record, data, digests), examples, part, by_chance, allowed)
 
 
 def seen(checkpoint: Path, record: JSON, data: Path, digests: Digests) -> Seen:

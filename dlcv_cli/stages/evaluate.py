@@ -24,6 +24,7 @@ from dlcv_cli.stages.reporting import Outcome, Reporter
 class Measured:
     """One network on one part: the evaluation file's content, and the predictions' arrays."""
 
+    study: str
     fingerprint: str
     content: JSON  # metrics, intervals, baselines, collapse, and what else the evaluation file holds
     arrays: dict[str, NDArray[Any]]
@@ -73,17 +74,21 @@ def evaluate(
 
     writable(output)
     run = Run()
-    digests = ancestry.split_digests if role == "split" else ancestry.sequence_digests
-    examples, seen = digests(place)[config.split], ancestry.seen(checkpoint, record, place, digests)
-    by_chance = role == "data" and ancestry.coincides(record.get("task"))
-    leak = ancestry.contamination(seen, examples, config.split, by_chance, allow_contaminated)
+    examples, leak = ancestry.examined(checkpoint, record, place, config.split, allow_contaminated)
     ancestry.judge(checkpoint, leak, config.split, allow_contaminated, report)
     if role == "split":
         found = _measure_images(checkpoint, place, root, config.split, machine or Machine(), cache, report)
     else:
         found = _measure_sequences(checkpoint, place, config.split, cache)
+    return Outcome(output, True, _write(output, predictions, recipe, run, found, examples, leak))
+
+
+def _write(
+    output: Path, predictions: Path, recipe: Recipe, run: Run, found: Measured, examples: list[str], leak: JSON
+) -> JSON:
+    """Writes the predictions, then the evaluation that carries their sha256, which is returned."""
     common = recipe.to_json(output.parent)
-    where = {"study": "images" if role == "split" else "sequences", "split": config.split, "n": len(examples)}
+    where = {"study": found.study, "split": recipe.config["split"], "n": len(examples)}
     where |= {"path": common["inputs"]["data"]["path"], "fingerprint": found.fingerprint}
     names = np.frombuffer(bytes.fromhex("".join(examples)), np.uint8).reshape(-1, 32)
     tensors.write(predictions, tensors.PREDICTIONS, {**found.arrays, "examples": names}, {**common, "data": where})
@@ -97,7 +102,7 @@ def evaluate(
         "run": run.to_json(*found.packages, **found.machine),
     }
     write_json(output, document)
-    return Outcome(output, True, document)
+    return document
 
 
 def _data_file(checkpoint: Path, record: JSON, role: str, data: Path | None, report: Reporter) -> Path:
@@ -154,6 +159,7 @@ def _measure_images(
         "baselines": np.full((1, len(images.labels)), baseline),
     }
     return Measured(
+        "images",
         splits.fingerprint(file.classes, file.parts[part]),
         _described_images(arrays, file.classes, about) | {"root": relative(file.root, checkpoint.parent)},
         arrays,
@@ -214,6 +220,7 @@ def _measure_sequences(checkpoint: Path, data: Path, part: str, cache: Path | No
     content = measurement.sequences(answers, chosen.targets, baselines, names)
     by_run = content.pop("by_run")
     return Measured(
+        "sequences",
         sequences.fingerprint(chosen),
         {
             **content,

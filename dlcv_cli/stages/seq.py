@@ -20,6 +20,7 @@ from dlcv_cli.artifacts.lineage import Input, Recipe, Run, up_to_date, versions
 from dlcv_cli.artifacts.store import KERNELS
 from dlcv_cli.config import GenConfig, SeqTrainConfig
 from dlcv_cli.errors import DlcvError, FileError, SettingError, lookup
+from dlcv_cli.evaluation.collapse import of_numbers
 from dlcv_cli.sequences import training
 from dlcv_cli.sequences.cells import CELLS, Cell, Parameters, initial_parameters, shapes
 from dlcv_cli.sequences.tasks import TASKS, Task, generate
@@ -95,6 +96,7 @@ def train(
         report.note("compiling the kernels for this processor, once (some 10 seconds)")
     runs = _runs(cell, file, config, report)
 
+    _look(cell, [one.best for one in runs.values()], file, config, report)
     records = [{"seed": seed, **asdict(record)} for seed, one in runs.items() for record in one.records]
     bests = [[r for r in records if r["seed"] == seed and r["best"]][-1] for seed in runs]
     diverged = {str(seed): one.diverged for seed, one in runs.items() if one.diverged}
@@ -110,6 +112,20 @@ def train(
     )  # fmt: skip
     _complain(output)
     return outcome
+
+
+def _look(
+    cell: Cell, kept: list[Parameters], file: sequences.SequenceFile, config: SeqTrainConfig, report: Reporter
+) -> None:
+    """Warns of a cell whose kept weights answer the validation sequences no better than a constant."""
+    if cell.module is None:
+        return
+    val = file.parts["val"]
+    answers = np.stack([begin(cell, weights, config).answers(val) for weights in kept])
+    found = of_numbers(answers, val.targets, known_task(file).constant)
+    if found["collapsed"]:
+        remedy = "try more --epochs, another --lr, --clip-norm 1, a gated --cell, or --chrono"
+        report.warn(f"collapsed on the validation part: {found['why']}; {remedy}")
 
 
 @dataclass

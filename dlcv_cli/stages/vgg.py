@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dlcv_cli.artifacts import splits, tensors
@@ -20,6 +21,8 @@ from dlcv_cli.artifacts.lineage import Input, Recipe, Run
 from dlcv_cli.artifacts.splits import Split
 from dlcv_cli.config import FinetuneConfig, HeadConfig, Machine, Precision, ScratchConfig, TrainConfig
 from dlcv_cli.errors import DlcvError, FileError, lookup, named
+from dlcv_cli.evaluation.collapse import of_classes
+from dlcv_cli.evaluation.metrics import largest_class
 from dlcv_cli.stages import weights
 from dlcv_cli.stages.activations import Frozen, sources
 from dlcv_cli.stages.reporting import Outcome, Reporter, parallel
@@ -207,7 +210,9 @@ def _train(
     for event in fit(start.network, parts, train_source, val_source, config, device, precision):
         if isinstance(event, Epoch):
             fields = asdict(event)
+            del fields["val_answered"]
             report.record(fields)
+            _look(event, config.epochs, train.labels, val.labels, file.classes, report)
             speeds.append(round(fields.pop("images_per_second"), 2))
             epochs.append(fields)
         else:
@@ -219,6 +224,20 @@ def _train(
     machine_record = {"device": str(device), "threads": threads, "images_per_second": speeds, "store": store}
     best = [record for record in epochs if record["best"]][-1]
     return finish(output, recipe, run, arrays, subject, about, count, epochs, best, PACKAGES, **machine_record)
+
+
+def _look(
+    epoch: Epoch, epochs: int, train: NDArray[np.int64], val: NDArray[np.int64], classes: list[str], report: Reporter
+) -> None:
+    """Warns, half-way and at the end, of a network that answers the validation images as one would without eyes."""
+    if epoch.epoch not in ((epochs + 1) // 2, epochs):
+        return
+    right = round(epoch.val_accuracy * len(val))
+    found = of_classes(np.array(epoch.val_answered), val, right, largest_class(train), classes)
+    if found["collapsed"]:
+        remedy = "try a lower --lr, more --epochs, an --arch with batch normalisation, or pretrained weights (vgg head)"
+        share = f"{100 * found['share']:.1f} % of the answers are {found['most_frequent']}"
+        report.warn(f"collapsed after {epoch.epoch} of {epochs} epochs: {found['why']}; {share}; {remedy}")
 
 
 def parted(network: Network, trains: Sequence[str], device: torch.device) -> Cut:

@@ -45,6 +45,7 @@ class Epoch:
     val_accuracy: float
     images_per_second: float
     best: bool  # the best validation accuracy so far, the earliest where several are equal
+    val_answered: tuple[int, ...]  # (K,) how often it answers each class on the validation part
 
 
 def predict(suffix: nn.Module, source: Source, precision: str, batch_size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
@@ -61,15 +62,17 @@ def _logits(suffix: nn.Module, x: Tensor, precision: str) -> Tensor:
     return logits.float()
 
 
-def evaluate(suffix: nn.Module, source: Source, precision: str) -> tuple[float, float]:
-    """(mean cross-entropy in nats, accuracy in 0..1), each summed over examples and divided once."""
-    loss, right, done = 0.0, 0, 0
+def evaluate(suffix: nn.Module, source: Source, precision: str) -> tuple[float, float, tuple[int, ...]]:
+    """(mean cross-entropy in nats, accuracy in 0..1), each summed over examples and divided once; answers by class."""
+    loss, right, done, answers = 0.0, 0, 0, []
     for logits in predict(suffix, source, precision):
         labels = torch.from_numpy(source.labels[done : done + len(logits)]).to(logits.device)
         loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        right += int((logits.argmax(1) == labels).sum())
+        answers.append(logits.argmax(1))
+        right += int((answers[-1] == labels).sum())
         done += len(labels)
-    return loss / done, right / done
+    answered = torch.cat(answers).bincount(minlength=logits.shape[1])
+    return loss / done, right / done, tuple(answered.tolist())
 
 
 def fit(
@@ -112,7 +115,7 @@ def fit(
             done += len(labels)
             yield Progress(epoch + 1, done, len(train))
         train_loss = loss_sum.item() / done
-        val_loss, val_accuracy = evaluate(parts.suffix, val, precision)
+        val_loss, val_accuracy, answered = evaluate(parts.suffix, val, precision)
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
             raise DlcvError(
                 f"the loss is no longer a finite number in epoch {epoch + 1} at lr {lr:g}: try a lower --lr"
@@ -122,9 +125,8 @@ def fit(
             best_accuracy = val_accuracy
             best_state = {name: t.detach().clone() for name, t in _changing(network)}
         seconds = time.perf_counter() - begun
-        yield Epoch(
-            epoch + 1, lr, train_loss, right.item() / done, val_loss, val_accuracy, (done + len(val)) / seconds, best
-        )
+        speed = (done + len(val)) / seconds
+        yield Epoch(epoch + 1, lr, train_loss, right.item() / done, val_loss, val_accuracy, speed, best, answered)
     optimizer.zero_grad()  # frees what is as large as the weights
     network.load_state_dict(best_state, strict=False)
 
