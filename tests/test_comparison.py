@@ -49,6 +49,8 @@ def test_no_better_than_the_baseline() -> None:
     assert found["collapsed"] is True
     assert "no better than always c0" in found["why"]
     assert not verdict(labels, labels)["collapsed"]
+    assert verdict([0, 1] * 15, [0, 0, 1] * 10)["collapsed"], "30 examples"
+    assert not verdict([0, 1] * 14, [0, 0, 1, 1] * 7)["collapsed"], "fewer say nothing"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def line(document: JSON) -> str:
 def _number(column: Column, value: float, signed: bool = False) -> str:
     if column.percent:
         return f"{100 * value:{'+' if signed else ''}.2f}"
-    return f"{value:{'+' if signed else ''}.3g}" if abs(value) < 1e-2 else f"{value:{'+' if signed else ''}.4f}"
+    sign = "+" if signed else ""
+    return f"{value:{sign}.3g}" if column.small and abs(value) < 1e-2 else f"{value:{sign}.4f}"
 
 
 def _span(column: Column, interval: list[float]) -> str:
@@ -86,15 +87,14 @@ def render(comparison: JSON, table: str) -> str:
             values.append("" if value is None else _number(column, value) + star)
         values.insert(1, _span(first, row["intervals"][first.key]))
         if several:
-            spread = row.get("runs", {}).get(first.key, {}).get("std")
-            values += [_count(row), "" if spread is None else _number(first, spread)]
+            values.append(_count(row))
         pair = pairs.get(row["name"])
         difference = (
             [_number(first, pair["difference"], signed=True), _span(first, pair["interval"])] if pair else ["", ""]
         )
         cells.append([_name(row), *values, *difference, _p(pair, len(questions) > 1)])
     headers = [first.heading, INTERVAL, *(column.heading for column in columns[1:])]
-    headers += ["runs", "sd"] if several else []
+    headers += ["runs"] if several else []
     headers += [f"{first.heading.removesuffix(' %')} - {reference}", INTERVAL, "p"]
     title = f"{comparison['split']}, n = {comparison['n']:,}"
     style = {"plain": "simple"}.get(table, table)

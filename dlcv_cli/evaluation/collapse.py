@@ -11,6 +11,7 @@ from dlcv_cli.evaluation.metrics import CLOSE, regression
 from dlcv_cli.evaluation.significance import bca, mean_of, wilson
 
 FEW = 4  # a network that answers with a quarter of the classes that occur, or fewer, has collapsed
+FEWEST = 30  # on fewer examples even a good network cannot be told from the baseline: they say nothing
 SAME = 0.95  # so has one with this share of its answers in one place
 
 
@@ -20,7 +21,7 @@ def of_classes(
     """Whether an image network has collapsed.
 
     It has when it answers with few of the classes that occur, or is right no more often than the upper end of the 95 %
-    interval of the baseline's accuracy.
+    interval of the baseline's accuracy, on FEWEST examples or more.
 
     Args:
         answered: (K,), how often it answers with each class. labels: (N,), of the same images.
@@ -34,7 +35,7 @@ def of_classes(
     why = None
     if occur > 1 and different <= max(1, occur // FEW):
         why = f"answers with {different} of {occur} classes"
-    elif right / n <= high:
+    elif n >= FEWEST and right / n <= high:
         why = f"no better than always {names[baseline]} ({100 * low:.1f} to {100 * high:.1f} % right)"
     most = int(answered.argmax())
     return _verdict(why, different, names[most], float(answered[most] / n))
@@ -58,7 +59,7 @@ def of_numbers(
     for share, answers in zip(shares, predictions, strict=True):
         if share >= SAME > spread:
             whys.append(f"{100 * share:.0f} % of the answers are the same within {CLOSE}")
-        elif regression(answers, targets)["mse"] >= low:
+        elif len(targets) >= FEWEST and regression(answers, targets)["mse"] >= low:
             whys.append(f"no better than constant {constant:g} (MSE {low:.3g} to {high:.3g})")
     why = whys[0] if whys and learns else None
     if why and len(predictions) > 1:

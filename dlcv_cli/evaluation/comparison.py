@@ -37,6 +37,7 @@ class Column:
     percent: bool = False
     noun: str = ""  # in a sentence; metrics that have one are tested
     interval: bool = True  # whether there is one that holds
+    small: bool = True  # whether values near 0 are shown by their first digits that count
 
 
 # The first column of a study is the one whose difference to the reference is shown.
@@ -52,7 +53,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("mse", "MSE", False, noun="MSE"),
         Column("mae", "MAE", False),
         Column("close", "within 0.04 %", True, percent=True),
-        Column("r2", "R2", True),
+        Column("r2", "R2", True, small=False),
     ),
 }
 QUESTIONS = {
