@@ -21,9 +21,7 @@ from torchvision.transforms import v2
 from typer.testing import Result
 
 from dlcv_cli.artifacts import sequences, tensors
-from dlcv_cli.errors import DlcvError
-from dlcv_cli.evaluation.comparison import compare
-from dlcv_cli.evaluation.metrics import classification, largest_class, regression
+from dlcv_cli.evaluation.metrics import Floats, Labels, classification, largest_class, regression, scores
 from dlcv_cli.stages.vgg import read_checkpoint
 
 IMAGES = ("scratch", "head")
@@ -88,6 +86,11 @@ def refused(result: Result, *words: object) -> None:
 # ----------------------------------------------------------------------------------------------------------- metrics
 
 
+def classified(logits: Floats, labels: Labels) -> dict[str, float]:
+    """The metrics of logits."""
+    return classification(scores(logits, labels), labels)
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("n", "k"), [(60, 8), (40, 40), (7, 6)])
 def test_classification_is_scikit_learns(seed: int, n: int, k: int) -> None:
@@ -96,9 +99,10 @@ def test_classification_is_scikit_learns(seed: int, n: int, k: int) -> None:
     logits = rng.normal(0, 2, (n, k)).astype(np.float32)
     labels = rng.integers(0, k - 1, n)  # the last class never occurs
     softmax = torch.from_numpy(logits).double().softmax(1).numpy()
-    found = classification(logits, labels)
+    found = classified(logits, labels)
     every, answers, present = np.arange(k), logits.argmax(1), np.unique(labels)
-    assert list(found) == ["loss", "top1_accuracy", "top5_accuracy", "mean_per_class_recall"]
+    keys = ["loss", "top1_accuracy", "top5_accuracy", "mean_per_class_recall", "expected_calibration_error"]
+    assert list(found) == keys
     assert found["loss"] == pytest.approx(sklearn_metrics.log_loss(labels, softmax, labels=every))
     assert found["top1_accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(labels, answers))
     top5 = sklearn_metrics.top_k_accuracy_score(labels, logits, k=5, labels=every)
@@ -110,12 +114,12 @@ def test_classification_is_scikit_learns(seed: int, n: int, k: int) -> None:
 def test_few_classes_have_no_wrong_top5() -> None:
     """With five classes or fewer, the top five hold every label."""
     logits = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
-    assert classification(logits, np.arange(9) % 3)["top5_accuracy"] == 1
+    assert classified(logits, np.arange(9) % 3)["top5_accuracy"] == 1
 
 
 def test_ties_count_for_the_lower_class() -> None:
     """A network that answers the same for all classes is right where the label is 0, as argmax has it."""
-    found = classification(np.zeros((10, 10), np.float32), np.arange(10))
+    found = classified(np.zeros((10, 10), np.float32), np.arange(10))
     assert (found["top1_accuracy"], found["top5_accuracy"]) == (0.1, 0.5)
     assert found["loss"] == pytest.approx(np.log(10))
 
@@ -123,19 +127,20 @@ def test_ties_count_for_the_lower_class() -> None:
 def test_extreme_logits() -> None:
     """Logits far beyond exp's range give their true loss, not infinity."""
     logits = np.array([[1e4, 0], [0, 1e4], [-1e4, -1e4]], np.float32)
-    assert classification(logits, np.array([1, 1, 0]))["loss"] == pytest.approx((1e4 + 0 + np.log(2)) / 3)
+    assert classified(logits, np.array([1, 1, 0]))["loss"] == pytest.approx((1e4 + 0 + np.log(2)) / 3)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_regression_is_scikit_learns(seed: int) -> None:
-    """MSE and MAE are scikit-learn's; close is the share of errors below 0.04."""
+    """MSE, MAE and R2 are scikit-learn's; close is the share of errors below 0.04."""
     rng = np.random.default_rng(seed)
     predictions, targets = rng.normal(0, 0.1, (2, 50)).astype(np.float32)
     found = regression(predictions, targets)
-    assert list(found) == ["mse", "mae", "close"]
+    assert list(found) == ["mse", "mae", "close", "r2"]
     exact = targets.astype(np.float64), predictions.astype(np.float64)
     assert found["mse"] == pytest.approx(sklearn_metrics.mean_squared_error(*exact))
     assert found["mae"] == pytest.approx(sklearn_metrics.mean_absolute_error(*exact))
+    assert found["r2"] == pytest.approx(sklearn_metrics.r2_score(*exact))
     assert found["close"] == sum(abs(a - b) < 0.04 for a, b in zip(*exact, strict=True)) / 50
     assert 0.1 < found["close"] < 0.4, "the case has both"
 
@@ -147,10 +152,9 @@ def test_close_is_nearer_than_the_bound() -> None:
 
 
 def test_largest_class() -> None:
-    """The baseline answers the most frequent training class, whatever is frequent in test; the lowest of equal ones."""
-    train, labels = np.array([2, 0, 2, 1]), np.array([0, 0, 0, 2, 1])
-    assert largest_class(train, labels) == {"label": 2, "top1_accuracy": 0.2, "mean_per_class_recall": 1 / 3}
-    assert largest_class(np.array([2, 1, 2, 1]), labels)["label"] == 1
+    """The most frequent training class is the baseline's; the lowest of equal ones."""
+    assert largest_class(np.array([2, 0, 2, 1])) == 2
+    assert largest_class(np.array([2, 1, 2, 1])) == 1
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -163,9 +167,12 @@ def test_eval_keys(evaluated: Path, name: str) -> None:
     found = read(evaluated / f"{name}.test.eval.json")
     images = name in IMAGES
     data = evaluated / ("photos.split.json" if images else "data.safetensors")
-    more = [] if images else ["by_length", "seeds"]
+    over, more = ["intervals_over"], ["by_length", "seeds", "per_seed"]
+    if images:
+        over, more = [], ["per_class", "confusion", "confused", "calibration", "highest_loss", "root"]
     assert list(found) == [
-        "schema", "stage", "config", "inputs", "data", "metrics", "baselines", *more, "predictions", "run",
+        "schema", "stage", "config", "inputs", "data", "metrics", "intervals", *over, "baselines", "collapse", *more,
+        "contamination", "predictions", "run",
     ]  # fmt: skip
     assert found.get("seeds") == (None if images else [0])
     assert (found["schema"], found["stage"], found["config"]) == ("dlcv.eval/1", "eval", {"split": "test"})
@@ -175,14 +182,30 @@ def test_eval_keys(evaluated: Path, name: str) -> None:
     assert list(found["data"]) == ["study", "split", "n", "path", "fingerprint"]
     where = [found["data"][key] for key in ("study", "split", "n", "path")]
     assert where == (["images", "test", 7, data.name] if images else ["sequences", "test", 20, data.name])
-    keys = ["loss", "top1_accuracy", "top5_accuracy", "mean_per_class_recall"] if images else ["mse", "mae", "close"]
+    keys = ["loss", "top1_accuracy", "top5_accuracy", "mean_per_class_recall", "expected_calibration_error"]
+    keys = keys if images else ["mse", "mae", "close", "r2"]
     assert list(found["metrics"]) == keys
+    assert list(found["intervals"]) == [key for key in keys if key != "expected_calibration_error"]
+    assert list(found["collapse"]) == ["collapsed", "why", "answers", "most_frequent", "share"]
+    assert list(found["contamination"]) == [
+        "checked", "unchecked", "unrecorded", "examples", "chosen", "of", "by_chance", "allowed",
+    ]  # fmt: skip
     assert len(found["baselines"]) == (1 if images else 2)
     for baseline in found["baselines"]:
-        assert list(baseline) == ["name", "metrics"]
-        assert list(baseline["metrics"]) == ([keys[1], keys[3]] if images else keys)
+        assert list(baseline) == ["name", "metrics", "intervals"]
+        assert list(baseline["metrics"]) == list(baseline["intervals"]) == ([keys[1], keys[3]] if images else keys)
     for row in found.get("by_length", []):
-        assert list(row) == ["length", "n", *keys]
+        assert list(row) == ["length", "n", *keys[:3]]
+    for row in found.get("per_seed", []):
+        assert list(row) == ["seed", *keys]
+    for row in found.get("per_class", []):
+        assert list(row) == ["class", "n", "recall", "precision", "answered"]
+    for row in found.get("confused", []):
+        assert list(row) == ["true", "answered", "n", "share"]
+    for row in found.get("calibration", []):
+        assert list(row) == ["low", "high", "n", "confidence", "accuracy"]
+    for row in found.get("highest_loss", []):
+        assert list(row) == ["path", "sha256", "label", "answer", "loss", "probability"]
     predictions = evaluated / f"{name}.test.predictions.safetensors"
     sha256 = hashlib.sha256(predictions.read_bytes()).hexdigest()
     assert found["predictions"] == {"path": predictions.name, "sha256": sha256}
@@ -207,11 +230,15 @@ def test_image_predictions(evaluated: Path, name: str) -> None:
     assert {key: (a.shape, a.dtype) for key, a in arrays.items()} == {
         "logits": ((7, 3), np.float32),
         "labels": ((7,), np.int64),
+        "baselines": ((1, 7), np.int64),
+        "examples": ((7, 32), np.uint8),
     }
     test = read(evaluated / "photos.split.json")["parts"]["test"]
     assert arrays["labels"].tolist() == [example["label"] for example in test]
+    assert [row.tobytes().hex() for row in arrays["examples"]] == [example["sha256"] for example in test]
+    assert arrays["baselines"].tolist() == [[2] * 7], "tree house, the most frequent in train"
     assert found["metrics"]["top1_accuracy"] == np.mean(arrays["logits"].argmax(1) == arrays["labels"])
-    assert found["metrics"] == classification(arrays["logits"], arrays["labels"])
+    assert found["metrics"] == classified(arrays["logits"], arrays["labels"])
     transform = v2.Compose(
         [
             v2.Resize(64, antialias=True),
@@ -234,12 +261,18 @@ def test_sequence_predictions(evaluated: Path, name: str) -> None:
     found = read(evaluated / f"{name}.test.eval.json")
     arrays = tensors.read(evaluated / f"{name}.test.predictions.safetensors", tensors.PREDICTIONS).arrays
     test = sequences.read(evaluated / "data.safetensors").parts["test"]
-    assert sorted(arrays) == ["lengths", "predictions", "targets"]
+    assert sorted(arrays) == ["baselines", "examples", "lengths", "predictions", "targets"]
+    steps = np.split(test.inputs, np.cumsum(test.lengths)[:-1])
+    for digest, length, x, target in zip(arrays["examples"], test.lengths, steps, test.targets, strict=True):
+        content = length.tobytes() + x.tobytes() + target.tobytes()
+        assert digest.tobytes() == hashlib.sha256(content).digest()
+    assert np.array_equal(arrays["baselines"][0], np.ones(20))
     assert np.array_equal(arrays["targets"], test.targets)
     assert np.array_equal(arrays["lengths"], test.lengths)
     errors = arrays["predictions"].astype(np.float64) - test.targets
     expected = {"mse": pytest.approx(np.mean(errors**2)), "mae": pytest.approx(np.mean(abs(errors)))}
-    assert found["metrics"] == {**expected, "close": np.mean(abs(errors) < 0.04)}
+    r2 = pytest.approx(1 - np.mean(errors**2) / np.var(test.targets.astype(np.float64)))
+    assert found["metrics"] == {**expected, "close": np.mean(abs(errors) < 0.04), "r2": r2}
     assert [row["length"] for row in found["by_length"]] == sorted(set(test.lengths.tolist()))
     for row in found["by_length"]:
         here = errors[test.lengths == row["length"]]
@@ -259,7 +292,7 @@ def test_baselines(evaluated: Path) -> None:
     assert images["metrics"] == {"top1_accuracy": test.count(2) / len(test), "mean_per_class_recall": 1 / 3}
     network, other = (read(evaluated / f"{name}.test.eval.json") for name in ("baseline", "gru"))
     constant, one = other["baselines"]
-    assert constant == {"name": "constant 1", "metrics": network["metrics"]}
+    assert constant == {"name": "constant 1", **{key: network[key] for key in ("metrics", "intervals")}}
     part = sequences.read(evaluated / "data.safetensors").parts["test"]
     errors = []
     for x, target in zip(np.split(part.inputs, np.cumsum(part.lengths)[:-1]), part.targets, strict=True):
@@ -392,7 +425,7 @@ def test_changed_image(run: Run, folder: Path) -> None:
 
 def test_other_classes(run: Run, folder: Path) -> None:
     """A split of other classes is refused with the difference."""
-    make_photos(folder / "animals", {"cat": 10, "dog": 10, "straße": 10})
+    make_photos(folder / "animals", {"cat": 10, "dog": 10, "straße": 10}, size=(25, 20))
     dlcv("data", "split", folder / "animals", "-o", folder / "animals.split.json")
     result = run("eval", folder / "head.safetensors", "--data", folder / "animals.split.json")
     refused(result, "trained for other classes", "'tree house'", "'dog'")
@@ -529,17 +562,25 @@ def test_comparison_keys(run: Run, evaluated: Path, names: tuple[str, ...], more
     result = run("eval", "--compare", *checkpoints(evaluated, names), *more)
     found = json.loads(result.stdout)
     documents = [read(evaluated / f"{name}.test.eval.json") for name in names]
-    assert list(found) == ["schema", "study", "split", "n", "data", "rows"]
+    assert list(found) == [
+        "schema", "study", "split", "n", "data", "common", "reference", "metric", "rows", "pairs",
+    ]  # fmt: skip
     assert found["schema"] == "dlcv.comparison/1"
-    assert found["data"] == documents[0]["data"]
+    assert (found["data"], found["common"]) == (documents[0]["data"], None)
     assert all(found[key] == found["data"][key] for key in ("study", "split", "n"))
     baselines = documents[0]["baselines"]
-    keys = [["name", "metrics", *([] if names == IMAGES else ["seeds"]), "difference", "best"]] * len(names)
-    keys += [["name", "metrics", "difference", "best"]] * len(baselines)
+    over = [] if names == IMAGES else ["intervals_over", "seeds"]
+    keys = [["name", "baseline", "metrics", "intervals", *over, "collapse", "contaminated", "difference", "best"]]
+    keys = keys * len(names)
+    keys += [["name", "baseline", "metrics", "intervals", "contaminated", "difference", "best"]] * len(baselines)
     assert [list(row) for row in found["rows"]] == keys
     assert [row["name"] for row in found["rows"]] == [*names, *(f"baseline: {b['name']}" for b in baselines)]
-    assert [row["metrics"] for row in found["rows"]] == [d["metrics"] for d in [*documents, *baselines]]
+    assert [row["baseline"] for row in found["rows"]] == [False] * len(names) + [True] * len(baselines)
+    for key in ("metrics", "intervals"):
+        assert [row[key] for row in found["rows"]] == [d[key] for d in [*documents, *baselines]]
+    assert [row["collapse"] for row in found["rows"][: len(names)]] == [d["collapse"] for d in documents]
     key = "top1_accuracy" if names == IMAGES else "mse"
+    assert (found["reference"], found["metric"]) == (names[0], key)
     first = documents[0]["metrics"][key]
     assert [row["difference"] for row in found["rows"]] == [row["metrics"][key] - first for row in found["rows"]]
     choose = max if names == IMAGES else min
@@ -547,83 +588,93 @@ def test_comparison_keys(run: Run, evaluated: Path, names: tuple[str, ...], more
     assert [key in row["best"] for row in found["rows"]] == [
         *(d["metrics"][key] == best for d in documents), *(False for _ in baselines),
     ]  # fmt: skip
+    tested = ["top1_accuracy", "mean_per_class_recall"] if names == IMAGES else ["mse"]
+    others = [row["name"] for row in found["rows"][1:]]
+    assert [(pair["metric"], pair["name"]) for pair in found["pairs"]] == [(m, name) for m in tested for name in others]
+    for pair in found["pairs"]:
+        more_keys = ["p_exact", "only_row", "only_reference"] if pair["metric"] == "top1_accuracy" else []
+        assert list(pair) == [
+            "name", "reference", "metric", "difference", "interval", "p", "test", "over", "n", *more_keys,
+            "p_holm", "question", "sentence",
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize("names", [IMAGES, CELLS])
 def test_csv(run: Run, evaluated: Path, names: tuple[str, ...]) -> None:
-    """The csv table has plain numbers in full, fractions and no percent, and the JSON's values."""
+    """The csv table has plain numbers in full, fractions and no percent, and the JSON's values, intervals and p."""
     paths = checkpoints(evaluated, names)
-    rows = json.loads(run("eval", "--compare", *paths, "--json").stdout)["rows"]
+    document = json.loads(run("eval", "--compare", *paths, "--json").stdout)
+    rows, pairs = document["rows"], document["pairs"]
     found = list(csv.DictReader(run("eval", "--compare", *paths, "--format", "csv").stdout.splitlines()))
     keys = [*rows[0]["metrics"]]
-    first = "top1_accuracy" if names == IMAGES else "mse"
-    assert sorted(found[0]) == sorted(["name", *keys, f"{first}_difference"])
+    tested = ["top1_accuracy", "mean_per_class_recall"] if names == IMAGES else ["mse"]
+    heads = ["difference", "difference_low", "difference_high", "p", "p_holm", "over"]
+    assert sorted(found[0]) == sorted(
+        ["name", *keys, *(f"{key}_{end}" for key in rows[0]["intervals"] for end in ("low", "high"))]
+        + [f"{key}_{head}" for key in tested for head in heads]
+        + ["collapsed", "contaminated"]
+    )
     for line, row in zip(found, rows, strict=True):
         assert line["name"] == row["name"]
         assert {key: float(line[key]) for key in keys if line[key]} == row["metrics"]
-        assert float(line[f"{first}_difference"]) == row["difference"]
+        for key, interval in row["intervals"].items():
+            assert [float(line[f"{key}_{end}"]) for end in ("low", "high")] == interval
+        assert line["collapsed"] == str(not row["baseline"] and row["collapse"]["collapsed"])
+    for pair in pairs:
+        [line] = [line for line in found if line["name"] == pair["name"]]
+        shown = [float(line[f"{pair['metric']}_{head}"]) for head in heads[:-1]]
+        assert shown == [pair["difference"], *pair["interval"], pair["p"], pair["p_holm"]]
+    assert {found[0][f"{key}_{head}"] for key in tested for head in heads} == {""}, "the reference has no pair"
 
 
 @pytest.mark.parametrize(
-    ("table", "begins", "ends"),
-    [
-        ("plain", "test, n = 20", "* best"),
-        ("github", "| test, n = 20", "|"),
-        ("latex", r"\begin{tabular}", r"\end{tabular}"),
-    ],
+    ("table", "begins"), [("plain", "test, n = 20"), ("github", "| test, n = 20"), ("latex", r"\begin{tabular}")]
 )
-def test_tables(run: Run, evaluated: Path, table: str, begins: str, ends: str) -> None:
-    """Each text table: a row a network and the baseline, a star on each column's best, the difference to the first."""
+def test_tables(run: Run, evaluated: Path, table: str, begins: str) -> None:
+    """Each text table: a row a network and the baseline, a star on each best, interval, difference to the first, p."""
     paths = checkpoints(evaluated, CELLS)
     result = run("eval", "--compare", *paths, "--format", table)
     lines = result.stdout.rstrip().splitlines()
     assert lines[0].startswith(begins)
-    assert lines[-1].endswith(ends)
-    rows = json.loads(run("eval", "--compare", *paths, "--json").stdout)["rows"]
+    document = json.loads(run("eval", "--compare", *paths, "--json").stdout)
+    pairs = {pair["name"]: pair for pair in document["pairs"]}
     stars = 0
-    for row in rows:
-        [line] = [line for line in lines if re.match(rf"\|?\s*{row['name']}\s", line)]
+    for row in document["rows"]:
+        [line] = [
+            line for line in lines[: 5 + len(document["rows"])] if re.match(rf"\|?\s*{row['name']}\s.* to ", line)
+        ]
+        if row["name"] != "baseline":
+            line = line.replace(row["name"], "")
         assert line.count("*") == len(row["best"])
         stars += line.count("*")
-        shown = [float(number) for number in re.findall(r"[+-]\d[\d.e-]*|\d+\.\d+(?:e-\d+)?", line)]
-        expected = [row["metrics"]["mse"], row["metrics"]["mae"], 100 * row["metrics"]["close"]]
-        expected += [] if row is rows[0] else [row["difference"]]
-        assert shown == pytest.approx(expected, abs=5e-4, rel=1e-2)
+        line = re.sub(r"\(collapsed.*?\)", "", line)
+        shown = [float(number) for number in re.findall(r"(?<![\w.])[+-]?\d+\.?\d*(?:e-\d+)?", line.replace("<", " "))]
+        values = row["metrics"]
+        expected = [values["mse"], *row["intervals"]["mse"], values["mae"], 100 * values["close"], values["r2"]]
+        if row["name"] in pairs:
+            pair = pairs[row["name"]]
+            expected += [pair["difference"], *pair["interval"], max(pair["p_holm"], 0.001)]
+        assert shown == pytest.approx(expected, abs=6e-4, rel=2e-2)
     assert stars >= 2
     assert "mse" not in result.stdout, "headings are words"
+    if table == "plain":
+        assert max(map(len, lines[: 2 + len(document["rows"])])) <= 140
+        sentences = [pair["sentence"] for pair in document["pairs"]]
+        assert lines[-len(sentences) :] == sentences
+    else:
+        assert lines[-1] == r"\end{tabular}" or lines[-1].endswith("|"), "the table alone"
 
 
 def test_percent_on_screen(run: Run, evaluated: Path) -> None:
     """On the screen accuracies are percent, under headings that say so, with the baseline's gaps left empty."""
-    result = run("eval", "--compare", *checkpoints(evaluated, IMAGES))
+    result = run("eval", "--compare", *checkpoints(evaluated, IMAGES), "--format", "github")
     header, _, scratch, *_ = result.stdout.splitlines()
-    assert re.split(r"\s{2,}", header) == [
-        "test, n = 7", "top-1 %", "top-5 %", "per-class recall %", "loss", "top-1 % - scratch",
+    assert [cell.strip() for cell in header.split("|")[1:-1]] == [
+        "test, n = 7", "top-1 %", "95 % interval", "top-5 %", "per-class recall %", "ECE %", "loss", "top-1 - scratch",
+        "95 % interval", "p",
     ]  # fmt: skip
     accuracy = read(evaluated / "scratch.test.eval.json")["metrics"]["top1_accuracy"]
-    assert scratch.split()[1] == f"{100 * accuracy:.2f}"
-
-
-def test_equal_networks_are_both_best() -> None:
-    """Where two networks share the best value, both carry the star, and the better baseline carries none."""
-    data = {"study": "sequences", "split": "test", "n": 3, "path": "d", "fingerprint": "f" * 64}
-    baseline = {"name": "constant 1", "metrics": {"mse": 0.1, "mae": 0.1, "close": 1}}
-    documents = [
-        (name, {"data": data, "metrics": {"mse": 0.5, "mae": mae, "close": mae}, "baselines": [baseline]})
-        for name, mae in (("a", 0.3), ("b", 0.2))
-    ]
-    assert [row["best"] for row in compare(documents)["rows"]] == [["mse", "close"], ["mse", "mae"], []]
-
-
-@pytest.mark.parametrize(("key", "what"), [("study", "kind of study"), ("split", "part"), ("fingerprint", "data")])
-def test_compare_refuses_different_data(key: str, what: str) -> None:
-    """Evaluations of another study, part or data are not put in one table; both are named."""
-    data = {"study": "sequences", "split": "test", "n": 3, "path": "d", "fingerprint": "f" * 64}
-    numbers = {"mse": 1, "mae": 1, "close": 0}
-    same = {"data": data, "metrics": numbers, "baselines": [{"name": "b", "metrics": numbers}]}
-    other = {**same, "data": {**data, key: "different" * 8}}
-    with pytest.raises(DlcvError, match=rf"c and a were measured on different data \(another {what}: "):
-        compare([("a", same), ("b", same), ("c", other)])
+    assert f" {100 * accuracy:.2f}" in scratch
 
 
 def test_comparing_different_data(run: Run, folder: Path) -> None:

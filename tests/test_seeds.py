@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ def test_runs_of_every_cell_and_engine(folder: Path, tmp_path: Path, cell: str, 
         dlcv("seq", "train", *settings, tmp_path / f"{seed}.safetensors", "--seed", seed)
     dlcv("seq", "train", *settings, tmp_path / "both.safetensors", "--seeds", 2)
     same_runs(tmp_path / "both.safetensors", [tmp_path / f"{seed}.safetensors" for seed in (0, 1)])
-    assert run_keys(tmp_path / "both.safetensors") == ["mse", "mae", "close"]
+    assert run_keys(tmp_path / "both.safetensors") == ["mse", "mae", "close", "r2"]
 
 
 def run_keys(checkpoint: Path) -> list[str]:
@@ -129,6 +128,9 @@ def test_runs_load_into_torch(folder: Path, run: Run) -> None:
         errors = np.abs(answers["predictions"][k].astype(np.float64) - test.targets)
         for key, value in (("mse", errors**2), ("mae", errors), ("close", errors < 0.04)):
             by_run[key].append(float(np.mean(value)))
+        of_run = {key: values[-1] for key, values in by_run.items()}
+        r2 = 1 - of_run["mse"] / np.var(test.targets.astype(np.float64))
+        assert found["per_seed"][k] == pytest.approx({"seed": 5 + k, **of_run, "r2": r2})
     assert np.ptp(by_run["mse"]) > 1e-4, "the runs differ"
     assert found["seeds"] == [5, 6, 7]
     for key, values in by_run.items():
@@ -147,31 +149,28 @@ def test_over_runs() -> None:
 
 
 def test_table_of_several_runs(folder: Path, run: Run) -> None:
-    """The table shows how many runs a row has and how they spread; one run, and no baseline, has no spread."""
+    """The table shows how many runs a row has, csv how they spread; one run, and no baseline, has no spread."""
     paths = (folder / "all.safetensors", folder / "gru5.safetensors")
-    rows = json.loads(run("eval", "--compare", *paths, "--json").stdout)["rows"]
-    assert [list(row) for row in rows] == [
-        ["name", "metrics", "seeds", "runs", "difference", "best"],
-        ["name", "metrics", "seeds", "difference", "best"],
-        *[["name", "metrics", "difference", "best"]] * 2,
-    ]
-    header, _, several, one, constant, *_ = run("eval", "--compare", *paths).stdout.splitlines()
-    assert re.split(r"\s{2,}", header) == [
-        "test, n = 20", "MSE", "MAE", "within 0.04 %", "runs", "MSE sd", "min .. max", "MSE - all",
+    document = json.loads(run("eval", "--compare", *paths, "--json").stdout)
+    rows, pairs = document["rows"], document["pairs"]
+    assert ["runs" in row for row in rows] == [True, False, False, False]
+    assert [row.get("intervals_over") for row in rows] == ["seeds", "examples", None, None]
+    assert [pair["over"] for pair in pairs] == ["examples", "seeds", "seeds"], "one run against several: no other seeds"
+    header, _, several, one, constant, *_ = run("eval", "--compare", *paths, "--format", "github").stdout.splitlines()
+    assert [cell.strip() for cell in header.split("|")[1:-1]] == [
+        "test, n = 20", "MSE", "95 % interval", "MAE", "within 0.04 %", "R2", "runs", "MSE - all",
+        "95 % interval", "p",
     ]  # fmt: skip
     low, high, spread = (rows[0]["runs"]["mse"][key] for key in ("min", "max", "std"))
-    shown = re.search(r" 3 +([\d.e-]+) +([\d.e-]+) \.\. ([\d.e-]+)$", several.rstrip())
-    assert shown
-    assert [float(number) for number in shown.groups()] == pytest.approx([spread, low, high], rel=0.01)
-    assert re.search(r" 1 +[+-][\d.e-]+$", one.rstrip())
-    assert ".." not in one + constant
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (several, one, constant)]
+    assert [row[6] for row in cells] == ["3", "1", ""]
+    assert [row[9].split()[-1] for row in cells[1:]] == ["examples", "seeds"], "which question each p answers"
     lines = list(csv.DictReader(run("eval", "--compare", *paths, "--format", "csv").stdout.splitlines()))
-    spreads = ["mse_std", "mse_min", "mse_max"]
-    assert list(lines[0]) == ["name", "mse", "mae", "close", *spreads, "mse_difference"]
-    assert [float(lines[0][key]) for key in spreads] == [spread, low, high]
-    assert [lines[1][key] for key in spreads] == ["", "", ""]
+    spreads = ["runs", "mse_std", "mse_min", "mse_max"]
+    assert [float(lines[0][key]) for key in spreads] == [3, spread, low, high]
+    assert [lines[1][key] for key in spreads] == ["1", "", "", ""]
     alone = run("eval", "--compare", paths[1], "--format", "csv").stdout.splitlines()[0]
-    assert alone == "name,mse,mae,close,mse_difference", "one run has the table it always had"
+    assert "mse_std" not in alone, "one run has the table it always had"
 
 
 def test_what_is_said_of_several_runs(folder: Path, tmp_path: Path, run: Run) -> None:

@@ -97,11 +97,11 @@ def epochs_of(
     return [event for event in events if isinstance(event, Epoch)]
 
 
-def evaluated(network: Network, images: Images) -> tuple[float, float]:
-    """(loss, accuracy) of a network."""
+def evaluated(network: Network, images: Images) -> tuple[float, float, tuple[int, ...]]:
+    """(loss, accuracy, answers by class) of a network."""
     parts = cut(network)
     *_, score = evaluate(parts.suffix, source(parts, images), "float32")
-    return score.loss / score.done, score.right / score.done
+    return score.loss / score.done, score.right / score.done, score.answered
 
 
 def plain_epoch(network: Network, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor, config: TrainConfig,
@@ -224,7 +224,7 @@ def test_best_epoch_again(data: tuple[Images, Images]) -> None:
     records = epochs_of(network, train, val, TrainConfig(epochs=5, batch_size=4, lr=0.05))
     best = max(records, key=lambda r: r.val_accuracy)  # the first of equal ones
     assert [r.epoch for r in records if r.best][-1] == best.epoch
-    assert evaluated(network, val) == pytest.approx((best.val_loss, best.val_accuracy), rel=1e-5)
+    assert evaluated(network, val)[:2] == pytest.approx((best.val_loss, best.val_accuracy), rel=1e-5)
 
 
 def test_all_wrong_is_kept_too(data: tuple[Images, Images], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,12 +257,13 @@ def test_evaluate(data: tuple[Images, Images]) -> None:
     """Loss and accuracy are means over images, dropout off."""
     _, val = data
     network = trainee(MINI, LAYERS["head"]).train()
-    loss, accuracy = evaluated(network, val)
+    loss, accuracy, answered = evaluated(network, val)
     labels = torch.from_numpy(val.labels)
     with torch.no_grad():
         logits = network.eval()(pixels(val))
     assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert accuracy == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert list(answered) == [int((logits.argmax(1) == k).sum()) for k in range(logits.shape[1])]
 
 
 @pytest.mark.parametrize("batch", [1, 4, 7, 32])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from dlcv_cli.artifacts.files import JSON, beside, mapping, read_json, write_json
-from dlcv_cli.errors import FileError
+from dlcv_cli.errors import FileError, named
 from dlcv_cli.evaluation.comparison import COLUMNS
 
 METRICS = "dlcv.metrics/1"
@@ -24,24 +25,111 @@ def write_metrics(checkpoint: Path, checkpoint_sha256: str, record: JSON) -> Non
     write_json(metrics_path(checkpoint), {"schema": METRICS, **record, "checkpoint": own, "run": run})
 
 
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _share(value: Any) -> bool:
+    return _number(value) and 0 <= value <= 1
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _or_none(form: Any) -> Any:
+    return lambda value: value is None or _fits(value, form)
+
+
+def _interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_number, value)) and value[0] <= value[1]
+
+
+def _cell(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_count, value))
+
+
+def _each(form: Any) -> Any:
+    return lambda value: isinstance(value, dict) and all(_fits(v, form) for v in value.values())
+
+
+def _fits(value: Any, form: Any) -> bool:
+    """Whether JSON has a form: a dict has one a key, a list one for its items; a type; a function that says so."""
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(key in value and _fits(value[key], f) for key, f in form.items())
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_fits(item, form[0]) for item in value)
+    return isinstance(value, form) if isinstance(form, type) else bool(form(value))
+
+
+_EVALUATION: JSON = {
+    "inputs": {role: {"path": str, "sha256": str} for role in ("checkpoint", "data")},
+    "data": {"study": str, "split": str, "n": _count, "path": str, "fingerprint": str},
+    "metrics": _each(_number),
+    "intervals": _each(_interval),
+    "baselines": [{"name": str, "metrics": _each(_number), "intervals": _each(_interval)}],
+    "collapse": {
+        "collapsed": bool,
+        "why": _or_none(str),
+        "answers": _or_none(_count),
+        "most_frequent": str,
+        "share": _share,
+    },
+    "contamination": {
+        "checked": [str],
+        "unchecked": [{"name": str, "why": str}],
+        "unrecorded": [str],
+        "examples": _count,
+        "chosen": _count,
+        "of": _count,
+        "by_chance": bool,
+        "allowed": bool,
+    },
+    "predictions": {"path": str, "sha256": str},
+}
+_STUDIES: dict[str, JSON] = {
+    "images": {
+        "per_class": [
+            {"class": str, "n": _count, "recall": _or_none(_share), "precision": _or_none(_share), "answered": _count}
+        ],
+        "confusion": [_cell],
+        "confused": [{"true": str, "answered": str, "n": _count, "share": _share}],
+        "calibration": [{"low": _share, "high": _share, "n": _count, "confidence": _share, "accuracy": _share}],
+        "highest_loss": [
+            {"path": str, "sha256": str, "label": str, "answer": str, "loss": _number, "probability": _share}
+        ],
+        "root": str,
+    },
+    "sequences": {
+        "intervals_over": str,
+        "by_length": [{"length": _count, "n": _count, "mse": _number, "mae": _number, "close": _share}],
+        "seeds": [_count],
+        "per_seed": [{"seed": _count, "mse": _number, "mae": _number, "close": _share, "r2": _number}],
+    },
+}
+
+
 def read_eval(path: Path) -> JSON:
     """Reads and checks an evaluation. FileError for anything wrong in it."""
     document = read_json(path, EVAL)
-    try:
-        where, baselines = document["data"], document["baselines"]
-        texts = [where["study"], where["split"], where["path"], where["fingerprint"], *(b["name"] for b in baselines)]
-        texts.append(document["predictions"]["sha256"])
-        numbers = [where["n"], *document["metrics"].values()]
-        numbers += [value for b in baselines for value in b["metrics"].values()]
-        columns = COLUMNS[where["study"]]
-        numbers += [document["metrics"][column.key] for column in columns]
-        if "runs" in document:
-            numbers += [document["runs"][column.key][key] for column in columns for key in ("std", "min", "max")]
-        numbers += [*document.get("seeds", [])]
-    except (KeyError, TypeError, AttributeError):
-        raise FileError(path, "damaged: it lacks what an evaluation holds; remove it and evaluate again") from None
-    if not all(isinstance(t, str) for t in texts) or not all(isinstance(n, int | float) for n in numbers):
-        raise FileError(path, "damaged: text and numbers are mixed up; remove it and evaluate again")
+    study = mapping(document.get("data")).get("study")
+    if not isinstance(study, str) or study not in COLUMNS:
+        raise FileError(path, f"damaged: it is of no kind of study that this version knows ({study})")
+    form = _EVALUATION | _STUDIES[study]
+    wrong = [key for key, part in form.items() if not _fits(document.get(key), part)]
+    if not wrong:
+        keys = {column.key for column in COLUMNS[study]}
+        with_interval = {column.key for column in COLUMNS[study] if column.interval}
+        wrong += [] if keys <= document["metrics"].keys() else ["metrics"]
+        wrong += [] if with_interval <= document["intervals"].keys() else ["intervals"]
+        spread = _each(dict.fromkeys(("mean", "std", "min", "max"), _number))
+        if "runs" in document and not (spread(document["runs"]) and keys <= document["runs"].keys()):
+            wrong.append("runs")
+        classes = len(document.get("per_class", []))
+        if any(label >= classes for cell in document.get("confusion", []) for label in cell[:2]):
+            wrong.append("confusion")
+    if wrong:
+        raise FileError(path, f"damaged: {named(wrong)} not as an evaluation has them; remove it and evaluate again")
     return document
 
 

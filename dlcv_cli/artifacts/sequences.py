@@ -65,3 +65,13 @@ def fingerprint(data: Sequences) -> str:
     for values in (data.inputs, data.lengths, data.targets):
         digest.update(f"{values.dtype}{values.shape}".encode() + np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
+
+
+def digests(data: Sequences) -> list[bytes]:
+    """The sha256 of each sequence: of its length, inputs and target."""
+    edges = np.cumsum(data.lengths)
+    starts = edges - data.lengths
+    return [
+        hashlib.sha256(length.tobytes() + data.inputs[start:end].tobytes() + target.tobytes()).digest()
+        for length, start, end, target in zip(data.lengths, starts, edges, data.targets, strict=True)
+    ]

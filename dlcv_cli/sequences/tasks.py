@@ -29,6 +29,7 @@ class Task:
     constant: float
     knows_one: Callable[[Floats], float]  # inputs (T, F) -> answer
     shortest: int = 2  # least T
+    finite: bool = False  # of symbols, not of numbers: short sequences can be equal by chance
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,11 @@ TASKS: dict[str, Task] = {
     "adding-1997": Task(adding_1997, 2, constant=0.5, knows_one=lambda x: 0.5 + _first_marked(x) / 4, shortest=20),
     "multiplication": Task(multiplication, 2, constant=0.25, knows_one=lambda x: _first_marked(x) * 0.5),
     "temporal-order": Task(
-        temporal_order, 6, constant=0.5, knows_one=lambda x: (2 * int(x[x[:, :2].any(1)][0, 1]) + 0.5) / 3
+        temporal_order,
+        6,
+        constant=0.5,
+        knows_one=lambda x: (2 * int(x[x[:, :2].any(1)][0, 1]) + 0.5) / 3,
+        finite=True,
     ),
 }
 

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlcv_cli.artifacts import metrics, sequences, splits, tensors
-from dlcv_cli.artifacts.files import JSON, beside, mapping, read_json, sha256, write_json
+from dlcv_cli.artifacts.files import JSON, beside, mapping, read_json, relative, sha256, write_json
 from dlcv_cli.artifacts.lineage import Input, Recipe, Run, guard, up_to_date
 from dlcv_cli.artifacts.locks import claimed
 from dlcv_cli.config import EvalConfig, Machine
 from dlcv_cli.errors import DlcvError, FileError
-from dlcv_cli.evaluation.metrics import classification, largest_class, over_runs, regression, regression_by_length
+from dlcv_cli.evaluation import collapse, measurement
+from dlcv_cli.evaluation.metrics import largest_class, regression_by_length, scores
+from dlcv_cli.stages import ancestry
 from dlcv_cli.stages.reporting import Outcome, Reporter
 from dlcv_cli.stages.trained import paired
 
@@ -24,12 +26,11 @@ from dlcv_cli.stages.trained import paired
 class Measured:
     """One network on one part: the evaluation file's content, and the predictions' arrays."""
 
+    study: str
     fingerprint: str
-    metrics: dict[str, float]
-    baselines: list[dict[str, Any]]
+    content: JSON  # metrics, intervals, baselines, collapse, and what else the evaluation file holds
     arrays: dict[str, NDArray[Any]]
     packages: tuple[str, ...]
-    more: JSON = field(default_factory=dict)  # what else the evaluation file holds
     machine: JSON = field(default_factory=dict)  # what `run` says beside times and versions
 
 
@@ -41,6 +42,7 @@ def evaluate(
     root: Path | None = None,
     machine: Machine | None = None,
     force: bool = False,
+    allow_contaminated: bool = False,
     cache: Path | None = None,
     report: Reporter | None = None,
 ) -> Outcome:
@@ -50,7 +52,8 @@ def evaluate(
     `dlcv.eval/1` document.
 
     Raises:
-        DlcvError: a bad input, data that is missing or changed, or an output made differently.
+        DlcvError: a bad input, data that is missing or changed, an output made differently, or examples that the
+            checkpoint or one it comes from was trained on (unless allowed, or `train` is what is evaluated).
     """
     report = report or Reporter()
     record = tensors.read_record(checkpoint, tensors.CHECKPOINT)
@@ -66,35 +69,41 @@ def evaluate(
     if up_to_date(output, recipe, lambda path: read_json(path, metrics.EVAL), force):
         document = metrics.read_eval(output)
         if predictions.is_file() and sha256(predictions) == document["predictions"]["sha256"]:
+            ancestry.judge(checkpoint, document["contamination"], config.split, allow_contaminated, report)
             return Outcome(output, False, document)
         report.note(f"{predictions}: missing or changed; evaluating again")
 
     with claimed(output, predictions):
         run = Run()
+        examples, leak = ancestry.examined(checkpoint, record, place, config.split, allow_contaminated)
+        ancestry.judge(checkpoint, leak, config.split, allow_contaminated, report)
         if role == "split":
             found = _measure_images(checkpoint, place, root, config.split, machine or Machine(), cache, report)
         else:
             found = _measure_sequences(checkpoint, place, config.split, cache, report)
-        numbers = [*found.arrays.values(), np.array([*found.metrics.values()])]
-        if not all(np.isfinite(values).all() for values in numbers):
-            raise FileError(checkpoint, "its answers are not finite numbers: damaged, or diverged in training")
-        common = recipe.to_json(output.parent)
-        count = next(iter(found.arrays.values())).shape[0 if role == "split" else -1]
-        where = {"study": "images" if role == "split" else "sequences", "split": config.split, "n": count}
-        where |= {"path": common["inputs"]["data"]["path"], "fingerprint": found.fingerprint}
-        tensors.write(predictions, tensors.PREDICTIONS, found.arrays, {**common, "data": where})
-        document = {
-            "schema": metrics.EVAL,
-            **common,
-            "data": where,
-            "metrics": found.metrics,
-            "baselines": found.baselines,
-            **found.more,
-            "predictions": {"path": predictions.name, "sha256": sha256(predictions)},
-            "run": run.to_json(*found.packages, **found.machine),
-        }
-        write_json(output, document)
-    return Outcome(output, True, document)
+        return Outcome(output, True, _write(output, predictions, recipe, run, found, examples, leak))
+
+
+def _write(
+    output: Path, predictions: Path, recipe: Recipe, run: Run, found: Measured, examples: list[str], leak: JSON
+) -> JSON:
+    """Writes the predictions, then the evaluation that carries their sha256, which is returned."""
+    common = recipe.to_json(output.parent)
+    where = {"study": found.study, "split": recipe.config["split"], "n": len(examples)}
+    where |= {"path": common["inputs"]["data"]["path"], "fingerprint": found.fingerprint}
+    names = np.frombuffer(bytes.fromhex("".join(examples)), np.uint8).reshape(-1, 32)
+    tensors.write(predictions, tensors.PREDICTIONS, {**found.arrays, "examples": names}, {**common, "data": where})
+    document = {
+        "schema": metrics.EVAL,
+        **common,
+        "data": where,
+        **found.content,
+        "contamination": leak,
+        "predictions": {"path": predictions.name, "sha256": sha256(predictions)},
+        "run": run.to_json(*found.packages, **found.machine),
+    }
+    write_json(output, document)
+    return document
 
 
 def _data_file(checkpoint: Path, record: JSON, role: str, data: Path | None, report: Reporter) -> Path:
@@ -143,18 +152,40 @@ def _measure_images(
         collected.append(logits.cpu().numpy())
         done += len(logits)
         report.progress(f"evaluating {checkpoint.name}", done, len(images.paths))
-    logits_all = np.concatenate(collected)
-    train_labels = np.array([e.label for e in file.parts["train"]], np.int64)
-    largest = largest_class(train_labels, images.labels)
-    name = f"always {file.classes[int(largest.pop('label'))]}"
+    baseline = largest_class(np.array([e.label for e in file.parts["train"]], np.int64))
+    about = [{"path": e.path, "sha256": e.sha256} for e in file.parts[part]]
+    arrays = {
+        "logits": _finite(checkpoint, np.concatenate(collected)),
+        "labels": images.labels,
+        "baselines": np.full((1, len(images.labels)), baseline),
+    }
     return Measured(
+        "images",
         splits.fingerprint(file.classes, file.parts[part]),
-        classification(logits_all, images.labels),
-        [{"name": name, "metrics": largest}],
-        {"logits": logits_all, "labels": images.labels},
+        _described_images(arrays, file.classes, about) | {"root": relative(file.root, checkpoint.parent)},
+        arrays,
         PACKAGES,
-        machine={"device": str(device), "threads": threads, "precision": precision, "store": store},
+        {"device": str(device), "threads": threads, "precision": precision, "store": store},
     )
+
+
+def _finite(checkpoint: Path, answers: NDArray[Any]) -> NDArray[Any]:
+    if not np.isfinite(answers).all():
+        raise FileError(checkpoint, "its answers are not finite numbers: damaged, or diverged in training")
+    return answers
+
+
+def _described_images(arrays: dict[str, NDArray[Any]], classes: list[str], about: list[dict[str, str]]) -> JSON:
+    labels, baseline = arrays["labels"], int(arrays["baselines"][0, 0])
+    found = scores(arrays["logits"], labels)
+    answered = np.bincount(found.answers, minlength=len(classes))
+    return {
+        **measurement.images(found, labels, arrays["baselines"], [f"always {classes[baseline]}"]),
+        "collapse": collapse.of_classes(answered, labels, int(found.right.sum()), baseline, classes),
+        **measurement.confusion(found, labels, classes),
+        "calibration": measurement.calibration(found),
+        "highest_loss": measurement.highest_loss(found, labels, classes, about),
+    }
 
 
 def _measure_sequences(checkpoint: Path, data: Path, part: str, cache: Path | None, report: Reporter) -> Measured:
@@ -181,31 +212,30 @@ def _measure_sequences(checkpoint: Path, data: Path, part: str, cache: Path | No
         answers = np.stack([begin(cell, run, engine).answers(chosen) for run in runs.values()])  # (K, N)
     except ValueError as error:
         raise FileError(checkpoint, f"damaged: {error}") from None
-    by_run = [regression(one, chosen.targets) for one in answers]
-    values = {key: [one[key] for one in by_run] for key in by_run[0]}
+    _finite(checkpoint, answers)
     try:
         halves = np.array([task.knows_one(x) for x in np.split(chosen.inputs, np.cumsum(chosen.lengths)[:-1])])
     except IndexError:
         raise FileError(data, "damaged: a sequence in which nothing is marked") from None
+    baselines = np.array([np.full_like(halves, task.constant), halves], np.float32)
+    names = [f"constant {task.constant:g}", "knows one of the two"]
+    content = measurement.sequences(answers, chosen.targets, baselines, names)
+    by_run = content.pop("by_run")
     return Measured(
+        "sequences",
         sequences.fingerprint(chosen),
-        {key: float(np.mean(found)) for key, found in values.items()},
-        [
-            {
-                "name": f"constant {task.constant:g}",
-                "metrics": regression(np.full_like(halves, task.constant), chosen.targets),
-            },
-            {"name": "knows one of the two", "metrics": regression(halves, chosen.targets)},
-        ],
+        {
+            **content,
+            "collapse": collapse.of_numbers(answers, chosen.targets, task.constant, cell.module is not None),
+            "by_length": regression_by_length(answers, chosen.targets, chosen.lengths),
+            "seeds": list(runs),
+            "per_seed": [{"seed": seed, **values} for seed, values in zip(runs, by_run, strict=True)],
+        },
         {
             "predictions": answers[0] if len(runs) == 1 else answers,
             "targets": chosen.targets,
             "lengths": chosen.lengths,
+            "baselines": baselines,
         },
         PACKAGES[engine.engine],
-        {
-            "by_length": regression_by_length(answers, chosen.targets, chosen.lengths),
-            "seeds": list(runs),
-            **({"runs": {key: over_runs(found) for key, found in values.items()}} if len(runs) > 1 else {}),
-        },
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -76,15 +77,15 @@ class Runs:
         """
         shown = {seed: -1 if run.done else len(run.records) for seed, run in self.runs.items()}
         with ThreadPoolExecutor(os.cpu_count() if self.config.engine == "compiled" else 1) as pool:
-            pending: set[Future[None]] = {
-                pool.submit(self._one, seed) for seed, run in self.runs.items() if not run.done
-            }
+            pending = deque(pool.submit(self._one, seed) for seed, run in self.runs.items() if not run.done)
             epochs = self._epochs()
             try:
                 while pending:
-                    ended, pending = wait(pending, TICK, FIRST_COMPLETED)
-                    for job in ended:
-                        job.result()
+                    wait([job for job in pending if not job.done()], TICK, FIRST_COMPLETED)
+                    while (
+                        pending and pending[0].done()
+                    ):  # in their order, so that it is the first one's error that is told
+                        pending.popleft().result()
                     self._tell(shown, report)
                     if caught() is not None:
                         self.stop.set()

@@ -16,8 +16,10 @@ from dlcv_cli.artifacts.lineage import Input, Recipe, Run, up_to_date, versions
 from dlcv_cli.artifacts.locks import claimed
 from dlcv_cli.config import GenConfig, Saving, SeqTrainConfig
 from dlcv_cli.errors import DlcvError, FileError, SettingError, lookup
-from dlcv_cli.sequences.cells import CELLS, Parameters, shapes
+from dlcv_cli.evaluation.collapse import of_numbers
+from dlcv_cli.sequences.cells import CELLS, Cell, Parameters, shapes
 from dlcv_cli.sequences.tasks import TASKS, Task, generate
+from dlcv_cli.sequences.training import begin
 from dlcv_cli.stages.compiled_code import compiled_code
 from dlcv_cli.stages.reporting import Outcome, Reporter
 from dlcv_cli.stages.resume import Partial, held_back, let_through
@@ -102,6 +104,7 @@ def train(
             runs = Runs(cell, task, file.parts["train"], file.parts["val"], config, partial, left).finish(
                 caught, report
             )
+            _look(cell, [one.best for one in runs.values()], file, config, report)
             outcome = _finish(output, recipe, run, file.task, count, runs, config, partial)
             let_through(caught, output)
     _complain(output)
@@ -132,6 +135,20 @@ def _finish(
         output, recipe, run, arrays, {"task": task}, about, {"total": count, "trainable": count}, records, best,
         PACKAGES[config.engine], partial, threads=threads,
     )  # fmt: skip
+
+
+def _look(
+    cell: Cell, kept: list[Parameters], file: sequences.SequenceFile, config: SeqTrainConfig, report: Reporter
+) -> None:
+    """Warns of a cell whose kept weights answer the validation sequences no better than a constant."""
+    if cell.module is None:
+        return
+    val = file.parts["val"]
+    answers = np.stack([begin(cell, weights, config).answers(val) for weights in kept])
+    found = of_numbers(answers, val.targets, known_task(file).constant)
+    if found["collapsed"]:
+        remedy = "try more --epochs, another --lr, --clip-norm 1, a gated --cell, or --chrono"
+        report.warn(f"collapsed on the validation part: {found['why']}; {remedy}")
 
 
 def _complain(output: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dlcv_cli.artifacts import splits, tensors
@@ -20,6 +21,8 @@ from dlcv_cli.artifacts.lineage import Input, Recipe, Run, versions
 from dlcv_cli.artifacts.splits import Split
 from dlcv_cli.config import FinetuneConfig, HeadConfig, Machine, Precision, ScratchConfig, TrainConfig, TrainMachine
 from dlcv_cli.errors import DivergedError, DlcvError, FileError, lookup, named
+from dlcv_cli.evaluation.collapse import of_classes
+from dlcv_cli.evaluation.metrics import largest_class
 from dlcv_cli.stages import weights
 from dlcv_cli.stages.activations import Frozen, sources
 from dlcv_cli.stages.reporting import Outcome, Reporter, parallel
@@ -211,7 +214,7 @@ def _train(
         (train_source, val_source), store = sources(frozen, (train, val), (config.epochs, 1), report)
         training = Training(start.network, parts, train_source, val_source, config, device, precision)
         with held_back() as caught:
-            epochs, speeds = _trained(training, partial, left, caught, report)
+            epochs, speeds = _trained(training, partial, left, caught, file.classes, report)
             arrays = {name: t.detach().cpu().contiguous().numpy() for name, t in start.network.state_dict().items()}
             subject = {"arch": start.arch, "precision": precision}
             kept = start.preprocessing.to_json()
@@ -237,6 +240,7 @@ def _trained(
     partial: Partial,
     left: tensors.Tensors | None,
     caught: Callable[[], int | None],
+    classes: list[str],
     report: Reporter,
 ) -> tuple[list[JSON], list[float]]:
     """Trains to the end, from what is left of a run before: each epoch's record, and its images a second."""
@@ -262,7 +266,9 @@ def _trained(
             ended = isinstance(event, Epoch)
             if isinstance(event, Epoch):
                 fields = asdict(event)
+                del fields["val_answered"]
                 report.record(fields)
+                _look(event, last, training.train.labels, training.val.labels, classes, report)
                 speeds.append(round(fields.pop("images_per_second"), 2))
                 epochs.append(fields)
             else:
@@ -277,6 +283,20 @@ def _trained(
         partial.remove()  # there is nothing to go on to
         raise
     return epochs, speeds
+
+
+def _look(
+    epoch: Epoch, epochs: int, train: NDArray[np.int64], val: NDArray[np.int64], classes: list[str], report: Reporter
+) -> None:
+    """Warns, half-way and at the end, of a network that answers the validation images as one would without eyes."""
+    if epoch.epoch not in ((epochs + 1) // 2, epochs):
+        return
+    right = round(epoch.val_accuracy * len(val))
+    found = of_classes(np.array(epoch.val_answered), val, right, largest_class(train), classes)
+    if found["collapsed"]:
+        remedy = "try a lower --lr, more --epochs, an --arch with batch normalisation, or pretrained weights (vgg head)"
+        share = f"{100 * found['share']:.1f} % of the answers are {found['most_frequent']}"
+        report.warn(f"collapsed after {epoch.epoch} of {epochs} epochs: {found['why']}; {share}; {remedy}")
 
 
 def parted(network: Network, trains: Sequence[str], device: torch.device) -> Cut:

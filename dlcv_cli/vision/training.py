@@ -47,6 +47,7 @@ class Epoch:
     val_accuracy: float
     images_per_second: float
     best: bool  # the best validation accuracy so far, the earliest where several are equal
+    val_answered: tuple[int, ...]  # (K,) how often it answers each class on the validation part
 
 
 def predict(suffix: nn.Module, source: Source, precision: str, batch_size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
@@ -70,15 +71,19 @@ class Score:
     loss: float = 0.0
     right: int = 0
     done: int = 0
+    answered: tuple[int, ...] = ()  # how often, by class
 
 
 def evaluate(suffix: nn.Module, source: Source, precision: str) -> Iterator[Score]:
-    """Yields the sums of cross-entropies in nats and of right answers so far; the last has all examples."""
+    """Yields sums so far: of cross-entropies in nats, right answers, answers by class; the last over all examples."""
     score = Score()
     for logits in predict(suffix, source, precision):
         labels = torch.from_numpy(source.labels[score.done : score.done + len(logits)]).to(logits.device)
         score.loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        score.right += int((logits.argmax(1) == labels).sum())
+        answers = logits.argmax(1)
+        score.right += int((answers == labels).sum())
+        answered = answers.bincount(minlength=logits.shape[1]).tolist()
+        score.answered = tuple(map(sum, zip(score.answered, answered, strict=True))) if score.done else tuple(answered)
         score.done += len(labels)
         yield score
 
@@ -175,6 +180,7 @@ class Training:
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
             "best": better,
+            "val_answered": score.answered,
         }
         self.epoch, self.done = self.epoch + 1, 0
         self.loss_sum.zero_()

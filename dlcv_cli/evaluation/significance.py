@@ -1,0 +1,202 @@
+"""Intervals and tests, as pure functions of arrays. Which is used where, and why: docs/statistics.md.
+
+What is drawn at random is a function of the data's size alone, so the same predictions give the same numbers.
+Letters: N examples, M sums, B draws, P pairs, K runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+Interval = tuple[float, float]
+
+TAIL = 0.025  # on each side of a 95 % interval
+DRAWS = 9_999
+LARGEST = 5_000  # beyond so many examples, groups of them are drawn
+EXACT = 13  # up to so many differences, every assignment of signs is looked at: 2**13 < DRAWS
+_ROWS = 500  # draws at a time: bounds the memory
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A number that is a function of sums over examples, so that a resample costs a matrix product.
+
+    values: (N, M) float64, what each example adds to each sum. of: sums (..., M) -> (...).
+    """
+
+    values: Floats
+    of: Callable[[Floats], Floats]
+
+    @property
+    def estimate(self) -> float:
+        """Its value on the examples themselves."""
+        return float(self.of(self.values.sum(0)))
+
+
+def mean_of(values: Array) -> Statistic:
+    """The mean of values (N,)."""
+    return Statistic(np.column_stack([values, np.ones(len(values))]), lambda sums: sums[..., 0] / sums[..., 1])
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """95 % interval of a share of n >= 1 independent examples. Source: Wilson 1927 (doi:10.2307/2276774)."""
+    z, p = _z(), successes / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return 0.0 if successes == 0 else middle - half, 1.0 if successes == n else middle + half
+
+
+def paired_shares(only_a: int, only_b: int, n: int) -> Interval:
+    """95 % interval of share a - share b on the same n examples, of which so many succeed in one of the two only.
+
+    Wald's, after one more example of either kind. Never of zero width, in [-1, 1].
+    Source: Bonett & Price 2012 (doi:10.3102/1076998611411915).
+    """
+    a, b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
+    half = _z() * math.sqrt((a + b - (a - b) ** 2) / (n + 2))
+    return max(-1.0, a - b - half), min(1.0, a - b + half)
+
+
+def mcnemar(only_a: int, only_b: int) -> tuple[float, float]:
+    """(mid-p, exact p), two-sided, of so many examples in which one of the two alone succeeds.
+
+    Source: McNemar 1947 (doi:10.1007/BF02295996); mid-p: Fagerland et al. 2013 (doi:10.1186/1471-2288-13-91).
+    """
+    from scipy.special import bdtr, gammaln
+
+    n, least = only_a + only_b, min(only_a, only_b)
+    below = 2 * float(bdtr(least, n, 0.5))
+    point = math.exp(gammaln(n + 1) - gammaln(least + 1) - gammaln(n - least + 1) - n * math.log(2))
+    return min(1.0, below - point), min(1.0, below)
+
+
+def bca(statistics: Sequence[Statistic], draws: int = DRAWS) -> list[Interval]:
+    """95 % bootstrap intervals, bias-corrected and accelerated, of statistics of the same N examples, same draws.
+
+    An interval has no width where all draws agree (one example, equal values).
+    Source: Efron 1987 (doi:10.2307/2289144).
+    """
+    values = _grouped(np.column_stack([s.values for s in statistics]))
+    edges = list(itertools.accumulate((s.values.shape[1] for s in statistics), initial=0))
+    drawn = np.concatenate([counts @ values for counts in _resamples(len(values), draws)])
+    without = values.sum(0) - values  # the sums with one example left out
+    found = []
+    for statistic, low, high in zip(statistics, edges, edges[1:], strict=False):
+        some = slice(low, high)
+        left_out = statistic.of(without[:, some]) if len(values) > 1 else np.zeros(1)
+        found.append(_bca(statistic.estimate, statistic.of(drawn[:, some]), left_out))
+    return found
+
+
+def _bca(estimate: float, drawn: Floats, left_out: Floats) -> Interval:
+    from scipy.special import ndtr, ndtri
+
+    tolerance = 1e-12 * max(abs(estimate), 1e-300)
+    if np.ptp(drawn) <= tolerance:
+        return estimate, estimate
+    z0 = ndtri((np.mean(drawn < estimate) + np.mean(drawn <= estimate)) / 2)
+    influence = left_out.mean() - left_out
+    spread = np.sum(influence**2) ** 1.5
+    acceleration = np.sum(influence**3) / (6 * spread) if spread > 0 else 0.0
+    if not np.isfinite(z0):  # all draws on one side: nothing to correct by
+        z0, acceleration = 0.0, 0.0
+    tails = z0 + np.array([-_z(), _z()])
+    low, high = np.quantile(drawn, ndtr(z0 + tails / (1 - acceleration * tails)))
+    return float(low), float(high)
+
+
+def _grouped(values: Floats) -> Floats:
+    """The values (N, M), or beyond LARGEST examples the sums of as many random groups: as exact, in bounded time."""
+    n = len(values)
+    if n <= LARGEST:
+        return values
+    order = np.random.default_rng(n).permutation(n)
+    grouped: Floats = np.add.reduceat(values[order], np.arange(LARGEST) * n // LARGEST)
+    return grouped
+
+
+def _resamples(n: int, draws: int) -> Iterator[Floats]:
+    """How often each of n examples occurs in each of the draws with replacement, some rows (.., n) at a time."""
+    rng = np.random.default_rng(n)
+    for begin in range(0, draws, _ROWS):
+        chosen = rng.integers(0, n, (min(_ROWS, draws - begin), n), dtype=np.uint16)
+        yield np.array([np.bincount(row, minlength=n) for row in chosen], np.float64)
+
+
+def sign_flips(differences: Array, draws: int = DRAWS) -> list[float]:
+    """Two-sided p of each row of paired differences (P, N): how often swapping pairs at random gives a sum as large.
+
+    Every assignment of signs up to EXACT differences that are not 0, else `draws` random ones, itself counted.
+    Source: Fisher 1935, The Design of Experiments, 21; Phipson & Smyth 2010 (doi:10.2202/1544-6115.1585).
+    """
+    grouped = _grouped(np.asarray(differences, np.float64).T)
+    # what of a sum may be rounding: swaps that give the same sum count as the same
+    totals = np.abs(grouped.sum(0)) - 1e-12 * np.abs(grouped).sum(0)
+    few = [np.count_nonzero(column) <= EXACT for column in grouped.T]
+    as_large = np.zeros(grouped.shape[1])
+    if not all(few):
+        rng, n = np.random.default_rng(len(grouped)), len(grouped)
+        for begin in range(0, draws, _ROWS):
+            rows = min(_ROWS, draws - begin)
+            bits = np.unpackbits(np.frombuffer(rng.bytes(-(-rows * n // 8)), np.uint8), count=rows * n)
+            signs = 2.0 * bits.reshape(rows, n) - 1
+            as_large += (np.abs(signs @ grouped) >= totals).sum(0)
+    found = (as_large + 1) / (draws + 1)
+    for number in np.flatnonzero(few):
+        some = grouped[grouped[:, number] != 0, number]
+        signs = 2.0 * ((np.arange(2 ** len(some))[:, None] >> np.arange(len(some))) & 1) - 1
+        found[number] = np.mean(np.abs(signs @ some) >= totals[number])
+    return [float(p) for p in found]
+
+
+def t_interval(values: Array) -> Interval:
+    """95 % interval of the mean of K >= 2 independent values. Source: Student 1908 (doi:10.2307/2331554)."""
+    return t_test(values, 0.0, paired=False)[1]
+
+
+def t_test(a: Array, b: Array | float, paired: bool) -> tuple[float, Interval, float]:
+    """(mean a - mean b, its 95 % interval, two-sided p) of K >= 2 runs each, or of runs against a fixed number.
+
+    Paired: a[k] and b[k] belong together. Else Welch's. Source: Student 1908; Welch 1947 (doi:10.2307/2332510).
+    """
+    if paired or isinstance(b, float):
+        d = a - b
+        return _t(d.mean(), d.std(ddof=1) / math.sqrt(len(d)), len(d) - 1)
+    va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1)) if va + vb > 0 else 1.0
+    return _t(a.mean() - b.mean(), math.sqrt(va + vb), freedom)
+
+
+def _t(mean: float, error: float, freedom: float) -> tuple[float, Interval, float]:
+    from scipy.special import stdtr, stdtrit
+
+    mean = float(mean)
+    if error <= 1e-14 * abs(mean) or error == 0:  # all the same, but for rounding
+        return mean, (mean, mean), 1.0 if mean == 0 else 0.0
+    half = float(stdtrit(freedom, 1 - TAIL)) * error
+    return mean, (mean - half, mean + half), float(2 * stdtr(freedom, -abs(mean) / error))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """The p-values corrected for their number, so that a false alarm among them all is as rare as in one.
+
+    Source: Holm 1979 (Scandinavian Journal of Statistics 6, 65-70).
+    """
+    found, largest = [0.0] * len(ps), 0.0
+    for rank, number in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[number]))
+        found[number] = largest
+    return found
+
+
+def _z() -> float:
+    return 1.959963984540054  # the normal distribution's 97.5 % point

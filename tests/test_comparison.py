@@ -1,0 +1,223 @@
+"""What evaluations of the same data come to, what of different data, and which networks have collapsed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dlcv_cli.errors import DlcvError
+from dlcv_cli.evaluation import measurement
+from dlcv_cli.evaluation.collapse import of_classes, of_numbers
+from dlcv_cli.evaluation.comparison import Evaluated, compare
+from dlcv_cli.evaluation.metrics import scores
+
+# ----------------------------------------------------------------------------------------------------------- collapse
+
+
+def verdict(answers: list[int], labels: list[int]) -> dict[str, Any]:
+    """What is said of these answers, where class 0 is the baseline's."""
+    classes = max(labels) + 1
+    right = sum(a == b for a, b in zip(answers, labels, strict=True))
+    answered = np.bincount(answers, minlength=classes)
+    return of_classes(answered, np.array(labels), right, 0, [f"c{k}" for k in range(classes)])
+
+
+def test_collapsed_to_one_answer() -> None:
+    """Always the largest class: called so, with what it answers and how often."""
+    labels = [0] * 40 + [k for k in range(1, 20) for _ in range(5)]
+    found = verdict([0] * len(labels), labels)
+    assert found["collapsed"] is True
+    assert (found["answers"], found["most_frequent"], found["share"]) == (1, "c0", 1.0)
+    assert "1 of 20 classes" in found["why"]
+
+
+def test_collapsed_to_few_classes() -> None:
+    """Right well above the baseline, but with a quarter of the classes: collapsed; with more, and as right, not."""
+    labels = [k for k in range(8) for _ in range(25)]
+    assert verdict([label if label < 2 else 1 for label in labels], labels)["why"] == "answers with 2 of 8 classes"
+    assert not verdict([label if label < 3 else 1 for label in labels], labels)["collapsed"]
+
+
+def test_no_better_than_the_baseline() -> None:
+    """Many different answers, but right no more often than the upper end of the baseline's interval."""
+    labels = [0] * 30 + [k for k in range(1, 10) for _ in range(10)]
+    shuffled = np.random.default_rng(0).permutation(labels).tolist()
+    found = verdict(shuffled, labels)
+    assert found["collapsed"] is True
+    assert "no better than always c0" in found["why"]
+    assert not verdict(labels, labels)["collapsed"]
+    assert verdict([0, 1] * 15, [0, 0, 1] * 10)["collapsed"], "30 examples"
+    assert not verdict([0, 1] * 14, [0, 0, 1, 1] * 7)["collapsed"], "fewer say nothing"
+
+
+@pytest.mark.parametrize(
+    ("noise", "scale", "why"),
+    [(0.01, 0.0, "the same within"), (0.45, 1.0, "no better than constant 1"), (0.1, 1.0, None)],
+)
+def test_collapsed_cells(noise: float, scale: float, why: str | None) -> None:
+    """Constant answers, and answers no nearer than the constant, are collapses; a middling cell is none."""
+    rng = np.random.default_rng(0)
+    targets = rng.random((2, 400)).sum(0).astype(np.float32)
+    answers = (1 + scale * (targets - 1) + rng.normal(0, noise, 400)).astype(np.float32)
+    found = of_numbers(answers[None], targets, 1.0)
+    assert found["collapsed"] is (why is not None)
+    assert (why or "") in (found["why"] or "")
+    good = targets + rng.normal(0, 0.01, 400).astype(np.float32)
+    several = of_numbers(np.array([answers, good, good]), targets, 1.0)
+    assert (several["why"] or "").startswith("1 of 3 runs") is (why is not None)
+    assert not of_numbers(answers[None], targets, 1.0, learns=False)["collapsed"]
+
+
+# -------------------------------------------------------------------------------------------------------- comparisons
+
+
+def images(name: str, logits: Any, labels: Any, examples: Any, fingerprint: str = "f" * 64) -> Evaluated:
+    """An evaluation of images by these logits."""
+    labels = np.asarray(labels)
+    arrays = {"logits": logits.astype(np.float32), "labels": labels, "examples": np.asarray(examples)}
+    arrays["baselines"] = np.zeros((1, len(labels)), np.int64)
+    found = scores(arrays["logits"], labels)
+    data = {"study": "images", "split": "test", "n": len(labels), "path": name, "fingerprint": fingerprint}
+    document = {
+        "data": data, **measurement.images(found, labels, arrays["baselines"], ["always c0"]),
+        "collapse": {}, "contamination": {"examples": 0, "by_chance": False},
+        "per_class": [{"class": f"c{k}"} for k in range(logits.shape[1])],
+    }  # fmt: skip
+    return Evaluated(name, document, arrays)
+
+
+def cells(name: str, errors: Any, seeds: list[int], fingerprint: str = "f" * 64) -> Evaluated:
+    """An evaluation of sequences by these errors (runs, N)."""
+    n = errors.shape[1]
+    targets = np.linspace(0, 2, n, dtype=np.float32)
+    arrays = {"predictions": (targets + errors).astype(np.float32), "targets": targets}
+    arrays |= {"baselines": np.ones((1, n), np.float32), "examples": unique(n)}
+    content = measurement.sequences(arrays["predictions"], targets, arrays["baselines"], ["constant 1"])
+    data = {"study": "sequences", "split": "test", "n": n, "path": name, "fingerprint": fingerprint}
+    leak = {"examples": 0, "by_chance": False}
+    return Evaluated(name, {"data": data, **content, "seeds": seeds, "collapse": {}, "contamination": leak}, arrays)
+
+
+def some_logits(seed: int, labels: Any, right: float) -> Any:
+    """Logits over 4 classes that are right this often."""
+    rng = np.random.default_rng(seed)
+    answers = np.where(rng.random(len(labels)) < right, labels, (labels + 1) % 4)
+    return np.eye(4)[answers] * 3 + rng.normal(0, 0.1, (len(labels), 4))
+
+
+def unique(n: int) -> Any:
+    """n different rows of 32 bytes."""
+    rows = np.zeros((n, 32), np.uint8)
+    rows[:, :4] = np.arange(n, dtype=np.uint32)[:, None].view(np.uint8)
+    return rows
+
+
+LABELS = np.arange(400) % 4
+
+
+def test_pairs_of_images() -> None:
+    """Accuracies by McNemar, recalls by permutation and bootstrap, corrected over the rows, each against one."""
+    given = [images(n, some_logits(s, LABELS, r), LABELS, unique(400)) for n, s, r in
+             (("a", 0, 0.7), ("b", 1, 0.9), ("c", 2, 0.72))]  # fmt: skip
+    found = compare(given, reference="b")
+    assert found["reference"] == "b"
+    pairs = {(pair["name"], pair["metric"]): pair for pair in found["pairs"]}
+    assert len(pairs) == 6
+    right = {e.name: e.arrays["logits"].argmax(1) == LABELS for e in given} | {"baseline: always c0": LABELS == 0}
+    for name, one in right.items():
+        if name == "b":
+            continue
+        pair = pairs[name, "top1_accuracy"]
+        only, lost = int((one & ~right["b"]).sum()), int((right["b"] & ~one).sum())
+        assert (pair["only_row"], pair["only_reference"]) == (only, lost)
+        assert pair["difference"] == pytest.approx(one.mean() - right["b"].mean())
+        exact = stats.binomtest(only, only + lost).pvalue
+        assert pair["p_exact"] == pytest.approx(exact)
+        assert pair["p"] == pytest.approx(exact - stats.binom.pmf(only, only + lost, 0.5))
+        assert pair["interval"][0] <= pair["difference"] <= pair["interval"][1]
+        recall = pairs[name, "mean_per_class_recall"]
+        assert recall["difference"] == pytest.approx(pair["difference"]), "all classes are as large"
+        assert (recall["n"], recall["over"]) == (400, "examples")
+    for metric in ("top1_accuracy", "mean_per_class_recall"):
+        of_metric = sorted((p["p"], p["p_holm"]) for p in found["pairs"] if p["metric"] == metric)
+        assert of_metric[0][1] == pytest.approx(3 * of_metric[0][0])
+    assert compare(given, reference="b") == found, "the same predictions, the same numbers"
+
+
+def test_sentences() -> None:
+    """The winner comes first, with points, interval and p; what is not significant is no evidence of a difference."""
+    given = [images(n, some_logits(s, LABELS, r), LABELS, unique(400)) for n, s, r in
+             (("a", 0, 0.7), ("b", 1, 0.9), ("c", 2, 0.7), ("same", 0, 0.7))]  # fmt: skip
+    sentences = [pair["sentence"] for pair in compare(given)["pairs"][:4]]
+    points = 100 * (given[1].document["metrics"]["top1_accuracy"] - given[0].document["metrics"]["top1_accuracy"])
+    assert sentences[0].startswith(f"b beats a by {points:.1f} points in top-1 accuracy (95 % interval ")
+    assert sentences[0].endswith(", p < 0.001)")
+    assert sentences[1].startswith("no evidence of a difference between c and a in top-1 accuracy (")
+    assert sentences[2].startswith("no evidence of a difference between same and a in top-1 accuracy (+0.0 points, ")
+    assert sentences[2].endswith("p = 1)")
+    assert sentences[3].startswith("a beats baseline: always c0 by "), "the reference may win"
+
+
+def test_one_question_a_p() -> None:
+    """Several runs of both: over seeds, paired where the seeds are the same; one run: over examples, runs averaged."""
+    rng = np.random.default_rng(0)
+    errors = {n: rng.normal(0, s, (k, 60)) for n, s, k in (("a", 0.5, 6), ("b", 0.4, 6), ("c", 0.3, 5), ("d", 0.3, 1))}
+    seeds = {"a": [*range(6)], "b": [*range(6)], "c": [7, 8, 9, 10, 11], "d": [0]}
+    found = compare([cells(name, errors[name], seeds[name]) for name in errors])
+    mse = {name: (np.float32(0) + e**2).mean(1) for name, e in errors.items()}
+    b, c, d, constant = found["pairs"]
+    assert [(p["test"], p["over"]) for p in (b, c, d, constant)] == [
+        ("paired t", "seeds"), ("Welch's t", "seeds"), ("paired permutation", "examples"), ("t", "seeds"),
+    ]  # fmt: skip
+    assert len({b["question"], d["question"]}) == 2
+    assert b["p"] == pytest.approx(stats.ttest_rel(mse["b"], mse["a"]).pvalue, rel=1e-3)
+    assert c["p"] == pytest.approx(stats.ttest_ind(mse["c"], mse["a"], equal_var=False).pvalue, rel=1e-3)
+    fixed = float(np.mean((1 - np.linspace(0, 2, 60)) ** 2))
+    assert constant["p"] == pytest.approx(stats.ttest_1samp(mse["a"], fixed).pvalue, rel=1e-3)
+    assert constant["difference"] == pytest.approx(fixed - mse["a"].mean(), rel=1e-3)
+    assert constant["interval"][0] < constant["difference"] < constant["interval"][1]
+    assert d["difference"] == pytest.approx(mse["d"].mean() - mse["a"].mean(), rel=1e-3)
+
+
+def test_common_examples() -> None:
+    """Only in extra examples: refused with their number, and compared on the shared ones by --common, as if alone."""
+    a = images("a", some_logits(0, LABELS, 0.7), LABELS, unique(400))
+    logits = some_logits(1, LABELS, 0.9)
+    order = np.random.default_rng(0).permutation(400)[:300]
+    extra = images("b", logits[order], LABELS[order], unique(400)[order], "e" * 64)
+    with pytest.raises(DlcvError, match=r"b and a were measured on different data .*--common compares on the 300"):
+        compare([a, extra])
+    found = compare([a, extra], common=True)
+    kept = np.sort(order)
+    one, other = (images(n, x[kept], LABELS[kept], unique(400)[kept]) for n, x in
+                  (("a", a.arrays["logits"]), ("b", logits)))  # fmt: skip
+    alone = compare([one, other])
+    assert (found["n"], found["common"], alone["common"]) == (300, {"a": 400, "b": 300}, None)
+    for mine, theirs in zip(found["rows"] + found["pairs"], alone["rows"] + alone["pairs"], strict=True):
+        assert mine == theirs
+    stranger = images("s", logits, LABELS, unique(800)[400:], "d" * 64)
+    with pytest.raises(DlcvError, match="they share no example"):
+        compare([a, stranger], common=True)
+    relabelled = images("r", logits, (LABELS + 1) % 4, unique(400), "c" * 64)
+    with pytest.raises(DlcvError, match="another set of labels"):
+        compare([a, relabelled], common=True)
+
+
+def test_equal_networks_are_both_best() -> None:
+    """Where two networks share the best value, both carry the star, and the better baseline carries none."""
+    given = [cells("a", np.full((1, 9), 3.0), [0]), cells("b", np.full((1, 9), 3.0), [0])]
+    rows = compare(given)["rows"]
+    assert [row["best"] for row in rows] == [["mse", "mae", "close", "r2"]] * 2 + [[]]
+    assert rows[2]["metrics"]["mse"] < rows[0]["metrics"]["mse"], "the case can tell"
+
+
+@pytest.mark.parametrize(("key", "what"), [("study", "kind of study"), ("split", "part"), ("fingerprint", "data")])
+def test_compare_refuses_different_data(key: str, what: str) -> None:
+    """Evaluations of another study, part or data are not put in one table; both are named."""
+    a, b, c = (cells(name, np.full((1, 9), 3.0), [0]) for name in "abc")
+    c.document["data"][key] = "different" * 8
+    with pytest.raises(DlcvError, match=rf"c and a were measured on different data \(another {what}: "):
+        compare([a, b, c])

@@ -1,0 +1,282 @@
+"""Every interval and p-value against scipy, statsmodels or mlxtend, on hundreds of random cases and the edge ones."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from mlxtend.evaluate import mcnemar as mlxtend_mcnemar
+from numpy.random import default_rng
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import r2_score, recall_score
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.weightstats import zconfint
+
+from dlcv_cli.evaluation import significance
+from dlcv_cli.evaluation.metrics import calibration_of, r2_of, recall_of, scores
+from dlcv_cli.evaluation.significance import (
+    Statistic,
+    bca,
+    holm,
+    mcnemar,
+    mean_of,
+    paired_shares,
+    sign_flips,
+    t_interval,
+    t_test,
+    wilson,
+)
+
+Floats = NDArray[np.float64]
+CLOSE = {"rel": 1e-9, "abs": 1e-12}
+
+
+# ------------------------------------------------------------------------------------------------------------- shares
+
+
+def test_wilson_is_statsmodels() -> None:
+    """Wilson's interval, for every number of successes of 1 to 40 and for random larger n."""
+    cases = [(k, n) for n in range(1, 41) for k in range(n + 1)]
+    cases += [(int(rng.integers(0, n + 1)), n) for rng, n in ((default_rng(i), 41 + 37 * i) for i in range(100))]
+    for successes, n in cases:
+        expected = proportion_confint(successes, n, method="wilson")
+        assert wilson(successes, n) == pytest.approx(expected, **CLOSE), (successes, n)
+
+
+def test_wilson_ends_at_the_ends() -> None:
+    """0 of n begins at exactly 0, n of n ends at exactly 1, and neither has no width."""
+    assert wilson(0, 7)[0] == 0 < wilson(0, 7)[1]
+    assert wilson(7, 7)[0] < 1 == wilson(7, 7)[1]
+
+
+def test_paired_shares_is_walds_with_one_more_of_either_kind() -> None:
+    """The interval is statsmodels' z interval of the differences, to which +1 and -1 are added (Bonett & Price)."""
+    for seed in range(200):
+        rng = default_rng(seed)
+        n = int(rng.integers(1, 400))
+        a, b, _ = rng.multinomial(n, rng.dirichlet([1, 1, 5]))
+        differences = np.repeat([1.0, -1.0, 0.0], [a + 1, b + 1, n - a - b])
+        expected = np.clip(zconfint(differences, ddof=0), -1, 1)
+        assert paired_shares(int(a), int(b), n) == pytest.approx(expected, **CLOSE)
+    low, high = paired_shares(0, 0, 1)
+    assert -1 <= low < 0 < high <= 1, "identical systems, one example: no certainty"
+
+
+def test_mcnemar_is_statsmodels_and_mlxtends() -> None:
+    """The exact p is theirs for all tables up to 25; mid-p takes off half of what the observed table itself weighs."""
+    for a in range(26):
+        for b in range(26):
+            mid, exact = mcnemar(a, b)
+            assert exact == pytest.approx(statsmodels_mcnemar([[3, a], [b, 5]], exact=True).pvalue, **CLOSE)
+            expected = stats.binomtest(a, a + b).pvalue - stats.binom.pmf(a, a + b, 0.5) if a != b else 1.0
+            assert mid == pytest.approx(expected, **CLOSE), (a, b)
+    for a, b in ((9, 2), (12, 12), (1, 30), (170, 130)):
+        _, p = mlxtend_mcnemar(np.array([[3, a], [b, 5]]), exact=True)
+        assert mcnemar(a, b)[1] == pytest.approx(min(1, p), **CLOSE)
+    assert mcnemar(0, 0) == (1, 1), "identical systems"
+
+
+# ---------------------------------------------------------------------------------------------------------- bootstrap
+
+
+def scipys_draws(monkeypatch: pytest.MonkeyPatch, n: int, draws: int) -> Floats:
+    """Resamples that both scipy and dlcv are given: the counts of rows of indices."""
+    index = default_rng((n, draws)).integers(0, n, (draws, n))
+    counts = np.array([np.bincount(row, minlength=n) for row in index], np.float64)
+    monkeypatch.setattr(significance, "_resamples", lambda size, count: [counts])
+    return index
+
+
+def scipys_bca(statistic: Callable[[NDArray[np.int64]], float], index: Floats, n: int) -> tuple[float, float]:
+    """scipy's BCa interval of a function of example numbers, from these resamples."""
+    distribution = np.array([statistic(row) for row in index])
+    given = stats.bootstrap(
+        (np.arange(n),), lambda some, axis=-1: np.apply_along_axis(statistic, axis, some),
+        bootstrap_result=type("Given", (), {"bootstrap_distribution": distribution})(), n_resamples=0, method="BCa",
+    )  # fmt: skip
+    return float(given.confidence_interval.low), float(given.confidence_interval.high)
+
+
+def cases(kind: str, rng: np.random.Generator, n: int) -> tuple[Statistic, Callable[[NDArray[np.int64]], float]]:
+    """A statistic, and the same by scikit-learn or NumPy from the examples of these numbers."""
+    labels = rng.integers(0, 4, n)
+    logits = rng.normal(0, 2, (n, 4)).astype(np.float32)
+    logits[np.arange(n), labels] += 1
+    found = scores(logits, labels)
+    if kind == "mean":
+        return mean_of(found.losses), lambda i: float(found.losses[i].mean())
+    if kind == "recall":
+        return recall_of(found.right, labels), lambda i: float(
+            recall_score(labels[i], found.answers[i], labels=np.unique(labels[i]), average="macro")
+        )
+    if kind == "calibration":
+
+        def ece(i: NDArray[np.int64]) -> float:
+            right, sure = found.right[i], found.confidences[i]
+            accuracy, confidence = calibration_curve(right, sure, n_bins=15)
+            counts = np.bincount(np.clip(np.ceil(sure * 15) - 1, 0, 14).astype(int), minlength=15)
+            return float(np.abs(accuracy - confidence) @ counts[counts > 0] / len(i))
+
+        return calibration_of(found), ece
+    targets = rng.random(n).astype(np.float32)
+    answers = (targets + rng.normal(0, 0.2, n)).astype(np.float32)
+    return r2_of(answers, targets), lambda i: float(r2_score(targets[i].astype(float), answers[i].astype(float)))
+
+
+@pytest.mark.parametrize("kind", ["mean", "recall", "calibration", "r2"])
+def test_statistics_of_resamples(kind: str) -> None:
+    """A statistic of a resample, by its sums, is scikit-learn's of the same examples, where classes may be absent."""
+    for seed in range(25):
+        rng = default_rng(seed)
+        n = int(rng.integers(6, 60))
+        statistic, truth = cases(kind, rng, n)
+        index = rng.integers(0, n, n)
+        sums = np.bincount(index, minlength=n) @ statistic.values
+        assert float(statistic.of(sums)) == pytest.approx(truth(index), **CLOSE)
+        assert statistic.estimate == pytest.approx(truth(np.arange(n)), **CLOSE)
+
+
+@pytest.mark.parametrize(("kind", "repeats"), [("mean", 60), ("recall", 4), ("calibration", 4), ("r2", 6)])
+def test_bca_is_scipys(monkeypatch: pytest.MonkeyPatch, kind: str, repeats: int) -> None:
+    """Given the same resamples, the interval is the one of scipy.stats.bootstrap."""
+    for seed in range(repeats):
+        rng = default_rng((1, seed))
+        n = int(rng.integers(12, 50))
+        statistic, truth = cases(kind, rng, n)
+        index = scipys_draws(monkeypatch, n, 199)
+        [found] = bca([statistic])
+        assert found == pytest.approx(scipys_bca(truth, index, n), rel=1e-7)
+
+
+def test_bca_of_many_is_bca_of_each() -> None:
+    """Statistics that share their draws have the intervals that each has alone."""
+    some = [cases(kind, default_rng(5), 40)[0] for kind in ("mean", "recall", "calibration", "r2")]
+    assert bca(some, 499) == [pytest.approx(bca([one], 499)[0]) for one in some]
+    assert bca(some, 499) == bca(some, 499), "the draws are a function of the data's size"
+
+
+def test_bca_is_scipys_with_its_own_draws() -> None:
+    """With draws of its own, the interval is scipy's but for what 9,999 draws leave to chance."""
+    values = default_rng(3).gamma(0.5, 1, 300)
+    expected = stats.bootstrap((values,), np.mean, rng=default_rng(0)).confidence_interval
+    [(low, high)] = bca([mean_of(values)])
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.03 * (expected.high - expected.low))
+
+
+@pytest.mark.parametrize("values", [[0.5], [2.0, 2.0, 2.0], [0.0, 0.0]])
+def test_bca_without_spread(values: list[float]) -> None:
+    """One example, or equal values: an interval without width at the value, and no warning."""
+    assert bca([mean_of(np.array(values))]) == [(values[0], values[0])]
+
+
+def test_bca_of_mostly_ties() -> None:
+    """A statistic whose draws nearly all tie still has a finite interval around it."""
+    values = np.zeros(300)
+    values[0] = 1
+    [(low, high)] = bca([mean_of(values)])
+    assert 0 <= low <= values.mean() <= high < 0.1
+
+
+def test_bca_of_many_examples() -> None:
+    """Beyond LARGEST examples groups are drawn: the interval is the one of all examples but for chance."""
+    values = np.sort(default_rng(0).gamma(0.5, 1, 20_000))  # sorted as a split is by class: groups must not follow it
+    grouped = bca([mean_of(values)])[0]
+    half = 1.96 * values.std() / math.sqrt(len(values))
+    assert grouped == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
+
+
+# ------------------------------------------------------------------------------------------------------- permutations
+
+
+def scipys_flips(differences: Floats, draws: int) -> float:
+    """scipy's two-sided p of swapping the members of pairs."""
+    found = stats.permutation_test(
+        (differences, np.zeros_like(differences)), lambda a, b, axis: np.sum(a - b, axis=axis), vectorized=True,
+        permutation_type="samples", n_resamples=draws, rng=default_rng(0),
+    )  # fmt: skip
+    return float(found.pvalue)
+
+
+def test_sign_flips_are_scipys() -> None:
+    """Up to 10 pairs every swap is looked at, and p is scipy's exact one, ties and zeros included."""
+    for seed in range(150):
+        rng = default_rng(seed)
+        n = int(rng.integers(2, 11))
+        values = rng.normal(0.3, 1, n) if seed % 3 else rng.integers(-2, 3, n) / 7
+        found = sign_flips(values[None])[0]
+        assert found == pytest.approx(scipys_flips(values, 5000), **CLOSE), values
+
+
+def test_random_sign_flips_are_scipys() -> None:
+    """Of more pairs, p is scipy's within what random swaps leave to chance, and never 0; rows do not meddle."""
+    rng = default_rng(0)
+    rows = rng.standard_t(3, (40, 60)) + np.linspace(0, 0.4, 40)[:, None]
+    found = sign_flips(rows)
+    for p, row in zip(found, rows, strict=True):
+        assert p == pytest.approx(scipys_flips(row, 4999), abs=4 * math.sqrt(2 * p / 4999))
+    assert sign_flips(rows[3:4]) == [pytest.approx(found[3])]
+    assert sign_flips(np.ones((1, 200))) == [1 / 10_000]
+
+
+def test_sign_flips_without_a_difference() -> None:
+    """Identical systems have p = 1, whatever their number; so has one example."""
+    assert sign_flips(np.zeros((2, 500))) == [1, 1]
+    assert sign_flips(np.array([[0.3]])) == [1]
+
+
+# -------------------------------------------------------------------------------------------------------------- seeds
+
+
+def test_t_tests_are_scipys() -> None:
+    """Differences, intervals and p over seeds, paired, of different seeds, and against a fixed number."""
+    for seed in range(150):
+        rng = default_rng(seed)
+        a, b = rng.lognormal(0, 0.5, int(rng.integers(2, 40))), rng.lognormal(0.1, 0.3, int(rng.integers(2, 40)))
+        c = a * rng.lognormal(0, 0.2, len(a))
+        for expected, found, gap in (
+            (stats.ttest_rel(a, c), t_test(a, c, True), a.mean() - c.mean()),
+            (stats.ttest_ind(a, b, equal_var=False), t_test(a, b, False), a.mean() - b.mean()),
+            (stats.ttest_1samp(a - 1.1, 0), t_test(a, 1.1, False), a.mean() - 1.1),
+        ):
+            ends = expected.confidence_interval()
+            assert found[0] == pytest.approx(gap, **CLOSE)
+            assert found[1] == pytest.approx((ends.low, ends.high), rel=1e-8, abs=1e-12)
+            assert found[2] == pytest.approx(expected.pvalue, rel=1e-8)
+        mean, error = a.mean(), stats.sem(a)
+        assert t_interval(a) == pytest.approx(stats.t.interval(0.95, len(a) - 1, mean, error), **CLOSE)
+
+
+def test_t_tests_without_spread() -> None:
+    """Runs that are all alike: no difference is p = 1, any other is certain; no warning of a division by 0."""
+    same = np.full(5, 0.1)
+    assert t_test(same, same, True) == (0, (0, 0), 1)
+    assert t_test(same, same.copy(), False) == (0, (0, 0), 1)
+    difference, interval, p = t_test(same, 0.3, False)
+    assert (difference, interval, p) == (pytest.approx(-0.2), pytest.approx((-0.2, -0.2)), 0)
+
+
+def test_holm_is_statsmodels() -> None:
+    """Corrected p-values in the order given, with ties and none: statsmodels', and Bonferroni's of all that hold it."""
+    for seed in range(200):
+        rng = default_rng(seed)
+        ps = rng.random(int(rng.integers(1, 7))).round(int(rng.integers(1, 6))).tolist()
+        closed = [
+            max(
+                min(1.0, len(some) * min(some))
+                for size in range(len(ps))
+                for others in itertools.combinations(ps[:i] + ps[i + 1 :], size)
+                if (some := [p, *others])
+            )
+            for i, p in enumerate(ps)
+        ]
+        assert holm(ps) == pytest.approx(closed, **CLOSE)
+        if seed < 12:  # slow
+            assert holm(ps) == pytest.approx(multipletests(ps, method="holm")[1], **CLOSE)
+    assert holm([]) == []

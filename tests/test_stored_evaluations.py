@@ -1,0 +1,121 @@
+"""Stored evaluations and predictions are trusted in nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Run, dlcv
+from test_contamination import THREADS, chain, folder, read  # noqa: F401
+
+from dlcv_cli.artifacts import tensors
+from dlcv_cli.artifacts.files import sha256
+
+
+@pytest.fixture(scope="module")
+def evaluated(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the chain with head and finetune evaluated, without what only an evaluation needs."""
+    folder = Path(shutil.copytree(chain, tmp_path_factory.mktemp("evaluated") / "folder"))
+    dlcv("eval", folder / "head.safetensors", folder / "finetune.safetensors", *THREADS)
+    for photos in ("photos", "others"):
+        shutil.rmtree(folder / photos)
+    return folder
+
+
+@pytest.fixture
+def judged(evaluated: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(evaluated, tmp_path / "judged"))
+
+
+def test_reference_and_common_are_options_of_compare(run: Run, folder: Path) -> None:
+    """An unknown reference, and --reference without --compare, are wrong usage, before anything is evaluated."""
+    head = folder / "head.safetensors"
+    for options in (("--reference", "head"), ("--common",), ("--compare", "--reference", "tail")):
+        result = run("eval", head, *options)
+        assert (result.exit_code, result.stdout) == (2, "")
+    assert not (folder / "head.test.eval.json").exists()
+
+
+Damage = Callable[[dict[str, Any]], Any]
+WRONG: dict[str, Damage] = {
+    "an interval upside down": lambda d: d["intervals"].update(loss=[2, 1]),
+    "an interval of one": lambda d: d["baselines"][0]["intervals"].update(top1_accuracy=[1]),
+    "a metric of text": lambda d: d["metrics"].update(loss="1"),
+    "a true metric": lambda d: d["metrics"].update(loss=True),
+    "no loss": lambda d: d["metrics"].pop("loss"),
+    "a share beyond 1": lambda d: d["collapse"].update(share=1.5),
+    "collapsed by a number": lambda d: d["collapse"].update(collapsed=1),
+    "contamination below 0": lambda d: d["contamination"].update(examples=-1),
+    "no contamination": lambda d: d.pop("contamination"),
+    "a class beyond the last": lambda d: d["confusion"].append([0, 2, 1]),
+    "a cell of two": lambda d: d["confusion"].append([0, 1]),
+    "a nameless class": lambda d: d["per_class"][0].pop("class"),
+    "a recall of text": lambda d: d["per_class"][0].update(recall="high"),
+    "a path of a number": lambda d: d["highest_loss"][0].update(path=3),
+    "a bin beyond 1": lambda d: d["calibration"][0].update(confidence=2),
+    "a root of nothing": lambda d: d.update(root=None),
+    "a study of one's own": lambda d: d["data"].update(study="audio"),
+    "more examples than there are": lambda d: d["data"].update(n=17),
+}
+
+
+@pytest.mark.parametrize("damage", WRONG)
+def test_damaged_evaluation(run: Run, judged: Path, damage: str) -> None:
+    """A stored evaluation with anything wrong in it is refused in one line that names a file of it."""
+    head = judged / "head.safetensors"
+    path = judged / "head.test.eval.json"
+    document = read(path)
+    WRONG[damage](document)
+    path.write_text(json.dumps(document))
+    result = run("eval", "--compare", head)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert str(judged / "head.test.") in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("key", ["logits", "labels", "baselines", "examples"])
+@pytest.mark.parametrize("what", ["gone", "short", "type", "beyond"])
+def test_damaged_predictions(run: Run, judged: Path, key: str, what: str) -> None:
+    """Predictions that do not fit their evaluation are refused by name, even when it carries their sha256."""
+    head, path = judged / "head.safetensors", judged / "head.test.predictions.safetensors"
+    file = tensors.read(path, tensors.PREDICTIONS)
+    change = {
+        "gone": lambda a: None, "short": lambda a: a[:-1], "type": lambda a: a.astype(np.float16),
+        "beyond": lambda a: a + 9,
+    }[what]  # fmt: skip
+    changed = change(file.arrays.pop(key))
+    if changed is not None:
+        file.arrays[key] = changed
+    tensors.write(path, tensors.PREDICTIONS, file.arrays, {k: v for k, v in file.record.items() if k != "schema"})
+    document = read(path.with_name("head.test.eval.json"))
+    document["predictions"]["sha256"] = sha256(path)
+    path.with_name("head.test.eval.json").write_text(json.dumps(document))
+    result = run("eval", "--compare", head)
+    if what == "beyond" and key in ("logits", "examples"):
+        assert result.exit_code == 0
+    else:
+        assert (result.exit_code, result.stdout) == (1, "")
+        last = result.stderr.splitlines()[-1]
+        assert str(path) in last
+        assert key in last
+
+
+def test_other_examples_under_one_fingerprint(run: Run, judged: Path) -> None:
+    """Two evaluations that claim the same data, with predictions of different examples, are refused."""
+    paths = [judged / "head.safetensors", judged / "finetune.safetensors"]
+    predictions, document = judged / "head.test.predictions.safetensors", judged / "head.test.eval.json"
+    file = tensors.read(predictions, tensors.PREDICTIONS)
+    file.arrays["examples"][0] += 1
+    record = {key: value for key, value in file.record.items() if key != "schema"}
+    tensors.write(predictions, tensors.PREDICTIONS, file.arrays, record)
+    content = read(document)
+    content["predictions"]["sha256"] = sha256(predictions)
+    document.write_text(json.dumps(content))
+    result = run("eval", "--compare", *paths)
+    assert result.exit_code == 1
+    assert "its examples are not those of" in result.stderr
