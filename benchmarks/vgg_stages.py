@@ -33,7 +33,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from dlcv_cli.config import Machine, TrainConfig
-from dlcv_cli.stages.vgg import parted, prepare
+from dlcv_cli.stages.device import prepare
+from dlcv_cli.stages.vgg import parted
 from dlcv_cli.vision.architectures import ARCHITECTURES
 from dlcv_cli.vision.forward import Forward, outputs, resolve
 from dlcv_cli.vision.frozen_prefix import work

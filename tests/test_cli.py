@@ -80,7 +80,7 @@ for line in {lines + works!r}:
             code = end.code
     fine = "--help" in line or "--version" in line or line in {works!r}
     assert code == (0 if fine else 2), (line, code)
-    heavy = {{"torch", "torchvision", "sklearn", "scipy", "numba"}} & set(sys.modules)
+    heavy = {{"torch", "torchvision", "sklearn", "scipy", "numba", "matplotlib"}} & set(sys.modules)
     assert not heavy, (line, heavy)
 """
     result = python("-c", script)

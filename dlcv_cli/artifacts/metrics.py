@@ -133,6 +133,19 @@ def read_eval(path: Path) -> JSON:
     return document
 
 
+def read_metrics(checkpoint: Path, checkpoint_sha256: str) -> JSON:
+    """Reads and checks the metrics of a checkpoint. FileError for anything wrong, or another's metrics."""
+    path = metrics_path(checkpoint)
+    document = read_json(path, METRICS)
+    if mapping(document.get("checkpoint")).get("sha256") != checkpoint_sha256:
+        raise FileError(path, f"is not of this {checkpoint.name}: damaged, or exchanged since it was trained")
+    step = "epoch" if str(document.get("stage")).startswith("vgg.") else "iteration"
+    record = {step: _count, "val_loss": _number, "train_loss": _or_none(_number)}
+    if not document.get("records") or not _fits(document, {"records": [record], "best": record}):
+        raise FileError(path, "damaged: records or best not as metrics have them")
+    return document
+
+
 def belongs(checkpoint: Path, checkpoint_sha256: str) -> bool:
     """Whether the metrics beside a checkpoint are there and its own."""
     if not metrics_path(checkpoint).exists():

@@ -23,6 +23,9 @@ seq train {o}/adding.safetensors --cell elman -o {o}/elman.safetensors
 seq train {o}/adding.safetensors --cell lstm -o {o}/lstm.safetensors
 seq train {o}/adding.safetensors --cell gru -o {o}/gru.safetensors
 eval --compare {o}/elman.safetensors {o}/lstm.safetensors {o}/gru.safetensors {o}/baseline.safetensors
+
+report {o}/head.safetensors {o}/finetune.safetensors {o}/scratch.safetensors {o}/elman.safetensors \
+    {o}/lstm.safetensors {o}/gru.safetensors {o}/baseline.safetensors -o {o}/report.html
 """
 
 

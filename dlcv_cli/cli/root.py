@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from dlcv_cli import __version__
-from dlcv_cli.cli import cache, data, demo, evaluate, seq, vgg
+from dlcv_cli.cli import cache, data, demo, evaluate, report, seq, vgg
 from dlcv_cli.cli.console import Terminal
 from dlcv_cli.errors import DlcvError, Interrupted, plain
 
@@ -79,6 +79,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(vgg.app, name="vgg")
 app.add_typer(seq.app, name="seq")
 app.command("eval")(evaluate.evaluate)
+app.command("report")(report.report)
 app.add_typer(cache.app, name="cache")
 app.command("demo")(demo.demo)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from dlcv_cli.evaluation.axes import number
 from dlcv_cli.evaluation.comparison import COLUMNS, Column
 
 JSON = dict[str, Any]
@@ -25,10 +26,7 @@ def line(document: JSON) -> str:
 
 
 def _number(column: Column, value: float, signed: bool = False) -> str:
-    if column.percent:
-        return f"{100 * value:{'+' if signed else ''}.2f}"
-    sign = "+" if signed else ""
-    return f"{value:{sign}.3g}" if column.small and abs(value) < 1e-2 else f"{value:{sign}.4f}"
+    return number(value, column.percent, signed, column.small)
 
 
 def _span(column: Column, interval: list[float]) -> str:

@@ -143,7 +143,8 @@ def show(path: Path, root: Path | None = None) -> dict[str, Any]:
 
 def digits(folder: Path, *, force: bool = False, report: Reporter | None = None) -> Outcome:
     """Writes scikit-learn's handwritten digits as a folder of class folders of PNGs."""
-    return _write_images(folder, Recipe("data.digits", {}), datasets.digits, 1797, force, report or Reporter())
+    made = made_folder(folder, Recipe("data.digits", {}), datasets.digits, 1797, force, report or Reporter())
+    return Outcome(folder, made, {"images": 1797})
 
 
 def draw(folder: Path, config: DrawConfig, *, force: bool = False, report: Reporter | None = None) -> Outcome:
@@ -152,25 +153,31 @@ def draw(folder: Path, config: DrawConfig, *, force: bool = False, report: Repor
 
     recipe = Recipe("data.draw", config.to_json())
     total = config.classes * config.per_class
-    return _write_images(folder, recipe, lambda: drawing.draw(config), total, force, report or Reporter())
+    made = made_folder(folder, recipe, lambda: drawing.draw(config), total, force, report or Reporter())
+    return Outcome(folder, made, {"images": total})
 
 
-def _write_images(
+def made_folder(
     folder: Path,
     recipe: Recipe,
     make: Callable[[], Iterable[tuple[str, bytes]]],
     total: int,
     force: bool,
     report: Reporter,
-) -> Outcome:
-    summary = {"images": total}
+    packages: Sequence[str] = ("pillow", "numpy"),
+) -> bool:
+    """Fills a folder with the (path, bytes) that `make` yields, `total` in all; False when it was up to date.
+
+    Raises:
+        DlcvError: the folder holds what dlcv did not make, or was made differently and not `force`.
+    """
     manifest = folder / datasets.MANIFEST
     filled = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if filled and not manifest.is_file():
         raise DlcvError(f"{folder} holds something that dlcv did not make, and is left alone: give another -o")
     if up_to_date(manifest, recipe, lambda path: read_json(path, FOLDER), force):
         _check_folder(folder, read_json(manifest, FOLDER))
-        return Outcome(folder, False, summary)
+        return False
 
     def counted() -> Iterable[tuple[str, bytes]]:
         for done, file in enumerate(make(), 1):
@@ -179,10 +186,10 @@ def _write_images(
 
     if filled:
         _refuse_additions(folder, read_json(manifest, FOLDER))
-    record = {"schema": FOLDER, **recipe.to_json(folder.parent), "versions": versions("pillow", "numpy")}
+    record = {"schema": FOLDER, **recipe.to_json(folder.parent), "versions": versions(*packages)}
     with claimed(folder):
         write_folder(folder, counted(), datasets.MANIFEST, record, replace=filled)
-    return Outcome(folder, True, summary)
+    return True
 
 
 def _refuse_additions(folder: Path, record: JSON) -> None:

@@ -132,7 +132,8 @@ def _measure_images(
     checkpoint: Path, data: Path, root: Path | None, part: str, machine: Machine, cache: Path | None, report: Reporter
 ) -> Measured:
     from dlcv_cli.stages.activations import Frozen, sources
-    from dlcv_cli.stages.vgg import PACKAGES, parted, prepare, read_checkpoint, require_classes, verified
+    from dlcv_cli.stages.device import prepare
+    from dlcv_cli.stages.vgg import PACKAGES, parted, read_checkpoint, require_classes, verified
     from dlcv_cli.vision.forward import has_bfloat16
     from dlcv_cli.vision.training import predict
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,14 +14,15 @@ from torch import Tensor
 
 from dlcv_cli.artifacts import splits, tensors
 from dlcv_cli.artifacts.files import JSON, check_output, mapping, sha256
-from dlcv_cli.artifacts.lineage import Input, Recipe, Run, versions
+from dlcv_cli.artifacts.lineage import Input, Recipe, Run
 from dlcv_cli.artifacts.splits import Split
-from dlcv_cli.config import FinetuneConfig, HeadConfig, Machine, Precision, ScratchConfig, TrainConfig, TrainMachine
+from dlcv_cli.config import FinetuneConfig, HeadConfig, Precision, ScratchConfig, TrainConfig, TrainMachine
 from dlcv_cli.errors import DivergedError, DlcvError, FileError, lookup, named
 from dlcv_cli.evaluation.collapse import of_classes
 from dlcv_cli.evaluation.metrics import largest_class
 from dlcv_cli.stages import weights
 from dlcv_cli.stages.activations import Frozen, sources
+from dlcv_cli.stages.device import bits, prepare
 from dlcv_cli.stages.reporting import Outcome, Reporter, parallel
 from dlcv_cli.stages.resume import Partial, State, held_back, let_through
 from dlcv_cli.stages.trained import claim, finish, finished, paired
@@ -45,7 +43,6 @@ from dlcv_cli.vision.training import Epoch, Training
 from dlcv_cli.vision.views import Images
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -199,7 +196,7 @@ def _train(
     with claim(output):
         device, threads = prepare(machine)
         precision = resolve(config.precision, device)
-        partial = Partial(output, recipe, _bits(device, threads, precision), machine.save_every, report)
+        partial = Partial(output, recipe, bits(device, threads, precision, PACKAGES), machine.save_every, report)
         left = partial.load(force)
         start = begin(file)
         parts = parted(start.network, start.train_layers, device)
@@ -226,13 +223,6 @@ def _train(
             )
             let_through(caught, output)
     return outcome
-
-
-def _bits(device: torch.device, threads: int, precision: str) -> JSON:
-    """On what, beside the recipe, a training's last bits depend."""
-    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    bits = {"device": device.type, "processor": processor, "threads": threads, "precision": precision}
-    return {**bits, **versions(*PACKAGES)}
 
 
 def _trained(
@@ -304,36 +294,6 @@ def parted(network: Network, trains: Sequence[str], device: torch.device) -> Cut
     unfreeze(network, trains)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub knows no module form
     return cut(network)
-
-
-def prepare(machine: Machine) -> tuple[torch.device, int]:
-    """(device, threads) to compute with; sets torch's threads, and its deterministic algorithms.
-
-    Raises:
-        DlcvError: the device is not there.
-    """
-    # cuBLAS repeats itself only with a fixed workspace; read when CUDA starts
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    threads = machine.threads or os.cpu_count() or 1
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # missing in the stubs
-    _keep_memory()
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if machine.device == "auto":
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name])), threads
-    if not there[machine.device]:
-        raise DlcvError(f"--device {machine.device}: there is none on this machine; use --device auto")
-    return torch.device(machine.device), threads
-
-
-def _keep_memory() -> None:
-    """Has glibc keep large blocks for the next step instead of giving each back to the kernel and taking it anew."""
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-        if mallopt:
-            mallopt(_M_MMAP_THRESHOLD, 2**30)
-            mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def verified(file: Split, part: str, preprocessing: Preprocessing, report: Reporter) -> Images:

@@ -1,0 +1,391 @@
+"""`report`: one HTML page that stands alone, says what the evaluation files say, and harms nobody."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run, dlcv, make_photos
+from PIL import Image
+
+from dlcv_cli.evaluation.axes import number
+from dlcv_cli.evaluation.comparison import COLUMNS
+from dlcv_cli.stages.pictures import thumbnail
+
+HOSTILE = "<script>alert(1)<"  # a folder's name has no slash; the page would still run it
+QUOTED = '"onload="alert(2)'
+IMAGES, CELLS = ("scratch", "head"), ("elman", "gru")
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """A page as a parser sees it: elements with their attributes and text; fails on what is not closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(set(names)) == len(names), (tag, names)
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        """The attributes of every element of that name."""
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def svgs(text: str) -> list[ElementTree.Element]:
+    """Every <svg> of a page, parsed as XML."""
+    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+
+
+def checkpoints(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """Paths of checkpoints by name."""
+    return [folder / f"{name}.safetensors" for name in names]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both studies, evaluated, with hostile names. Not to be changed: see `folder`."""
+    folder = tmp_path_factory.mktemp("made")
+    photos = make_photos(folder / "photos", {HOSTILE: 10, QUOTED: 10, "tree house": 15})
+    for number_, path in enumerate(sorted(photos.rglob("*.png"))):
+        path.rename(path.with_name(f"{number_}<b onload='x'>\n.png"))
+    split = folder / "photos.split.json"
+    dlcv("data", "split", photos, "-o", split)
+    common = (split, "--arch", "vgg16_mini", "--precision", "float32", "--threads", 1, "-o")
+    dlcv("vgg", "scratch", *common, folder / "scratch.safetensors", "--epochs", 2, "--lr", 0.001, "--batch-size", 8)
+    dlcv(
+        "vgg", "head", *common, folder / "head.safetensors", "--epochs", 1, "--weights", folder / "scratch.safetensors"
+    )
+    dlcv("seq", "gen", "--count", 100, "-o", folder / "data.safetensors")
+    train = ("seq", "train", folder / "data.safetensors", "--hidden-size", 4, "--record-every", 50)
+    dlcv(*train, "--cell", "elman", "-o", folder / "elman.safetensors")
+    dlcv(*train, "--cell", "gru", "--seeds", 3, "-o", folder / "gru.safetensors")
+    dlcv("eval", *checkpoints(folder, IMAGES), "--threads", 1)
+    dlcv("eval", *checkpoints(folder, CELLS))
+    dlcv("report", *checkpoints(folder, IMAGES + CELLS), "-o", folder / "report.html", "--threads", 1)
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(made, tmp_path / "folder"))
+
+
+@pytest.fixture(scope="module")
+def text(made: Path) -> str:
+    """The page of both studies."""
+    return (made / "report.html").read_text("utf-8")
+
+
+def evaluation(folder: Path, name: str) -> dict[str, Any]:
+    """The evaluation file of a checkpoint."""
+    document: dict[str, Any] = json.loads((folder / f"{name}.test.eval.json").read_text("utf-8"))
+    return document
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+def test_page_is_well_formed(text: str) -> None:
+    """Every element is closed in order, no attribute or id is there twice, and each picture is XML."""
+    ids = [attributes["id"] for _, attributes in Page(text).elements if "id" in attributes]
+    assert len(set(ids)) == len(ids) > 10
+    assert len(svgs(text)) > 20
+
+
+def test_page_stands_alone(text: str) -> None:
+    """Nothing is loaded and nothing runs: no script, no style sheet, no address but pictures held in the page."""
+    found = Page(text)
+    tags = {tag for tag, _ in found.elements}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form", "foreignobject", "use"}
+    for tag, attributes in found.elements:
+        assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
+        for name in ("src", "href", "srcset", "xlink:href", "data", "action", "style"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/jpeg;base64,")), (tag, attributes)
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "http:" not in text
+    assert "https:" not in text
+
+
+def test_names_from_data_are_text(made: Path, text: str) -> None:
+    """Class names and file names with markup, quotation marks and line breaks are shown as they are, and do nothing."""
+    found = Page(text)
+    assert HOSTILE in "".join(found.text)
+    assert QUOTED in "".join(found.text)
+    assert "<script" not in text
+    assert not [attributes for _, attributes in found.elements if "onload" in attributes]
+    pictures = [attributes["alt"] for attributes in found.all("img")]
+    assert pictures
+    assert all("<b onload='x'>\\n.png" in alt for alt in pictures)  # the line break as an escape
+
+
+def test_every_figure_has_a_text_alternative(text: str) -> None:
+    """Each picture has a title and a description that its svg points to (or is hidden, beside the same number)."""
+    said = 0
+    for svg in svgs(text):
+        if svg.get("aria-hidden") == "true":
+            continue
+        title, description = svg.find("title"), svg.find("desc")
+        assert svg.get("role") == "img"
+        assert title is not None
+        assert description is not None
+        assert title.text
+        assert len(description.text or "") > 20
+        assert svg.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
+        said += 1
+    assert said > 15
+    assert all(attributes["alt"] for attributes in Page(text).all("img"))
+
+
+def test_tables_and_regions_can_be_read_and_reached(text: str) -> None:
+    """Tables have captions and scopes, what scrolls is a labelled region for the keyboard, headings skip no level."""
+    found = Page(text)
+    tags = [tag for tag, _ in found.elements]
+    assert tags.count("table") == tags.count("caption") > 10
+    assert all(attributes.get("scope") in ("row", "col") for attributes in found.all("th"))
+    regions = [a for a in found.all("div") if "scroll" in a.get("class", "").split()]
+    assert len(regions) > 10
+    assert all(a["tabindex"] == "0" and a["role"] == "region" and a["aria-label"] for a in regions)
+    assert len({a["aria-label"] for a in regions}) == len(regions)
+    assert '<th scope="col"></th>' not in text
+    levels = [int(tag[1]) for tag in tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert found.all("html") == [{"lang": "en"}]
+    assert {"class": "skip", "href": "#main"} in found.all("a")
+    assert {"id": "main"} in found.all("main")
+
+
+def test_one_section_a_study(text: str) -> None:
+    """Both studies are there, each with its heading, in the order of the checkpoints."""
+    shown = "".join(Page(text).text)
+    assert shown.index("Images: test, n = 7") < shown.index("Sequences: test, n = 20")
+    assert len(Page(text).all("section")) == 2
+
+
+def test_numbers_are_those_of_the_evaluations(made: Path, text: str) -> None:
+    """Each metric of each network, with its interval, is in the page as the evaluation file has it."""
+    for name in IMAGES + CELLS:
+        document = evaluation(made, name)
+        for column in COLUMNS[document["data"]["study"]]:
+            value = number(document["metrics"][column.key], column.percent, small=column.small)
+            low_high = " to ".join(
+                number(end, column.percent, small=column.small) for end in document["intervals"].get(column.key, ())
+            )
+            assert bool(low_high) == column.interval
+            cell = rf"<td>(<strong>)?{re.escape(value)}(</strong>.*?)?<svg.*?</svg><small>{low_high}</small></td>"
+            assert re.search(cell, text), (name, column.key, value)
+
+
+def test_sentences_and_their_questions(made: Path, run: Run, text: str) -> None:
+    """The page has each pair's sentence, and which question its p-value answers, as the comparison says."""
+    for names in (IMAGES, CELLS):
+        told = run("eval", "--compare", "--json", *checkpoints(made, names), "--threads", 1)
+        pairs = json.loads(told.stdout)["pairs"]
+        assert pairs
+        shown = "".join(Page(text).text)
+        for pair in pairs:
+            assert pair["sentence"] in shown
+            assert pair["question"] in shown
+
+
+def test_settings_and_hashes_are_there(made: Path, text: str) -> None:
+    """The settings of each training, and the whole hash of each file in the line, are in the page."""
+    shown = "".join(Page(text).text)
+    for name in IMAGES + CELLS:
+        document = evaluation(made, name)
+        assert document["inputs"]["checkpoint"]["sha256"] in shown
+        assert document["inputs"]["data"]["sha256"] in shown
+        assert hashlib.sha256((made / f"{name}.test.eval.json").read_bytes()).hexdigest() in shown
+    assert "config.hidden_size" in shown
+    assert "run.machine" in shown
+
+
+# ----------------------------------------------------------------------------------------------- collapse, leaks, gone
+
+
+def edited(folder: Path, name: str, **changes: Any) -> None:
+    """Changes keys of an evaluation file, and removes the report made from it."""
+    document = evaluation(folder, name) | changes
+    (folder / f"{name}.test.eval.json").write_text(json.dumps(document), "utf-8")
+    (folder / "report.html").unlink(missing_ok=True)
+
+
+def reported(run: Run, folder: Path, names: tuple[str, ...], *options: object) -> str:
+    """The report of these checkpoints, made anew."""
+    result = run(
+        "report", *checkpoints(folder, names), "-o", folder / "report.html", "--force", "--threads", 1, *options
+    )
+    assert result.exit_code == 0, result.stderr
+    return (folder / "report.html").read_text("utf-8")
+
+
+def test_collapse_and_contamination_have_banners(run: Run, folder: Path) -> None:
+    """A collapsed network and one that was trained on what it is measured on are called so, by name; others are not."""
+    honest = {"collapsed": False, "why": None, "answers": 3, "most_frequent": QUOTED, "share": 0.4}
+    clean = evaluation(folder, "head")["contamination"]
+    assert clean["examples"] == 0
+    edited(folder, "head", collapse=honest)
+    edited(folder, "scratch", collapse=honest)
+    assert '<p class="banner"' not in reported(run, folder, IMAGES)
+    edited(folder, "scratch", collapse=honest | {"collapsed": True, "why": "it has one answer", "share": 1.0})
+    edited(folder, "head", contamination=clean | {"examples": 3, "allowed": True})
+    shown = "".join(Page(reported(run, folder, IMAGES, "--allow-contaminated")).text)
+    assert f"scratch has collapsed: it has one answer. Its most frequent answer, {QUOTED}, is 100.0 %" in shown
+    assert "head was trained on 3 of the 7 examples" in shown
+
+
+def test_images_that_are_gone_or_changed(run: Run, folder: Path) -> None:
+    """A picture that is missing or is not the one evaluated is a frame that says so, and the page says how many."""
+    first, second = [entry["path"] for entry in evaluation(folder, "head")["highest_loss"]][:2]
+    (folder / "photos" / first).unlink()
+    Image.new("RGB", (20, 20), "red").save(folder / "photos" / second)
+    found = Page(reported(run, folder, ("head",)))
+    assert "2 images are not as they were evaluated (changed, gone)" in "".join(found.text)
+    frames = [attributes["aria-label"] for attributes in found.all("span") if attributes.get("class") == "gone"]
+    assert {label.rpartition(": ")[2] for label in frames} == {"gone", "changed"}
+
+
+def test_thumbnails_are_upright_and_small(tmp_path: Path) -> None:
+    """A thumbnail is a JPEG of at most 96 pixels a side, turned as EXIF says; a few pixels are enlarged."""
+    path = tmp_path / "wide.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying down
+    Image.new("RGB", (400, 200), "blue").save(path, exif=exif)
+    data, size = thumbnail(path, hashlib.sha256(path.read_bytes()).hexdigest())
+    assert data.startswith(b"\xff\xd8\xff")
+    assert size == (48, 96)
+    Image.new("L", (8, 8)).save(tmp_path / "tiny.png")
+    tiny = hashlib.sha256((tmp_path / "tiny.png").read_bytes()).hexdigest()
+    assert thumbnail(tmp_path / "tiny.png", tiny)[1] == (96, 96)
+    with pytest.raises(ValueError, match="changed"):
+        thumbnail(path, tiny)
+
+
+# ------------------------------------------------------------------------------------------------- like make, and sure
+
+
+def test_same_inputs_same_bytes(run: Run, folder: Path) -> None:
+    """Made again from the same files, in another place, the page has the same bytes."""
+    first = (folder / "report.html").read_bytes()
+    assert reported(run, folder, IMAGES + CELLS).encode() == first
+
+
+def test_up_to_date_and_refusals(run: Run, folder: Path) -> None:
+    """From the same inputs a report is up to date; from others, or where dlcv made none, refused unless forced."""
+    report = folder / "report.html"
+    ask = ("report", "--threads", 1, "-o", report)
+    result = run(*ask, *checkpoints(folder, IMAGES + CELLS))
+    assert (result.exit_code, result.stdout) == (0, f"{report}: up to date\n")
+    before = report.read_bytes()
+    told = []
+    for names in (IMAGES, ("head", "scratch", *CELLS)):
+        result = run(*ask, *checkpoints(folder, names))
+        assert (result.exit_code, result.stdout) == (1, "")
+        told.append(result.stderr.splitlines()[-1])
+    assert "another elman" in told[0]
+    assert "networks was ['scratch', 'head', 'elman', 'gru'], now ['head', 'scratch'" in told[1]
+    assert report.read_bytes() == before
+    report.write_text("<!DOCTYPE html><title>mine</title>", "utf-8")
+    result = run(*ask, *checkpoints(folder, IMAGES))
+    assert result.exit_code == 1
+    assert "is not a report that dlcv made" in result.stderr
+    assert report.read_text("utf-8") == "<!DOCTYPE html><title>mine</title>"
+    assert run(*ask, *checkpoints(folder, IMAGES), "--force").stdout == f"wrote {report}\n"
+
+
+def test_evaluates_what_is_not_evaluated(run: Run, folder: Path) -> None:
+    """A checkpoint without an evaluation is evaluated first; --json says what was made."""
+    (folder / "elman.test.eval.json").unlink()
+    result = run("report", folder / "elman.safetensors", "-o", folder / "one.html", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout) == {"status": "made", "output": str(folder / "one.html"), "networks": ["elman"]}
+    assert (folder / "elman.test.eval.json").is_file()
+
+
+def test_bad_inputs_are_one_line(run: Run, folder: Path) -> None:
+    """No checkpoint, metrics missing, another's or damaged, or a wrong ending: exit 1 and one line that says it."""
+    (folder / "elman.metrics.json").unlink()
+    shutil.copy(folder / "gru.metrics.json", folder / "scratch.metrics.json")
+    damaged = json.loads((folder / "head.metrics.json").read_text("utf-8")) | {"records": [{"epoch": 1}]}
+    (folder / "head.metrics.json").write_text(json.dumps(damaged), "utf-8")
+    for arguments, message in (
+        (("nothing.safetensors", "-o", folder / "a.html"), "nothing.safetensors: no such file"),
+        ((folder / "photos.split.json", "-o", folder / "a.html"), "is no safetensors file"),
+        ((folder / "elman.safetensors", "-o", folder / "a.html"), "elman.metrics.json: no such file"),
+        ((folder / "scratch.safetensors", "-o", folder / "a.html"), "scratch.metrics.json: is not of this scratch"),
+        ((folder / "head.safetensors", "-o", folder / "a.html"), "head.metrics.json: damaged: records or best"),
+        ((folder / "gru.safetensors", "-o", folder / "a.txt"), "a.txt: the report's name must end in .html"),
+    ):
+        result = run("report", *arguments)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert message in result.stderr.splitlines()[-1]
+        assert not (folder / "a.html").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------- for papers
+
+
+def test_figures_for_papers(run: Run, folder: Path) -> None:
+    """--figures writes each figure as SVG with text, PDF and PNG; again, it is up to date; the bytes are the same."""
+    papers = folder / "papers"
+    ask = ("report", folder / "gru.safetensors", folder / "elman.safetensors", "-o", folder / "gru.html", "--figures")
+    result = run(*ask, papers)
+    assert result.exit_code == 0, result.stderr
+    stems = {path.stem for path in papers.iterdir() if not path.name.startswith(".")}
+    wanted = {"by-length", "comparison", "learning-loss-gru", "learning-loss-elman", "line", "predicted-gru"}
+    assert {f"sequences-{name}" for name in wanted} <= stems
+    for stem in stems:
+        svg = (papers / f"{stem}.svg").read_text("utf-8")
+        assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+        assert "<text" in svg
+        assert (papers / f"{stem}.pdf").read_bytes().startswith(b"%PDF-")
+        with Image.open(papers / f"{stem}.png") as image:
+            image.verify()
+    assert run(*ask, papers).stdout == f"{folder / 'gru.html'}: up to date\n"
+    assert run(*ask, folder / "again").exit_code == 0
+    for path in papers.iterdir():
+        if path.suffix:
+            assert path.read_bytes() == (folder / "again" / path.name).read_bytes(), path
+
+
+def test_figures_folder_of_others_is_left_alone(run: Run, folder: Path) -> None:
+    """A folder with something that dlcv did not make is refused, and no report is written either."""
+    (folder / "mine").mkdir()
+    (folder / "mine" / "notes.txt").write_text("mine", "utf-8")
+    result = run("report", folder / "gru.safetensors", "-o", folder / "g.html", "--figures", folder / "mine")
+    assert result.exit_code == 1
+    assert "did not make" in result.stderr
+    assert not (folder / "g.html").exists()
