@@ -47,7 +47,8 @@ def of_numbers(
     """Whether a cell has collapsed, in any of its runs: predictions (runs, N) against targets (N,).
 
     A run has when SAME of its answers lie within CLOSE of their median, or its mean squared error reaches the lower end
-    of the 95 % interval of the constant's. What does not learn (the baseline) does not collapse.
+    of the 95 % interval of the constant's, on FEWEST sequences or more. What does not learn (the baseline) does not
+    collapse.
 
     Returns: as `of_classes`, of the run with most answers in one place; answers None, they are numbers.
     """
