@@ -9,13 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import contents, dlcv
 
+from dlcv_cli.stages import compiled_code as compiled_code_module
 from dlcv_cli.stages.compiled_code import compiled_code
 from dlcv_cli.stages.reporting import Reporter
+
+COMPILE = compiled_code_module._compile
 
 
 def python(*arguments: object, **environment: str | None) -> subprocess.CompletedProcess[str]:
@@ -90,6 +96,73 @@ def test_unusable_cache(tmp_path: Path, state: str) -> None:
         assert folder.parent == temporary
         assert contents(tmp_path) == before
     assert [*temporary.iterdir()] == []
+
+
+@pytest.fixture
+def compiles(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders in which it would have compiled: a file is written there in place of code."""
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    found: list[Path] = []
+
+    def fake() -> bool:
+        folder = Path(os.environ["NUMBA_CACHE_DIR"])
+        (folder / "sub").mkdir(exist_ok=True)
+        (folder / "sub" / "code.nbc").write_bytes(b"code")
+        (folder / "index.nbi").write_bytes(b"index")
+        found.append(folder)
+        return True
+
+    monkeypatch.setattr(compiled_code_module, "_compile", fake)
+    return found
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["code", "truncated", "missing", "no list", "list of nothing", "list not ours", "half-written list", "none"],
+)
+def test_code_that_is_not_as_it_was(
+    compiles: list[Path], tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damaged code, or what a killed compilation left, is never given to numba: it is compiled anew, and said."""
+    folder = compiled_code(tmp_path, Reporter())
+    listed, code = folder / "kernels.json", folder / "sub" / "code.nbc"
+    whole = listed.read_bytes()
+    changes: dict[str, Callable[[], object]] = {
+        "code": lambda: code.write_bytes(b"kode"),
+        "truncated": lambda: code.write_bytes(b""),
+        "missing": code.unlink,
+        "no list": listed.unlink,
+        "list of nothing": lambda: listed.write_text('{"schema": "dlcv.kernels/1", "files": {}}'),
+        "list not ours": lambda: listed.write_text("[]"),
+        "half-written list": lambda: listed.write_bytes(whole[:-9]),
+        "none": lambda: None,
+    }
+    changes[damage]()
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    told: list[str] = []
+    report = Reporter()
+    report.warn = told.append  # type: ignore[method-assign]
+    assert compiled_code(tmp_path, report) == folder
+    assert len(compiles) == (1 if damage == "none" else 2)
+    assert len(told) == (damage not in ("none", "no list"))
+    assert all(text.endswith("; compiling anew") for text in told)
+    assert (code.read_bytes(), listed.read_bytes()) == (b"code", whole)
+
+
+def test_a_full_disk_while_compiling(compiles: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be kept is compiled all the same, and not listed as if it were whole."""
+    monkeypatch.setattr(compiled_code_module, "_compile", COMPILE)
+    failures = iter([True, True, False])
+
+    def begin(*_: object) -> Any:
+        if next(failures):
+            raise OSError(28, "No space left on device")
+        return SimpleNamespace(advance=lambda _: None, answers=lambda _: None)
+
+    monkeypatch.setattr(compiled_code_module.training, "begin", begin)
+    folder = compiled_code(tmp_path, Reporter())
+    assert next(failures, "used up") == "used up"
+    assert not (folder / "kernels.json").exists()
 
 
 def test_numbas_own_setting_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

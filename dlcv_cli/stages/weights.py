@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
@@ -109,8 +110,15 @@ def read(path: Path, name: str | None, architecture: Architecture) -> Weights:
 
 
 def _read_pth(path: Path) -> dict[str, Tensor]:
+    size = path.stat().st_size
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > size:  # torch's own are not compressed
+                    raise FileError(path, "cannot be read as PyTorch weights: it unpacks to more than it is")
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileError:
+        raise
     except UnpicklingError:
         raise FileError(
             path, "cannot be read as PyTorch weights: damaged, or holds more than tensors (give model.state_dict())"
@@ -122,13 +130,15 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):  # how training scripts wrap it
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not state or not all(map(_is_plain, state.values())):
+    if not isinstance(state, dict) or not state or not all(_is_plain(value, size) for value in state.values()):
         raise FileError(path, "holds no dictionary of dense tensors")
     return {str(key).removeprefix("module."): t for key, t in state.items()}
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
+def _is_plain(value: Any, size: int) -> bool:
+    """Whether it is a tensor of numbers, no larger than the file: one number can stand for a billion."""
+    dense = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
+    return dense and not value.is_quantized and not value.is_complex() and value.numel() * value.element_size() <= size
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
