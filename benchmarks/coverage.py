@@ -33,6 +33,10 @@ from dlcv_cli.evaluation.significance import (
     wilson,
 )
 
+if __name__ != "__main__":
+    # numba asks for the package of this name, and finds this file when another benchmark is run from the same folder
+    raise ImportError("not the package coverage")
+
 Floats = NDArray[np.float64]
 Outcome = tuple[str, bool]  # what was looked at, and whether it was so
 Case = Callable[[Generator, int], Iterator[Outcome]]

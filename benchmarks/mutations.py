@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import math
@@ -11,7 +12,6 @@ import resource
 import shutil
 import signal
 import struct
-import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from numpy.random import Generator
 
-from dlcv_cli.artifacts import metrics, sequences, splits, tensors
+from dlcv_cli.artifacts import metrics, pages, sequences, splits, tensors
 from dlcv_cli.artifacts.files import write_json
 from dlcv_cli.artifacts.store import Store
 from dlcv_cli.config import EvalConfig, GenConfig, HeadConfig, Saving, SeqTrainConfig, TrainMachine
 from dlcv_cli.errors import DlcvError, Interrupted
-from dlcv_cli.evaluation.comparison import compare
 from dlcv_cli.stages import compiled_code, data, evaluate, runs, seq, vgg, weights
+from dlcv_cli.stages.compare import compare
+from dlcv_cli.stages.report import write_report
 from dlcv_cli.vision.architectures import ARCHITECTURES
 from dlcv_cli.vision.networks import random_network, take_weights
 
@@ -70,7 +71,7 @@ def hostile(rng: Generator, value: Any) -> Any:
         places: list[tuple[Any, Any]] = []
         _places(text, places)
         if not places:
-            return HOSTILE[int(rng.integers(len(HOSTILE)))]
+            return _hostile(rng)
         where, key = places[int(rng.integers(len(places)))]
         kind = int(rng.integers(8))
         if kind == 0:
@@ -84,8 +85,12 @@ def hostile(rng: Generator, value: Any) -> Any:
         elif kind == 3 and isinstance(where[key], int | float) and not isinstance(where[key], bool):
             where[key] = -where[key] - 1
         else:
-            where[key] = HOSTILE[int(rng.integers(len(HOSTILE)))]
+            where[key] = _hostile(rng)
     return text
+
+
+def _hostile(rng: Generator) -> Any:
+    return copy.deepcopy(HOSTILE[int(rng.integers(len(HOSTILE)))])
 
 
 def _places(value: Any, found: list[tuple[Any, Any]], most: int = 3000) -> None:
@@ -147,7 +152,7 @@ def _sealed(rng: Generator, header: dict[str, Any], body: bytes, path: Path) -> 
         arrays[name] = array[None]
     elif kind == 4 and array.size:
         array.flat[int(rng.integers(array.size))] = (
-            rng.choice([np.nan, np.inf, -1, 1e30]) if array.dtype.kind == "f" else -(2**7)
+            rng.choice([np.nan, np.inf, -1, 1e30]) if array.dtype.kind == "f" else int(rng.integers(128))
         )
     elif kind == 5 and array.size:
         array.flat[int(rng.integers(array.size))] = 0
@@ -235,8 +240,17 @@ def _metrics(path: Path) -> Any:
 
 
 def _compared(path: Path) -> Any:
-    document = metrics.read_eval(path)
-    compare([("one", document), ("other", document)])
+    metrics.read_eval(path)
+    compare([("one", path), ("other", path)])
+
+
+def _report(path: Path) -> Any:
+    checkpoint, output = path.with_name(path.name.partition(".")[0] + ".safetensors"), path.with_name("report.html")
+    write_report([("one", checkpoint)], output, EvalConfig(), force=True)
+
+
+def _page(path: Path) -> Any:
+    pages.read_record(path)
 
 
 def _seq_eval(path: Path) -> Any:
@@ -285,10 +299,14 @@ READERS: dict[str, Reader] = {
     "weights of ours": Reader("start.safetensors", of_tensors, _sealed_weights),
     "weights .pth": Reader("start.pth", of_bytes, _weights),
     "weights .pth, older format": Reader("legacy.pth", of_bytes, _weights),
-    "cell checkpoint": Reader("gru.safetensors", of_tensors, _seq_eval),
+    "cell checkpoint": Reader("cell.safetensors", of_tensors, _seq_eval),
     "metrics": Reader("gru.metrics.json", of_json, _metrics),
     "evaluation": Reader("gru.test.eval.json", of_json, _compared),
     "image evaluation": Reader("start.test.eval.json", of_json, _compared),
+    "evaluation, for a report": Reader("gru.test.eval.json", of_json, _report, 2),
+    "image evaluation, for a report": Reader("start.test.eval.json", of_json, _report, 2),
+    "metrics, for a report": Reader("gru.metrics.json", of_json, _report, 2),
+    "report": Reader("page.html", of_bytes, _page, 4),
     "predictions": Reader("gru.test.predictions.safetensors", of_tensors, _predictions),
     "partial of sequences": Reader("new.partial", of_tensors, _seq_train),
     "partial of images": Reader("head.partial", of_tensors, _vgg_head, 1),
@@ -346,6 +364,7 @@ def _sound_files(folder: Path, cache: Path) -> Path:
     torch.save(state, place / "legacy.pth", _use_new_zipfile_serialization=False)
     gru = place / "gru.safetensors"
     seq.train(sequences_file, gru, TRAIN, cache=cache)
+    shutil.copyfile(gru, place / "cell.safetensors")
     evaluate.evaluate(gru, EvalConfig(), cache=cache)
     evaluate.evaluate(start, EvalConfig(), machine=TrainMachine(threads=1))
     runs.TICK = 0.02  # time for a first step
@@ -359,6 +378,7 @@ def _sound_files(folder: Path, cache: Path) -> Path:
         except Interrupted:
             pass
         stage.held_back = held
+    write_report([("one", gru), ("other", start)], place / "page.html", EvalConfig())
     rng = np.random.default_rng(0)
     store = Store(place / "store")
     store.begin((4, 4), "float32", {})
@@ -395,7 +415,6 @@ def _child(place: Path, reader: Reader, seed: tuple[int, ...], count: int, resul
     expected = reader.read(path)
     counts: Counter[str] = Counter()
     problems: list[str] = []
-    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
     scratch = place / "forged.safetensors"
     for number in range(count):
         mutated, sealed = reader.mutation(rng, sound, scratch)

@@ -162,7 +162,7 @@ def troubles(counts: Counter[str], code: int, text: str, problems: list[str]) ->
 
 
 def kills(place: Place, count: int, rng: np.random.Generator, problems: list[str]) -> list[Row]:
-    """SIGKILL at random moments, again and again, then to the end."""
+    """Each training is killed by SIGKILL at a random moment, some again and again, and then goes on to the end."""
     rows = []
     for name in STAGES:
         counts: Counter[str] = Counter(tried=0)
@@ -173,22 +173,25 @@ def kills(place: Place, count: int, rng: np.random.Generator, problems: list[str
             # now and then with an empty store, to be killed while it is filled
             cache = folder.parent / f"cache-{trial}" if trial % 8 == 0 else None
             words = [*place.command(name, cache), "--save-every", "0.02"]
-            while True:
+            killed, again = 0, True
+            while again:
                 process = start(words, folder, often)
-                if rng.random() < 0.25:
-                    break
                 _kill(process, folder, place.seconds[name], rng)
                 code, text = ended(process), said(process)
                 troubles(counts, code, text, problems)
-                counts["tried"] += code == -signal.SIGKILL
+                killed += code == -signal.SIGKILL
+                again = code == -signal.SIGKILL and rng.random() < 0.25
                 counts["half-written"] += any(p.suffix == ".tmp" for p in folder.iterdir())
                 counts["resumed"] += "going on from" in text
+            process = start(words, folder, often)
             code, text = ended(process), said(process)
             troubles(counts, code, text, problems)
             counts["resumed"] += "going on from" in text
             wrong = f"exit code {code}" if code else place.wrong(name, folder)
-            counts["finished"] += 1
-            counts["the same bytes"] += not wrong
+            counts["kills"] += killed
+            if killed:  # not done before it came
+                counts["tried"] += 1
+                counts["the same bytes"] += not wrong
             if wrong:
                 counts["mismatched"] += 1
                 problems.append(f"{name} {trial}: {wrong}: {text[-500:]}")

@@ -26,7 +26,7 @@ def write_metrics(checkpoint: Path, checkpoint_sha256: str, record: JSON) -> Non
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def _share(value: Any) -> bool:
@@ -34,7 +34,7 @@ def _share(value: Any) -> bool:
 
 
 def _count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _or_none(form: Any) -> Any:
@@ -119,6 +119,9 @@ def read_eval(path: Path) -> JSON:
     wrong = [key for key, part in form.items() if not _fits(document.get(key), part)]
     if not wrong:
         keys = {column.key for column in COLUMNS[study]}
+        first = COLUMNS[study][0].key
+        if any(first not in part for b in document["baselines"] for part in (b["metrics"], b["intervals"])):
+            wrong.append("baselines")
         with_interval = {column.key for column in COLUMNS[study] if column.interval}
         wrong += [] if keys <= document["metrics"].keys() else ["metrics"]
         wrong += [] if with_interval <= document["intervals"].keys() else ["intervals"]
@@ -139,8 +142,11 @@ def read_metrics(checkpoint: Path, checkpoint_sha256: str) -> JSON:
     document = read_json(path, METRICS)
     if mapping(document.get("checkpoint")).get("sha256") != checkpoint_sha256:
         raise FileError(path, f"is not of this {checkpoint.name}: damaged, or exchanged since it was trained")
-    step = "epoch" if str(document.get("stage")).startswith("vgg.") else "iteration"
-    record = {step: _count, "val_loss": _number, "train_loss": _or_none(_number)}
+    record = {"val_loss": _number, "train_loss": _or_none(_number)}
+    if str(document.get("stage")).startswith("vgg."):
+        record |= {"epoch": _count, "train_accuracy": _share, "val_accuracy": _share}
+    else:
+        record |= {"iteration": _count, "seed": _count}
     if not document.get("records") or not _fits(document, {"records": [record], "best": record}):
         raise FileError(path, "damaged: records or best not as metrics have them")
     return document

@@ -203,6 +203,9 @@ class Training:
             raise ValueError(f"{at} sequences trained on")
         if steps != math.ceil(at / self.config.batch_size):
             raise ValueError(f"{steps} steps")
+        looked = at >= min(total, self.config.record_every * self.config.batch_size)
+        if looked != (numbers["lowest"] is not None):
+            raise ValueError(f"lowest loss {numbers['lowest']} after {steps} steps")
         self.at, self.steps, self.loss, self.best = at, steps, float(numbers["loss"]), kinds["best"]
         self.lowest = None if numbers["lowest"] is None else float(numbers["lowest"])
         self.engine.restore(kinds["now"], kinds["mean"], kinds["square"], steps)

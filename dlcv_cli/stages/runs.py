@@ -18,7 +18,7 @@ from dlcv_cli.artifacts.files import JSON
 from dlcv_cli.artifacts.tensors import Tensors
 from dlcv_cli.config import SeqTrainConfig
 from dlcv_cli.errors import DivergedError, Interrupted
-from dlcv_cli.sequences.cells import Cell, Parameters, initial_parameters, shapes
+from dlcv_cli.sequences.cells import Cell, Parameters, checked, initial_parameters
 from dlcv_cli.sequences.tasks import Sequences, Task
 from dlcv_cli.sequences.training import DivergedAtError, Record, Training, begin
 from dlcv_cli.stages.reporting import Reporter
@@ -209,9 +209,7 @@ class Runs:
                 raise ValueError("its records have no best")
             if run.done:
                 run.best = {n.removeprefix("best."): a for n, a in arrays.items()}
-                own = shapes(self.cell, self.train.inputs.shape[1], self.config.hidden_size)
-                if {n: a.shape for n, a in run.best.items()} != own:
-                    raise ValueError("its weights are not those of this network")
+                checked(self.cell, run.best, self.train.inputs.shape[1])
             else:
                 run.snapshot = (arrays, told, len(records))
                 self._training(int(name)).restore(arrays, told)  # raises when it does not fit
