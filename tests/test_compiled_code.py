@@ -62,9 +62,17 @@ def test_compiled_once(data: Path, tmp_path: Path) -> None:
 
 
 WHERE = """
-import sys, pathlib
+import os, sys, pathlib
+from dlcv_cli.stages import compiled_code as module
 from dlcv_cli.stages.compiled_code import compiled_code
 from dlcv_cli.stages.reporting import Reporter
+
+def compile():
+    folder = pathlib.Path(os.environ["NUMBA_CACHE_DIR"])
+    (folder / "code.nbc").write_bytes(b"code")
+    return True
+
+module._compile = compile
 cache = pathlib.Path(sys.argv[1]) if sys.argv[1:] else None
 folder = compiled_code(cache, Reporter())
 assert folder.is_dir() and compiled_code(pathlib.Path("elsewhere"), Reporter()) == folder, "once a process"
