@@ -363,3 +363,23 @@ def test_two_runs_at_once(run: Run, split_file: Path, tmp_path: Path, cache_fold
     assert len({output.read_bytes() for output in outputs}) == 1
     assert sorted(metrics_of(output)["run"]["store"]["computed"] for output in outputs[:2]) == [0, 28]
     assert len(only_store(cache_folder).digests) == 28
+
+
+def test_an_entry_that_names_another_image(tmp_path: Path) -> None:
+    """A record is believed of the image it was made of alone, in the shape it was made in."""
+    store = Store(tmp_path / "store")
+    store.begin((2, 3), "float32", {})
+    with store.writing() as append:
+        append([bytes([n]) * 32 for n in (1, 2)], np.arange(12, dtype=np.float32).reshape(2, 2, 3))
+    index, about = store.folder / "index.bin", store.folder / "store.json"
+    for path, old, new in ((index, bytes([1]) * 32, bytes([2]) * 32), (about, b" 2,\n  3\n", b" 3,\n  2\n")):
+        whole = path.read_bytes()
+        assert old in whole
+        path.write_bytes(whole.replace(old, new))
+        again = Store(store.folder)
+        assert again.open()
+        assert not again.sound(again.rows(), 0)
+        path.write_bytes(whole)
+    again = Store(store.folder)
+    assert again.open()
+    assert again.sound(again.rows(), 0)
