@@ -135,10 +135,8 @@ class Runs:
         return Training(engine, len(self.train.lengths), self.val, self.config, seed)
 
     def _tell(self, shown: dict[int, int], report: Reporter) -> None:
-        """Records as they come of a single run, else the last one of each that is done."""
-        done = 0
-        for seed, run in self.runs.items():
-            done += run.done
+        """Records as they come of a single run, else the best one of each that is done, in the order of the seeds."""
+        for done, (seed, run) in enumerate(self.runs.items(), 1):
             new = run.records[shown[seed] :]
             if len(self.runs) == 1:
                 shown[seed] += len(new)
@@ -146,7 +144,9 @@ class Runs:
                     report.record(asdict(record))
                 if new:
                     report.progress("training", new[-1].iteration, self.steps)
-            elif run.done and shown[seed] >= 0:
+            elif not run.done:
+                break
+            elif shown[seed] >= 0:
                 shown[seed] = -1
                 last = [record for record in run.records if record.best][-1]
                 report.record({"seed": seed, **asdict(last), "best": False})
