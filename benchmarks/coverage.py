@@ -20,8 +20,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from dlcv_cli.evaluation.metrics import Scores, calibration_of, r2_of, recall_of
-from dlcv_cli.evaluation.significance import (
+from dlcv_cli.statistics.metrics import Scores, calibration_of, r2_of, recall_of
+from dlcv_cli.statistics.significance import (
     Interval,
     bca,
     mcnemar,

@@ -23,16 +23,22 @@ import numpy as np
 import torch
 from numpy.random import Generator
 
-from dlcv_cli.artifacts import metrics, pages, sequences, splits, tensors
-from dlcv_cli.artifacts.files import write_json
-from dlcv_cli.artifacts.store import Store
 from dlcv_cli.config import EvalConfig, GenConfig, HeadConfig, Saving, SeqTrainConfig, TrainMachine
 from dlcv_cli.errors import DlcvError, Interrupted
-from dlcv_cli.stages import compiled_code, data, evaluate, runs, seq, vgg, weights
+from dlcv_cli.files import sequences, splits, tensors
+from dlcv_cli.files.disk import write_json
+from dlcv_cli.files.feature_cache import Store
+from dlcv_cli.report import report_file as pages
+from dlcv_cli.results import documents as metrics
+from dlcv_cli.stages import data, evaluate, weights
+from dlcv_cli.stages import seed_runs as runs
+from dlcv_cli.stages import train_images as vgg
+from dlcv_cli.stages import train_sequences as seq
 from dlcv_cli.stages.compare import compare
 from dlcv_cli.stages.report import write_report
+from dlcv_cli.studies.sequences import compiled_kernels as compiled_code
 from dlcv_cli.vision.architectures import ARCHITECTURES
-from dlcv_cli.vision.networks import random_network, take_weights
+from dlcv_cli.vision.models import random_network, take_weights
 
 HOSTILE: list[Any] = [
     None, True, -1, 0, 1, 7, 2**31, 2**63, 2**64, 10**400, -(10**30), 0.5, 1e308, -0.0, math.nan, math.inf, "", "\0",

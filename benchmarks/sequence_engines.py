@@ -32,8 +32,8 @@ os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp()
 
 from dlcv_cli.config import GenConfig, SeqTrainConfig
 from dlcv_cli.sequences.cells import CELLS, initial_parameters
-from dlcv_cli.sequences.compiled import Compiled
-from dlcv_cli.sequences.reference import Reference
+from dlcv_cli.sequences.engines.compiled import Compiled
+from dlcv_cli.sequences.engines.reference import Reference
 from dlcv_cli.sequences.tasks import generate
 
 DATA = generate(GenConfig(), 6400, 0)

@@ -32,8 +32,9 @@ import torchvision.io  # noqa: F401  # before the forks, so that each child has 
 from mutations import mutations
 
 from dlcv_cli.__main__ import main as dlcv
-from dlcv_cli.cli import root  # noqa: F401  # before the forks
-from dlcv_cli.stages import data, evaluate, resume, seq, vgg  # noqa: F401  # likewise
+from dlcv_cli.cli import app as root  # noqa: F401  # before the forks
+from dlcv_cli.stages import data, evaluate  # noqa: F401  # likewise
+from dlcv_cli.stages import snapshots as resume
 
 COMMON = ["--batch-size", "8", "--precision", "float32", "--threads", "1", "--cache", "{cache}"]
 MINI = ["--arch", "vgg16_mini"]

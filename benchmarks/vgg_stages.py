@@ -33,15 +33,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from dlcv_cli.config import Machine, TrainConfig
-from dlcv_cli.stages.device import prepare
-from dlcv_cli.stages.vgg import parted
+from dlcv_cli.stages.train_images import parted
+from dlcv_cli.studies.images.device import prepare
 from dlcv_cli.vision.architectures import ARCHITECTURES
-from dlcv_cli.vision.forward import Forward, outputs, resolve
-from dlcv_cli.vision.frozen_prefix import work
-from dlcv_cli.vision.networks import random_network
-from dlcv_cli.vision.sources import computed, groups, kept, to_rows
+from dlcv_cli.vision.batches import computed, groups, kept, to_rows
+from dlcv_cli.vision.inference import Forward, outputs, resolve
+from dlcv_cli.vision.models import random_network
+from dlcv_cli.vision.steps import work
 from dlcv_cli.vision.training import Progress, Training, evaluate
-from dlcv_cli.vision.views import PLAIN, Images
+from dlcv_cli.vision.transforms import PLAIN, Images
 
 CLASSES = 101
 TRAINED = {"head": ("classifier.6",), "finetune": ("classifier", "features.28"), "scratch": ("features", "classifier")}

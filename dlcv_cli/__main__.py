@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Runs the command line; an interruption while it is being imported is one too."""
     try:
-        from dlcv_cli.cli.root import main as run
+        from dlcv_cli.cli.app import main as run
 
         run()
     except KeyboardInterrupt as error:

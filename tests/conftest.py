@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from dlcv_cli.cli.root import app
+from dlcv_cli.cli.app import app
 
 Run = Callable[..., Result]
 Pixels = NDArray[np.uint8]

@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlcv_cli.artifacts import store as stores
-from dlcv_cli.artifacts import tensors
+from dlcv_cli.files import feature_cache as stores
+from dlcv_cli.files import tensors
 from dlcv_cli.stages import weights
 from dlcv_cli.vision.architectures import ARCHITECTURES
-from dlcv_cli.vision.networks import Network, random_network, unfreeze
+from dlcv_cli.vision.models import Network, random_network, unfreeze
 
 MINI = ARCHITECTURES["vgg16_mini"]
 LAYERS = {"head": (MINI.head,), "finetune": MINI.unfreeze}

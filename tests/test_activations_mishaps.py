@@ -16,8 +16,10 @@ from conftest import Run
 from PIL import Image
 from test_activations import BOTH, COMMON, Train, flip, folder, made, sound, train  # noqa: F401  # fixtures
 
-from dlcv_cli.artifacts import store as stores
-from dlcv_cli.stages import activations, resume, vgg
+from dlcv_cli.files import feature_cache as stores
+from dlcv_cli.stages import snapshots as resume
+from dlcv_cli.stages import train_images as vgg
+from dlcv_cli.studies.images import features as activations
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from dlcv_cli.artifacts import files, metrics, tensors
-from dlcv_cli.artifacts.files import beside, check_output, read_json, relative, sha256_of, whole, write_json
-from dlcv_cli.artifacts.lineage import Input, Recipe, up_to_date
 from dlcv_cli.errors import DlcvError, ExistsError, FileError
+from dlcv_cli.files import disk as files
+from dlcv_cli.files import tensors
+from dlcv_cli.files.disk import beside, check_output, read_json, relative, sha256_of, whole, write_json
+from dlcv_cli.files.recipes import Input, Recipe, up_to_date
+from dlcv_cli.results import documents as metrics
 
 SCHEMA = "dlcv.test/1"
 

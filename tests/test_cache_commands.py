@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from conftest import Run, contents, refused
 
-from dlcv_cli.artifacts import store as stores
-from dlcv_cli.artifacts.locks import locked
-from dlcv_cli.artifacts.store import Store
 from dlcv_cli.errors import byte_size
+from dlcv_cli.files import feature_cache as stores
+from dlcv_cli.files.feature_cache import Store
+from dlcv_cli.files.locks import locked
 
 ABOUT = {"arch": "vgg16", "before": "classifier.2", "precision": "float32", "image_size": 224}
 COUNTS = {"b": 100, "a": 200, "c": 300}

@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 
 from dlcv_cli.errors import DlcvError
-from dlcv_cli.evaluation import measurement
-from dlcv_cli.evaluation.collapse import of_classes, of_numbers
-from dlcv_cli.evaluation.comparison import Evaluated, compare
-from dlcv_cli.evaluation.metrics import scores
+from dlcv_cli.results.comparison import Evaluated, compare
+from dlcv_cli.statistics import measurement
+from dlcv_cli.statistics.collapse import of_classes, of_numbers
+from dlcv_cli.statistics.metrics import scores
 
 # ----------------------------------------------------------------------------------------------------------- collapse
 

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from conftest import contents, dlcv
 
-from dlcv_cli.stages import compiled_code as compiled_code_module
-from dlcv_cli.stages.compiled_code import compiled_code
-from dlcv_cli.stages.reporting import Reporter
+from dlcv_cli.context import Reporter
+from dlcv_cli.studies.sequences import compiled_kernels as compiled_code_module
+from dlcv_cli.studies.sequences.compiled_kernels import compiled_code
 
 COMPILE = compiled_code_module._compile
 
@@ -63,9 +63,9 @@ def test_compiled_once(data: Path, tmp_path: Path) -> None:
 
 WHERE = """
 import os, sys, pathlib
-from dlcv_cli.stages import compiled_code as module
-from dlcv_cli.stages.compiled_code import compiled_code
-from dlcv_cli.stages.reporting import Reporter
+from dlcv_cli.studies.sequences import compiled_kernels as module
+from dlcv_cli.studies.sequences.compiled_kernels import compiled_code
+from dlcv_cli.context import Reporter
 
 def compile():
     folder = pathlib.Path(os.environ["NUMBA_CACHE_DIR"])
@@ -190,7 +190,7 @@ def test_sequences_need_no_torch(tmp_path: Path) -> None:
     ]  # fmt: skip
     script = f"""
 import json, sys
-from dlcv_cli.cli.root import app
+from dlcv_cli.cli.app import app
 found = []
 for line in {lines!r}:
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import Run, contents, dlcv, make_photos
 
-from dlcv_cli.artifacts import sequences, splits, tensors
+from dlcv_cli.files import sequences, splits, tensors
 from dlcv_cli.vision.splits import Example
 
 THREADS = ("--threads", 1)

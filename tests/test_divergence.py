@@ -11,9 +11,9 @@ import pytest
 from conftest import Run, contents, dlcv, metrics_of
 from typer.testing import Result
 
-from dlcv_cli.artifacts import tensors
+from dlcv_cli.files import tensors
 from dlcv_cli.sequences.training import Training
-from dlcv_cli.stages import runs
+from dlcv_cli.stages import seed_runs as runs
 
 SETTINGS = ("--hidden-size", 4, "--record-every", 20)
 ADVICE = "the file has the best weights before that: try a lower --lr, or --clip-norm 1"

@@ -20,9 +20,9 @@ from sklearn import metrics as sklearn_metrics
 from torchvision.transforms import v2
 from typer.testing import Result
 
-from dlcv_cli.artifacts import sequences, tensors
-from dlcv_cli.evaluation.metrics import Floats, Labels, classification, largest_class, regression, scores
-from dlcv_cli.stages.vgg import read_checkpoint
+from dlcv_cli.files import sequences, tensors
+from dlcv_cli.stages.train_images import read_checkpoint
+from dlcv_cli.statistics.metrics import Floats, Labels, classification, largest_class, regression, scores
 
 IMAGES = ("scratch", "head")
 CELLS = ("baseline", "elman", "gru")

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dlcv_cli.vision import forward as module
+from dlcv_cli.vision import inference as module
 from dlcv_cli.vision.architectures import ARCHITECTURES, Architecture, K
-from dlcv_cli.vision.forward import Forward, has_bfloat16, outputs, resolve
-from dlcv_cli.vision.frozen_prefix import Cut, chain, cut, work
-from dlcv_cli.vision.networks import Fire, Network, random_network, unfreeze
+from dlcv_cli.vision.batches import from_rows, groups, to_rows
+from dlcv_cli.vision.inference import Forward, has_bfloat16, outputs, resolve
+from dlcv_cli.vision.models import Fire, Network, random_network, unfreeze
 from dlcv_cli.vision.preprocessing import Preprocessing
-from dlcv_cli.vision.sources import from_rows, groups, to_rows
+from dlcv_cli.vision.steps import Cut, chain, cut, work
 
 CPU = torch.device("cpu")
 PRECISIONS = ("float32", "bfloat16")

@@ -15,9 +15,12 @@ from conftest import Run, dlcv, make_photos, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dlcv_cli.artifacts import metrics, sequences, splits, tensors
 from dlcv_cli.errors import DlcvError, FileError
-from dlcv_cli.stages import seq, vgg, weights
+from dlcv_cli.files import sequences, splits, tensors
+from dlcv_cli.results import documents as metrics
+from dlcv_cli.stages import train_images as vgg
+from dlcv_cli.stages import train_sequences as seq
+from dlcv_cli.stages import weights
 from dlcv_cli.vision.architectures import ARCHITECTURES
 
 MINI = ARCHITECTURES["vgg16_mini"]

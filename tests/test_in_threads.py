@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dlcv_cli.errors import FileError
-from dlcv_cli.vision.views import in_threads
+from dlcv_cli.vision.transforms import in_threads
 
 
 @pytest.mark.parametrize(("threads", "ahead"), [(1, 1), (2, 5), (4, 4), (3, 100)])

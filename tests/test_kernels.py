@@ -10,8 +10,8 @@ from torch import nn
 
 from dlcv_cli.config import GenConfig, SeqTrainConfig
 from dlcv_cli.sequences.cells import CELLS, Parameters, initial_parameters
-from dlcv_cli.sequences.compiled import Compiled
-from dlcv_cli.sequences.reference import Recurrent, Reference
+from dlcv_cli.sequences.engines.compiled import Compiled
+from dlcv_cli.sequences.engines.reference import Recurrent, Reference
 from dlcv_cli.sequences.tasks import Sequences, generate
 from dlcv_cli.sequences.training import Training
 

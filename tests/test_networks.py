@@ -13,15 +13,8 @@ from torchvision.models import get_model_weights
 
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.vision.architectures import ARCHITECTURES, Architecture, K
-from dlcv_cli.vision.frozen_prefix import cut
-from dlcv_cli.vision.networks import (
-    Network,
-    count_parameters,
-    random_network,
-    stored_network,
-    take_weights,
-    unfreeze,
-)
+from dlcv_cli.vision.models import Network, count_parameters, random_network, stored_network, take_weights, unfreeze
+from dlcv_cli.vision.steps import cut
 
 IN_TORCHVISION = sorted(set(ARCHITECTURES) - {"vgg16_mini"})
 ALL_LAYERS = ("features", "classifier")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import Run, dlcv, make_photos, metrics_of
 
-from dlcv_cli.artifacts import tensors
-from dlcv_cli.artifacts.files import read_json
-from dlcv_cli.vision import forward
+from dlcv_cli.files import tensors
+from dlcv_cli.files.disk import read_json
+from dlcv_cli.vision import inference as forward
 
 ON_CPU = ("--threads", 1, "--device", "cpu")
 COMMON = ("--epochs", 1, *ON_CPU)

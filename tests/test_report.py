@@ -16,9 +16,9 @@ import pytest
 from conftest import Run, dlcv, make_photos
 from PIL import Image
 
-from dlcv_cli.evaluation.axes import number
-from dlcv_cli.evaluation.comparison import COLUMNS
-from dlcv_cli.stages.pictures import thumbnail
+from dlcv_cli.report.axes import number
+from dlcv_cli.results.comparison import COLUMNS
+from dlcv_cli.studies.images.thumbnails import thumbnail
 
 HOSTILE = "<script>alert(1)<"  # a folder's name has no slash; the page would still run it
 QUOTED = '"onload="alert(2)'

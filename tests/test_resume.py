@@ -17,11 +17,14 @@ import numpy as np
 import pytest
 from conftest import Run, contents, dlcv, make_photos, metrics_of, refused
 
-from dlcv_cli.artifacts import tensors
 from dlcv_cli.errors import Interrupted
-from dlcv_cli.sequences.compiled import Compiled
-from dlcv_cli.sequences.reference import Reference
-from dlcv_cli.stages import resume, runs, seq, vgg
+from dlcv_cli.files import tensors
+from dlcv_cli.sequences.engines.compiled import Compiled
+from dlcv_cli.sequences.engines.reference import Reference
+from dlcv_cli.stages import seed_runs as runs
+from dlcv_cli.stages import snapshots as resume
+from dlcv_cli.stages import train_images as vgg
+from dlcv_cli.stages import train_sequences as seq
 
 MINI = ("--arch", "vgg16_mini")
 COMMON = ("--batch-size", 5, "--epochs", 3, "--precision", "float32", "--threads", 1)
@@ -339,7 +342,7 @@ def test_second_interruption_ends_at_once(place: Path) -> None:
     script = """
 import signal, sys, time
 from dlcv_cli.__main__ import main
-from dlcv_cli.artifacts import tensors
+from dlcv_cli.files import tensors
 def slow(path, *args):
     print("saving", flush=True)
     time.sleep(60)

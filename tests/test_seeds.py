@@ -13,11 +13,11 @@ import pytest
 import torch
 from conftest import Run, contents, dlcv, metrics_of, refused
 
-from dlcv_cli.artifacts import sequences, tensors
-from dlcv_cli.evaluation.metrics import over_runs
+from dlcv_cli.context import Reporter
+from dlcv_cli.files import sequences, tensors
 from dlcv_cli.sequences import cells
-from dlcv_cli.stages import seq
-from dlcv_cli.stages.reporting import Reporter
+from dlcv_cli.stages import train_sequences as seq
+from dlcv_cli.statistics.metrics import over_runs
 
 LAYERS = {"elman": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
 SETTINGS = ("--hidden-size", 4, "--record-every", 40, "--lr", 0.02)

@@ -17,7 +17,7 @@ import torch
 from conftest import Run, contents, dlcv, metrics_of, refused
 from typer.testing import Result
 
-from dlcv_cli.artifacts import sequences, tensors
+from dlcv_cli.files import sequences, tensors
 from dlcv_cli.sequences.tasks import TASKS
 
 CELLS = {"elman": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from dlcv_cli.config import GenConfig, SeqTrainConfig
-from dlcv_cli.sequences import reference, training
+from dlcv_cli.sequences import training
 from dlcv_cli.sequences.cells import CELLS, Parameters, checked, initial_parameters
+from dlcv_cli.sequences.engines import reference
 from dlcv_cli.sequences.tasks import TASKS, Sequences, generate
 from dlcv_cli.sequences.training import Constant, DivergedAtError, Engine, Record, Training, begin, mean_squared_error
 

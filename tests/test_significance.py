@@ -19,9 +19,9 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import zconfint
 
-from dlcv_cli.evaluation import significance
-from dlcv_cli.evaluation.metrics import calibration_of, r2_of, recall_of, scores
-from dlcv_cli.evaluation.significance import (
+from dlcv_cli.statistics import significance
+from dlcv_cli.statistics.metrics import calibration_of, r2_of, recall_of, scores
+from dlcv_cli.statistics.significance import (
     Statistic,
     bca,
     holm,

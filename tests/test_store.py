@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from conftest import Run, metrics_of
 
-from dlcv_cli.artifacts import locks
-from dlcv_cli.artifacts import store as stores
-from dlcv_cli.artifacts.locks import locked
-from dlcv_cli.artifacts.store import Store
 from dlcv_cli.errors import FileError
+from dlcv_cli.files import feature_cache as stores
+from dlcv_cli.files import locks
+from dlcv_cli.files.feature_cache import Store
+from dlcv_cli.files.locks import locked
 
 SHAPE = (2, 3)
 SIZE = 24
@@ -211,7 +211,7 @@ WRITER = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from dlcv_cli.artifacts import store as stores
+from dlcv_cli.files import feature_cache as stores
 folder, number = Path(sys.argv[1]), int(sys.argv[2])
 flush, done = stores._flush, []
 def killed(file):
@@ -229,8 +229,8 @@ with store.writing() as append:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from dlcv_cli.artifacts import store as stores
-from dlcv_cli.artifacts.locks import locked
+from dlcv_cli.files import feature_cache as stores
+from dlcv_cli.files.locks import locked
 with locked(stores.lock_of(Path(sys.argv[1])), None) as mine:
     print(mine, flush=True)
     time.sleep(60)
@@ -239,8 +239,8 @@ with locked(stores.lock_of(Path(sys.argv[1])), None) as mine:
 KILLED_HEAD = """
 import os, signal
 from dlcv_cli.__main__ import main
-from dlcv_cli.artifacts import store
-from dlcv_cli.stages import activations
+from dlcv_cli.files import feature_cache as store
+from dlcv_cli.studies.images import features as activations
 store.COMMIT_SECONDS = -1.0
 to_rows, calls = activations.to_rows, []
 def killed(x):

@@ -13,8 +13,8 @@ import pytest
 from conftest import Run, dlcv
 from test_contamination import THREADS, chain, folder, read  # noqa: F401
 
-from dlcv_cli.artifacts import tensors
-from dlcv_cli.artifacts.files import sha256
+from dlcv_cli.files import tensors
+from dlcv_cli.files.disk import sha256
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from conftest import Run, dlcv
 from numpy.typing import NDArray
 from scipy import stats
 
-from dlcv_cli.artifacts import sequences
 from dlcv_cli.config import GenConfig
 from dlcv_cli.errors import SettingError
-from dlcv_cli.evaluation.metrics import regression, regression_by_length
+from dlcv_cli.files import sequences
 from dlcv_cli.sequences.tasks import TASKS, Sequences, generate
+from dlcv_cli.statistics.metrics import regression, regression_by_length
 
 
 def made(task: str, count: int, low: int, high: int, seed: int = 0) -> Sequences:

@@ -20,12 +20,12 @@ from dlcv_cli.config import TrainConfig
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.vision import training
 from dlcv_cli.vision.architectures import ARCHITECTURES, Architecture, K
-from dlcv_cli.vision.forward import Forward
-from dlcv_cli.vision.frozen_prefix import Cut, cut
-from dlcv_cli.vision.networks import Network, random_network, unfreeze
-from dlcv_cli.vision.sources import Source, computed
+from dlcv_cli.vision.batches import Source, computed
+from dlcv_cli.vision.inference import Forward
+from dlcv_cli.vision.models import Network, random_network, unfreeze
+from dlcv_cli.vision.steps import Cut, cut
 from dlcv_cli.vision.training import Epoch, Progress, Score, Training, evaluate, predict
-from dlcv_cli.vision.views import Images
+from dlcv_cli.vision.transforms import Images
 
 CPU = torch.device("cpu")
 MINI = ARCHITECTURES["vgg16_mini"]

@@ -18,9 +18,9 @@ import torchvision
 from conftest import Run, contents, dlcv, make_photos, metrics_of, refused
 from typer.testing import Result
 
-from dlcv_cli.artifacts import tensors
 from dlcv_cli.errors import DlcvError
-from dlcv_cli.stages import vgg
+from dlcv_cli.files import tensors
+from dlcv_cli.stages import train_images as vgg
 
 CLASSES = {"cat": 10, "straße": 10, "tree house": 15}
 COMMON = ("--epochs", 1, "--threads", 1, "--precision", "float32")

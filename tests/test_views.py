@@ -19,9 +19,10 @@ from conftest import UPRIGHT, Pixels, difference, encode, noise
 from PIL import Image
 
 from dlcv_cli.errors import FileError
-from dlcv_cli.vision import images, views
+from dlcv_cli.vision import images
+from dlcv_cli.vision import transforms as views
 from dlcv_cli.vision.preprocessing import Preprocessing
-from dlcv_cli.vision.views import Images
+from dlcv_cli.vision.transforms import Images
 
 IMAGENET = Preprocessing()
 SMALL = Preprocessing(resize=64, crop=64)

@@ -22,12 +22,12 @@ from conftest import Run, refused
 from torch import Tensor
 from torchvision.models import get_model_weights
 
-from dlcv_cli.artifacts import tensors as files
+from dlcv_cli.context import Reporter
 from dlcv_cli.errors import DlcvError, FileError
+from dlcv_cli.files import tensors as files
 from dlcv_cli.stages import weights
-from dlcv_cli.stages.reporting import Reporter
 from dlcv_cli.vision.architectures import ARCHITECTURES
-from dlcv_cli.vision.networks import Network, random_network
+from dlcv_cli.vision.models import Network, random_network
 from dlcv_cli.vision.preprocessing import Preprocessing
 
 MINI = ARCHITECTURES["vgg16_mini"]

@@ -19,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, help="Frozen layers' outputs, kept betwe
 @app.command("list")
 def list_(cache: CacheFolder, as_json: Json = False) -> None:
     """Show what is kept, the one used last first."""
-    from dlcv_cli.artifacts import store
+    from dlcv_cli.files import feature_cache as store
 
     found = store.entries(cache)
     if as_json:
@@ -59,14 +59,14 @@ def prune(
 @app.command("clear")
 def clear(cache: CacheFolder, as_json: Json = False) -> None:
     """Delete everything that is kept, compiled code included."""
-    from dlcv_cli.artifacts import store
+    from dlcv_cli.files import feature_cache as store
 
     store.clear_kernels(cache)
     _drop(cache, 0, as_json)
 
 
 def _drop(cache: Any, limit: int, as_json: bool) -> None:
-    from dlcv_cli.artifacts import store
+    from dlcv_cli.files import feature_cache as store
 
     dropped, busy = store.prune(cache, limit)
     freed = sum(entry.size for entry in dropped)

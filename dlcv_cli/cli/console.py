@@ -21,8 +21,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from dlcv_cli.context import Outcome, Reporter
 from dlcv_cli.errors import plain
-from dlcv_cli.stages.reporting import Outcome, Reporter
 
 
 def _percent(value: float) -> str:

@@ -33,7 +33,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")] = Path("dlcv-demo"),
 ) -> None:
     """Run both studies on built-in data, each command printed as it runs."""
-    from dlcv_cli.cli.root import app
+    from dlcv_cli.cli.app import app
 
     command = typer.main.get_command(app)
     for line in COMMANDS.strip().replace("\\\n", "").splitlines():

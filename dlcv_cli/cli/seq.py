@@ -20,7 +20,7 @@ app = typer.Typer(no_args_is_help=True, help="Sequences: generate a task, train 
 @configured(GenConfig, choices={"task": TASKS})
 def gen(config: GenConfig, output: OutputFile, force: Force = False, as_json: Json = False) -> None:
     """Generate sequences, divided into train, val and test: FILE.safetensors."""
-    from dlcv_cli.stages import seq
+    from dlcv_cli.stages import train_sequences as seq
 
     outcome = seq.gen(output, config, force=force)
     counts = ", ".join(f"{part} {count:,}" for part, count in outcome.summary["counts"].items())
@@ -41,7 +41,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one cell, one sequence a step; the weights of the lowest validation loss are kept."""
-    from dlcv_cli.stages import seq
+    from dlcv_cli.stages import train_sequences as seq
 
     outcome = seq.train(data, output, config, saving=saving, cache=cache, force=force, report=Terminal())
     print_outcome(outcome, as_json, f"best {described(outcome.summary)}")

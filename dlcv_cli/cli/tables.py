@@ -9,8 +9,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from dlcv_cli.evaluation.axes import number
-from dlcv_cli.evaluation.comparison import COLUMNS, Column
+from dlcv_cli.report.axes import number
+from dlcv_cli.results.comparison import COLUMNS, Column
 
 JSON = dict[str, Any]
 SPREAD = ("std", "min", "max")  # of a row's runs

@@ -98,10 +98,10 @@ def begin(cell: Cell, parameters: Parameters, config: SeqTrainConfig, train: Seq
     if cell.module is None:
         return Constant(parameters)
     if config.engine == "torch":
-        from dlcv_cli.sequences.reference import Reference
+        from dlcv_cli.sequences.engines.reference import Reference
 
         return Reference(cell, parameters, config, train)
-    from dlcv_cli.sequences.compiled import Compiled
+    from dlcv_cli.sequences.engines.compiled import Compiled
 
     return Compiled(cell, parameters, config, train)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dlcv_cli.artifacts import metrics, predictions
-from dlcv_cli.artifacts.files import JSON
 from dlcv_cli.errors import FileError
-from dlcv_cli.evaluation.comparison import Evaluated
-from dlcv_cli.evaluation.comparison import compare as compared
+from dlcv_cli.files.disk import JSON
+from dlcv_cli.results import documents as metrics
+from dlcv_cli.results import predictions
+from dlcv_cli.results.comparison import Evaluated
+from dlcv_cli.results.comparison import compare as compared
 
 COMPARISON = "dlcv.comparison/1"
 

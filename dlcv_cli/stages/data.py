@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dlcv_cli.artifacts import splits
-from dlcv_cli.artifacts.files import JSON, check_output, mapping, read_json, sha256_of, write_folder
-from dlcv_cli.artifacts.lineage import Input, Recipe, up_to_date, versions
-from dlcv_cli.artifacts.locks import claimed
 from dlcv_cli.config import DrawConfig, SplitConfig
+from dlcv_cli.context import Outcome, Reporter, parallel
 from dlcv_cli.errors import DlcvError, ExistsError, named
-from dlcv_cli.stages.reporting import Outcome, Reporter, parallel
+from dlcv_cli.files import splits
+from dlcv_cli.files.disk import JSON, check_output, mapping, read_json, sha256_of, write_folder
+from dlcv_cli.files.locks import claimed
+from dlcv_cli.files.recipes import Input, Recipe, up_to_date, versions
 from dlcv_cli.vision import datasets, images
 from dlcv_cli.vision.splits import PARTS, Example
 from dlcv_cli.vision.splits import split as divide

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcv_cli.artifacts import metrics, sequences, splits, tensors
-from dlcv_cli.artifacts.files import JSON, beside, mapping, read_json, relative, sha256, write_json
-from dlcv_cli.artifacts.lineage import Input, Recipe, Run, guard, up_to_date
-from dlcv_cli.artifacts.locks import claimed
 from dlcv_cli.config import EvalConfig, Machine
+from dlcv_cli.context import Outcome, Reporter
 from dlcv_cli.errors import DlcvError, FileError
-from dlcv_cli.evaluation import collapse, measurement
-from dlcv_cli.evaluation.metrics import largest_class, regression_by_length, scores
-from dlcv_cli.stages import ancestry
-from dlcv_cli.stages.reporting import Outcome, Reporter
-from dlcv_cli.stages.trained import paired
+from dlcv_cli.files import sequences, splits, tensors
+from dlcv_cli.files.disk import JSON, beside, mapping, read_json, relative, sha256, write_json
+from dlcv_cli.files.locks import claimed
+from dlcv_cli.files.recipes import Input, Recipe, Run, guard, up_to_date
+from dlcv_cli.results import documents as metrics
+from dlcv_cli.stages import contamination as ancestry
+from dlcv_cli.stages.training import paired
+from dlcv_cli.statistics import collapse, measurement
+from dlcv_cli.statistics.metrics import largest_class, regression_by_length, scores
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,10 @@ def _recorded_root(checkpoint: Path, record: JSON, role: str, data: Path | None)
 def _measure_images(
     checkpoint: Path, data: Path, root: Path | None, part: str, machine: Machine, cache: Path | None, report: Reporter
 ) -> Measured:
-    from dlcv_cli.stages.activations import Frozen, sources
-    from dlcv_cli.stages.device import prepare
-    from dlcv_cli.stages.vgg import PACKAGES, parted, read_checkpoint, require_classes, verified
-    from dlcv_cli.vision.forward import has_bfloat16
+    from dlcv_cli.stages.train_images import PACKAGES, parted, read_checkpoint, require_classes, verified
+    from dlcv_cli.studies.images.device import prepare
+    from dlcv_cli.studies.images.features import Frozen, sources
+    from dlcv_cli.vision.inference import has_bfloat16
     from dlcv_cli.vision.training import predict
 
     stored, file = read_checkpoint(checkpoint), splits.read(data, root)
@@ -193,8 +194,8 @@ def _measure_sequences(checkpoint: Path, data: Path, part: str, cache: Path | No
     from dlcv_cli.config import SeqTrainConfig
     from dlcv_cli.sequences.cells import CELLS, checked
     from dlcv_cli.sequences.training import begin
-    from dlcv_cli.stages.compiled_code import compiled_code
-    from dlcv_cli.stages.seq import PACKAGES, known_task, runs_of
+    from dlcv_cli.stages.train_sequences import PACKAGES, known_task, runs_of
+    from dlcv_cli.studies.sequences.compiled_kernels import compiled_code
 
     stored, file = tensors.read(checkpoint, tensors.CHECKPOINT), sequences.read(data)
     name = mapping(stored.record.get("config")).get("cell")

@@ -12,22 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from dlcv_cli.artifacts import metrics, pages, tensors
-from dlcv_cli.artifacts.files import JSON, sha256
-from dlcv_cli.artifacts.lineage import Input, Recipe, up_to_date
-from dlcv_cli.artifacts.locks import claimed
 from dlcv_cli.config import EvalConfig, Machine
+from dlcv_cli.context import Outcome, Reporter
 from dlcv_cli.errors import DlcvError
-from dlcv_cli.evaluation import figures
-from dlcv_cli.evaluation.figure_kinds import AnyFigure, Density
-from dlcv_cli.evaluation.page import page
-from dlcv_cli.evaluation.page_parts import Network, Study
+from dlcv_cli.files import tensors
+from dlcv_cli.files.disk import JSON, sha256
+from dlcv_cli.files.locks import claimed
+from dlcv_cli.files.recipes import Input, Recipe, up_to_date
+from dlcv_cli.report import figures
+from dlcv_cli.report import report_file as pages
+from dlcv_cli.report.kinds import AnyFigure, Density
+from dlcv_cli.report.page import page
+from dlcv_cli.report.page_parts import Network, Study
+from dlcv_cli.results import documents as metrics
 from dlcv_cli.stages.compare import compare
 from dlcv_cli.stages.data import made_folder
 from dlcv_cli.stages.evaluate import evaluate
-from dlcv_cli.stages.pictures import confused, highest_loss, root_of
-from dlcv_cli.stages.provenance import line_of_files
-from dlcv_cli.stages.reporting import Outcome, Reporter
+from dlcv_cli.stages.lineage import line_of_files
+from dlcv_cli.studies.images.thumbnails import confused, highest_loss, root_of
 
 PAPER = ("svg", "pdf", "png")
 
@@ -154,7 +156,7 @@ def _predicted(one: _Evaluated) -> Density:
 
 def _paper(studies: Sequence[Study]) -> Iterator[tuple[str, bytes]]:
     """Each figure in each format, under a name made of letters, digits and dashes."""
-    from dlcv_cli.evaluation.plots import plot
+    from dlcv_cli.report.plots import plot
 
     taken: set[str] = set()
     for study in studies:

@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dlcv_cli.artifacts.files import mapping, parse_json, require, sha256
-from dlcv_cli.artifacts.tensors import require_unchanged
+from dlcv_cli.context import Reporter
 from dlcv_cli.errors import DlcvError, FileError
-from dlcv_cli.stages.reporting import Reporter
+from dlcv_cli.files.disk import mapping, parse_json, require, sha256
+from dlcv_cli.files.tensors import require_unchanged
 from dlcv_cli.vision.architectures import Architecture
 from dlcv_cli.vision.preprocessing import Preprocessing, normalisation
 

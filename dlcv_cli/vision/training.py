@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from dlcv_cli.config import TrainConfig
 from dlcv_cli.errors import DivergedError
-from dlcv_cli.vision.frozen_prefix import Cut
-from dlcv_cli.vision.networks import Network
-from dlcv_cli.vision.sources import Source
+from dlcv_cli.vision.batches import Source
+from dlcv_cli.vision.models import Network
+from dlcv_cli.vision.steps import Cut
 
 EVALUATION_BATCH = 32
 

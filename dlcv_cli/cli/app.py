@@ -1,0 +1,117 @@
+"""The app, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dlcv_cli import __version__
+from dlcv_cli.cli import cache, data, demo, evaluate, report, seq
+from dlcv_cli.cli import image as vgg
+from dlcv_cli.cli.console import Terminal
+from dlcv_cli.errors import DlcvError, Interrupted, plain
+
+OUT_OF_MEMORY = "out of memory: ask for less (a smaller --batch-size, network, --count or --max-length)"
+
+
+class Boundary(TyperGroup):
+    """Turns what a user can cause into one line on stderr and an exit code; anything else is a bug, with traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DlcvError as error:
+            message, code = str(error), error.exit_code
+        except BrokenPipeError:
+            # whoever read stdout has seen enough; keep the interpreter from flushing into the void at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except OSError as error:
+            message, code = _said(error), 1
+        except MemoryError:
+            message, code = OUT_OF_MEMORY, 1
+        except RuntimeError as error:
+            if "Symlink loop" in str(error):  # pathlib's, before Python 3.13
+                message, code = str(error), 1
+            # torch's own, known by name because torch is not imported here
+            elif type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+                raise
+            else:
+                message, code = OUT_OF_MEMORY, 1
+        except Interrupted as error:
+            message, code = str(error), error.exit_code
+        except KeyboardInterrupt:
+            message, code = "interrupted", 130
+        finally:
+            Terminal.close()
+        print(f"dlcv: {plain(' '.join(message.split()))}", file=sys.stderr)
+        raise typer.Exit(code)
+
+
+def _said(error: OSError) -> str:
+    """What the system refused, for which file; of a full disk also which."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not error.filename:
+        return f"{where}{error.strerror or error}"
+    from dlcv_cli.files.disk import disk_of
+
+    return (
+        f"{where}{error.strerror} on the disk at {disk_of(Path(os.fsdecode(error.filename)))}; what was there is as it "
+        "was: free some, and run the same command again"
+    )
+
+
+app = typer.Typer(
+    cls=Boundary,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Transfer learning and recurrent cells, studied from the shell: each stage a command, each result a file.",
+)
+app.add_typer(data.app, name="data")
+app.add_typer(vgg.app, name="vgg")
+app.add_typer(seq.app, name="seq")
+app.command("eval")(evaluate.evaluate)
+app.command("report")(report.report)
+app.add_typer(cache.app, name="cache")
+app.command("demo")(demo.demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dlcv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _interrupt(number: int, _: Any) -> None:
+    raise Interrupted(number)
+
+
+def main() -> None:
+    """Runs the app."""
+    if sys.stderr is None:  # closed by the caller: print would take stdout instead
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # for as long as the process lives
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: what is being written is put away
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) == signal.SIG_DFL:  # nohup has it ignored
+            signal.signal(number, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
+    app(prog_name="dlcv")

@@ -1,0 +1,77 @@
+"""Sequence files, schema dlcv.sequences/1: the three parts of a task, as safetensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dlcv_cli.errors import FileError
+from dlcv_cli.files import tensors
+from dlcv_cli.files.disk import JSON
+from dlcv_cli.sequences.tasks import Sequences
+from dlcv_cli.vision.splits import PARTS
+
+
+@dataclass(frozen=True)
+class SequenceFile:
+    """A sequence file in memory."""
+
+    path: Path
+    task: str
+    parts: dict[str, Sequences]
+    record: JSON
+
+
+def write(path: Path, parts: Mapping[str, Sequences], record: JSON) -> None:
+    """Writes each part's tensors as `part.inputs`, `part.lengths` and `part.targets`."""
+    arrays: tensors.Arrays = {}
+    for part, data in parts.items():
+        arrays |= {f"{part}.inputs": data.inputs, f"{part}.lengths": data.lengths, f"{part}.targets": data.targets}
+    tensors.write(path, tensors.SEQUENCES, arrays, record)
+
+
+def read(path: Path) -> SequenceFile:
+    """Reads and checks a sequence file. FileError for anything wrong in it."""
+    file = tensors.read(path, tensors.SEQUENCES)
+    config = file.record.get("config")
+    task = config.get("task") if isinstance(config, dict) else None
+    if not isinstance(task, str):
+        raise FileError(path, "damaged: its record names no task")
+    parts = {part: _part(file, part) for part in PARTS}
+    widths = {data.inputs.shape[1] for data in parts.values()}
+    if len(widths) > 1 or min(widths) < 1:
+        raise FileError(path, f"damaged: its parts have {sorted(widths)} inputs a step")
+    return SequenceFile(path, task, parts, file.record)
+
+
+def _part(file: tensors.Tensors, part: str) -> Sequences:
+    inputs = tensors.array(file, f"{part}.inputs", np.float32, 2)
+    lengths = tensors.array(file, f"{part}.lengths", np.int64, 1)
+    targets = tensors.array(file, f"{part}.targets", np.float32, 1)
+    if not len(lengths) or len(lengths) != len(targets):
+        raise FileError(file.path, f"damaged: {part} has {len(lengths)} sequences and {len(targets)} targets")
+    if lengths.min() < 1 or lengths.max() > len(inputs) or lengths.sum() != len(inputs):
+        raise FileError(file.path, f"damaged: the lengths in {part} do not add up to its {len(inputs)} steps")
+    return Sequences(inputs, lengths, targets)
+
+
+def fingerprint(data: Sequences) -> str:
+    """sha256 over one part's content: which data this is, wherever it lies."""
+    digest = hashlib.sha256()
+    for values in (data.inputs, data.lengths, data.targets):
+        digest.update(f"{values.dtype}{values.shape}".encode() + np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
+def digests(data: Sequences) -> list[bytes]:
+    """The sha256 of each sequence: of its length, inputs and target."""
+    edges = np.cumsum(data.lengths)
+    starts = edges - data.lengths
+    return [
+        hashlib.sha256(length.tobytes() + data.inputs[start:end].tobytes() + target.tobytes()).digest()
+        for length, start, end, target in zip(data.lengths, starts, edges, data.targets, strict=True)
+    ]

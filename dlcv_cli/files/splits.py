@@ -1,0 +1,93 @@
+"""`*.split.json`, schema dlcv.split/1: who is in train, val and test, by path and sha256."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlcv_cli.errors import FileError
+from dlcv_cli.files.disk import JSON, read_json, relative, sha256_of, write_json
+from dlcv_cli.vision.splits import PARTS, Example
+
+SCHEMA = "dlcv.split/1"
+ENDING = ".split.json"
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split file in memory."""
+
+    path: Path
+    root: Path
+    classes: list[str]
+    parts: dict[str, list[Example]]
+    record: JSON
+
+
+def fingerprint(classes: Sequence[str], part: Sequence[Example]) -> str:
+    """sha256 over the classes and each example's content and label, in order: which data this is, wherever it lies."""
+    return sha256_of([list(classes), [[e.sha256, e.label] for e in part]])
+
+
+def _fingerprint_of_all(classes: Sequence[str], parts: Mapping[str, Sequence[Example]]) -> str:
+    return sha256_of([list(classes), *([[e.path, e.label, e.sha256] for e in parts[part]] for part in PARTS)])
+
+
+def write(path: Path, root: Path, classes: Sequence[str], parts: Mapping[str, Sequence[Example]], record: JSON) -> None:
+    """Writes a split; `record` holds what else there is to say (recipe, skipped, duplicates ...)."""
+    document = {
+        "schema": SCHEMA,
+        **record,
+        "root": relative(root, path.parent),
+        "classes": list(classes),
+        "counts": {part: len(parts[part]) for part in PARTS},
+        "fingerprint": _fingerprint_of_all(classes, parts),
+        "parts": {
+            part: [{"path": e.path, "label": e.label, "sha256": e.sha256} for e in parts[part]] for part in PARTS
+        },
+    }
+    write_json(path, document)
+
+
+def read(path: Path, root: Path | None = None) -> Split:
+    """Reads and checks a split file; `root` replaces the folder it names. FileError for anything wrong in it."""
+    record = read_json(path, SCHEMA)
+    classes, parts = record.get("classes"), record.get("parts")
+    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes) or len(classes) < 1:
+        raise FileError(path, "damaged: classes must be a list of names")
+    if len(set(classes)) != len(classes):
+        raise FileError(path, "damaged: a class is listed twice")
+    if not isinstance(parts, dict) or set(parts) != set(PARTS) or not all(isinstance(p, list) for p in parts.values()):
+        raise FileError(path, "damaged: parts must be lists train, val and test")
+    checked = {part: [_example(path, entry, len(classes)) for entry in parts[part]] for part in PARTS}
+    paths = [e.path for part in PARTS for e in checked[part]]
+    if len(set(paths)) != len(paths):
+        raise FileError(path, "damaged: an image is listed twice")
+    if record.get("fingerprint") != _fingerprint_of_all(classes, checked):
+        raise FileError(
+            path, "damaged: its fingerprint does not fit its content; dlcv data split --force makes it anew"
+        )
+    if not isinstance(record.get("root"), str):
+        raise FileError(path, "damaged: root must be a path")
+    for key in ("skipped", "identical", "label_conflicts"):
+        if not isinstance(record.get(key, []), list):
+            raise FileError(path, f"damaged: {key} must be a list")
+    return Split(path, root or path.parent / record["root"], classes, checked, record)
+
+
+def _example(path: Path, entry: Any, classes: int) -> Example:
+    if not isinstance(entry, dict):
+        raise FileError(path, "damaged: each image needs path, label and sha256")
+    name, label, digest = entry.get("path"), entry.get("label"), entry.get("sha256")
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise FileError(path, "damaged: an image's path must be text")
+    if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or re.match(r"[A-Za-z]:[/\\]", name):
+        raise FileError(path, f"the image path {name!r} leads out of the root; refused")
+    if type(label) is not int or not 0 <= label < classes:
+        raise FileError(path, f"damaged: label {label!r} of {name} is not one of its {classes} classes")
+    if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise FileError(path, f"damaged: {name} has no sha256")
+    return Example(name, label, digest)

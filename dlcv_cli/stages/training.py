@@ -1,0 +1,90 @@
+"""What every training has around its science: nothing to do, or a checkpoint and its metrics."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from dlcv_cli.context import Outcome, Reporter
+from dlcv_cli.errors import DlcvError
+from dlcv_cli.files import tensors
+from dlcv_cli.files.disk import JSON, read_json, sha256
+from dlcv_cli.files.locks import claimed, leftovers
+from dlcv_cli.files.recipes import Recipe, Run, guard, up_to_date, versions
+from dlcv_cli.results import documents as metrics
+from dlcv_cli.stages.snapshots import Partial, partial_path
+
+
+def finished(output: Path, recipe: Recipe, force: bool, report: Reporter) -> Outcome | None:
+    """The outcome when checkpoint and metrics are there and belong together, else None: it has to be trained."""
+    guard(metrics.metrics_path(output), recipe, lambda path: read_json(path, metrics.METRICS), force)
+    if not up_to_date(output, recipe, lambda path: tensors.read_record(path, tensors.CHECKPOINT), force):
+        return None
+    if not metrics.belongs(output, sha256(output)):
+        report.note(f"{output}: its metrics are missing or another run's; training again")
+        return None
+    _tidy(output, recipe)
+    return Outcome(output, False, tensors.read_record(output, tensors.CHECKPOINT).get("best") or {})
+
+
+def claim(output: Path) -> AbstractContextManager[None]:
+    """Holds a training's output, and what is written beside it, for this process."""
+    return claimed(output, metrics.metrics_path(output), partial_path(output))
+
+
+def _tidy(output: Path, recipe: Recipe) -> None:
+    """Clears away what a run that was killed after its last write has left: nobody will go on from it."""
+    partial = partial_path(output)
+    if partial.exists() or leftovers(output, metrics.metrics_path(output), partial):
+        with contextlib.suppress(DlcvError, OSError), claim(output):
+            if partial.exists() and not recipe.differences(tensors.read_record(partial, tensors.PARTIAL)):
+                partial.unlink()
+
+
+def paired(checkpoint: Path, report: Reporter) -> None:
+    """Warns when the metrics beside a checkpoint are not its own."""
+    if metrics.metrics_path(checkpoint).is_file() and not metrics.belongs(checkpoint, sha256(checkpoint)):
+        report.warn(f"{checkpoint} is not what its metrics file says: damaged or exchanged since it was trained")
+
+
+def finish(
+    output: Path,
+    recipe: Recipe,
+    run: Run,
+    arrays: tensors.Arrays,
+    subject: JSON,
+    about: JSON,
+    parameters: Mapping[str, int],
+    records: Sequence[JSON],
+    best: JSON,
+    packages: Sequence[str],
+    partial: Partial,
+    **machine: Any,
+) -> Outcome:
+    """Writes the checkpoint, then the metrics that carry its sha256; then there is nothing left to go on from.
+
+    Args:
+        subject: the network or task, which both files say.
+        about: what the checkpoint needs to be used, beside that.
+        parameters: `total` and `trainable`.
+        records: epochs, or looks at the losses, each with `best`: whether it was the best so far.
+        best: that of them whose weights are kept.
+        machine: what `run` says beside times and versions.
+    """
+    plain, best = [_without_best(record) for record in records], _without_best(best)
+    common = {**recipe.to_json(output.parent), **subject}
+    tensors.write(
+        output, tensors.CHECKPOINT, arrays, {**common, **about, "best": best, "versions": versions(*packages)}
+    )
+    record = {**common, "parameters": dict(parameters), "records": plain, "best": best}
+    told = run.to_json(*packages, **machine, **partial.run())
+    metrics.write_metrics(output, sha256(output), {**record, "run": told})
+    partial.remove()
+    return Outcome(output, True, best)
+
+
+def _without_best(record: JSON) -> JSON:
+    return {key: value for key, value in record.items() if key != "best"}
