@@ -301,7 +301,7 @@ def full(place: Place, count: int, rng: np.random.Generator, problems: list[str]
             def before(unchecked: bool = unchecked) -> None:
                 often()
                 if unchecked:
-                    resume.Partial.require_space = lambda *_: None  # type: ignore[method-assign,assignment]
+                    resume.SnapshotFile.require_space = lambda *_: None  # type: ignore[method-assign,assignment]
 
             if not late:
                 fill(disk, leave)

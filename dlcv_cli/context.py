@@ -1,4 +1,4 @@
-"""What a stage tells while it works, and what it returns. The command line prints it; a test may ignore it."""
+"""What every stage is given beside its inputs and settings, and what it returns."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+from dlcv_cli.config import Machine
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,6 +32,18 @@ class Reporter:
 
 
 @dataclass(frozen=True)
+class Context:
+    """Where a stage computes, what it may replace, and who hears of its progress. No result depends on it."""
+
+    machine: Machine = field(default_factory=Machine)
+    cache: Path | None = None  # folder of cached features and compiled kernels; None: cache nothing
+    root: Path | None = None  # folder of the images, where it is not the one that the split names
+    force: bool = False  # replace an output that was made differently
+    save_every: float = 300.0  # seconds between two snapshots within an epoch
+    reporter: Reporter = field(default_factory=Reporter)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A stage's result: the file it was asked for, whether it had to be made, and what there is to say of it."""
 
@@ -38,7 +52,9 @@ class Outcome:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
-def parallel(function: Callable[[Item], Result], items: Sequence[Item], what: str, report: Reporter) -> list[Result]:
+def map_in_threads(
+    function: Callable[[Item], Result], items: Sequence[Item], what: str, report: Reporter
+) -> list[Result]:
     """[function(item) for item in items] in threads, with progress. For work that releases the GIL."""
     results = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:

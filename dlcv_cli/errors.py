@@ -52,19 +52,19 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + signal
 
 
-def named(names: Iterable[object], most: int = 5) -> str:
+def list_names(names: Iterable[object], most: int = 5) -> str:
     """A short enumeration for a message: the first `most` names, and how many more there are."""
     listed = [str(name) for name in names]
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
 
 
-def plain(text: str) -> str:
+def escape_controls(text: str) -> str:
     """The text with control characters as escapes: names in files must not command a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
-def lookup(table: dict[str, T], name: str, what: str) -> T:
+def look_up(table: dict[str, T], name: str, what: str) -> T:
     """The table's entry of that name; SettingError, with the names there are, when it has none."""
     if name not in table:
         raise SettingError(f"unknown {what} {name!r}: choose from {', '.join(table)}")
@@ -74,7 +74,7 @@ def lookup(table: dict[str, T], name: str, what: str) -> T:
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
-def byte_size(count: int) -> str:
+def format_bytes(count: int) -> str:
     """A number of bytes in words, such as `57.3 MB`."""
     unit = max((u for u in UNITS if count >= UNITS[u]), key=lambda u: UNITS[u], default="")
     return f"{count / UNITS[unit]:.3g} {unit}B"

@@ -18,8 +18,8 @@ import safetensors.numpy
 from dlcv_cli.errors import DlcvError, ExistsError, FileError
 from dlcv_cli.files import disk as files
 from dlcv_cli.files import tensors
-from dlcv_cli.files.disk import beside, check_output, read_json, relative, sha256_of, whole, write_json
-from dlcv_cli.files.recipes import Input, Recipe, up_to_date
+from dlcv_cli.files.disk import check_output, hash_json, path_beside, read_json, relative_path, write_json, write_whole
+from dlcv_cli.files.recipes import Input, Recipe, is_up_to_date
 from dlcv_cli.results import documents as metrics
 
 SCHEMA = "dlcv.test/1"
@@ -47,7 +47,7 @@ def test_failed_write_changes_nothing(tmp_path: Path, error: BaseException, old:
     path = tmp_path / "file.json"
     if old is not None:
         path.write_bytes(old)
-    with pytest.raises(type(error)), whole(path) as temporary:  # noqa: PT012  # what is written before the failure
+    with pytest.raises(type(error)), write_whole(path) as temporary:  # noqa: PT012  # what is written before the failure
         temporary.write_bytes(b"half of the n")
         raise error
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == ({} if old is None else {"file.json": old})
@@ -56,11 +56,11 @@ def test_failed_write_changes_nothing(tmp_path: Path, error: BaseException, old:
 def test_os_errors_name_the_file_asked_for(tmp_path: Path) -> None:
     """An error of the system is told with the final name, not the temporary one, and keeps its number."""
     path = tmp_path / "file.json"
-    with pytest.raises(OSError, match="No space") as caught, whole(path) as temporary:
+    with pytest.raises(OSError, match="No space") as caught, write_whole(path) as temporary:
         raise OSError(28, "No space left on device", str(temporary))
     assert (caught.value.errno, caught.value.filename) == (28, str(path))
     (tmp_path / "blocks").write_text("a file")
-    with pytest.raises(OSError, match="blocks") as caught, whole(tmp_path / "blocks" / "file.json"):
+    with pytest.raises(OSError, match="blocks") as caught, write_whole(tmp_path / "blocks" / "file.json"):
         pass
     assert caught.value.filename == str(tmp_path / "blocks" / "file.json")
 
@@ -68,11 +68,11 @@ def test_os_errors_name_the_file_asked_for(tmp_path: Path) -> None:
 def test_final_name_appears_at_the_end(tmp_path: Path) -> None:
     """Until the block ends the final name holds the old content; the temporary file lies in the same, new folder."""
     path = tmp_path / "new" / "folder" / "file.json"
-    with whole(path) as temporary:
+    with write_whole(path) as temporary:
         assert temporary.parent == path.parent
         temporary.write_bytes(b"one")
         assert not path.exists()
-    with whole(path) as temporary:
+    with write_whole(path) as temporary:
         temporary.write_bytes(b"two")
         assert path.read_bytes() == b"one"
     assert [(p.name, p.read_bytes()) for p in path.parent.iterdir()] == [("file.json", b"two")]
@@ -105,7 +105,7 @@ def test_content_is_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", noted)
-    with whole(path) as temporary:
+    with write_whole(path) as temporary:
         temporary.write_bytes(b"content")
     assert steps == [(path.stat().st_ino, False), ("folder", True)]
 
@@ -169,7 +169,7 @@ def test_tensors_round_trip(tmp_path: Path) -> None:
     own = found.record["sha256"]
     assert hashlib.sha256(whole.replace(own.encode(), b"0" * 64)).hexdigest() == own
     assert {**found.record, "sha256": ""} == {"schema": SCHEMA, "sha256": "", **record}
-    assert found.record == tensors.read_record(tmp_path / "one", SCHEMA)
+    assert found.record == tensors.read_metadata(tmp_path / "one", SCHEMA)
     data = (tmp_path / "one").read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert list(header["__metadata__"]) == ["dlcv"]
@@ -303,7 +303,7 @@ def test_types_that_numpy_lacks(tmp_path: Path, dtype: str) -> None:
 def test_tensors_without_our_record(tmp_path: Path, metadata: dict[str, str] | None, words: str) -> None:
     """Tensors without a record of the schema are refused, with what they hold instead."""
     safetensors.numpy.save_file({"a": np.zeros(2)}, tmp_path / "file", metadata)
-    for read in (tensors.read, tensors.read_record):
+    for read in (tensors.read, tensors.read_metadata):
         with pytest.raises(FileError) as caught:
             read(tmp_path / "file", SCHEMA)
         assert words in str(caught.value)
@@ -312,10 +312,10 @@ def test_tensors_without_our_record(tmp_path: Path, metadata: dict[str, str] | N
 def test_array_is_checked(stored: Path) -> None:
     """An array is handed out if it is of the type and dimensions asked for; else it is refused by name."""
     file = tensors.read(stored, SCHEMA)
-    assert tensors.array(file, "a", np.float32, 2).shape == (2, 3)
+    assert tensors.get_array(file, "a", np.float32, 2).shape == (2, 3)
     for name, dtype, ndim in (("c", np.float32, 2), ("a", np.float64, 2), ("a", np.float32, 1), ("b", np.float32, 1)):
         with pytest.raises(FileError, match=f"file.safetensors: damaged: .*'{name}'"):
-            tensors.array(file, name, dtype, ndim)
+            tensors.get_array(file, name, dtype, ndim)
 
 
 # ----------------------------------------------------------------------------------------------------------- lineage
@@ -371,24 +371,24 @@ def test_up_to_date(tmp_path: Path) -> None:
     def recorded(output: Path) -> dict[str, Any]:
         return read_json(output, SCHEMA)
 
-    assert not up_to_date(path, RECIPE, recorded, force=False)
+    assert not is_up_to_date(path, RECIPE, recorded, force=False)
     write_json(path, {"schema": SCHEMA, **RECIPE.to_json(tmp_path)})
-    assert up_to_date(path, RECIPE, recorded, force=False)
-    assert not up_to_date(path, RECIPE, recorded, force=True)
+    assert is_up_to_date(path, RECIPE, recorded, force=False)
+    assert not is_up_to_date(path, RECIPE, recorded, force=True)
     write_json(path, {"schema": SCHEMA, **RECIPE.to_json(tmp_path), "config": {"lr": 1}})
     with pytest.raises(ExistsError, match=r"out\.json exists and was made differently \(lr was 1, now 0\.005; epochs"):
-        up_to_date(path, RECIPE, recorded, force=False)
+        is_up_to_date(path, RECIPE, recorded, force=False)
     path.write_text("foreign")
     with pytest.raises(ExistsError, match=r"made differently \(is not the dlcv\.test/1 file expected here: .*--force"):
-        up_to_date(path, RECIPE, recorded, force=False)
+        is_up_to_date(path, RECIPE, recorded, force=False)
 
 
 def test_hash_of_a_document() -> None:
     """The order of keys does not matter, the order of lists and the type of values do; file names need not be UTF-8."""
-    assert sha256_of({"a": 1, "b": [1, 2]}) == sha256_of({"b": [1, 2], "a": 1})
+    assert hash_json({"a": 1, "b": [1, 2]}) == hash_json({"b": [1, 2], "a": 1})
     others = [{"a": 1, "b": [2, 1]}, {"a": "1", "b": [1, 2]}, {"a": 1, "b": [1, 2], "c": None}]
-    assert len({sha256_of(document) for document in ({"a": 1, "b": [1, 2]}, *others)}) == 4
-    assert sha256_of("b\udcff") != sha256_of("b?")
+    assert len({hash_json(document) for document in ({"a": 1, "b": [1, 2]}, *others)}) == 4
+    assert hash_json("b\udcff") != hash_json("b?")
 
 
 # ------------------------------------------------------------------------------------------------------------- names
@@ -396,15 +396,15 @@ def test_hash_of_a_document() -> None:
 
 def test_names_beside() -> None:
     """What belongs to a checkpoint is named after it, dots in its name and all."""
-    assert beside(Path("runs/head.safetensors"), ".metrics.json") == Path("runs/head.metrics.json")
-    assert beside(Path("runs/lr.0.01.safetensors"), ".eval.json") == Path("runs/lr.0.01.eval.json")
+    assert path_beside(Path("runs/head.safetensors"), ".metrics.json") == Path("runs/head.metrics.json")
+    assert path_beside(Path("runs/lr.0.01.safetensors"), ".eval.json") == Path("runs/lr.0.01.eval.json")
 
 
 def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A path is seen from the folder where it is recorded, wherever the command runs."""
-    assert relative(tmp_path / "a" / "x", tmp_path / "b" / "c") == "../../a/x"
+    assert relative_path(tmp_path / "a" / "x", tmp_path / "b" / "c") == "../../a/x"
     monkeypatch.chdir(tmp_path)
-    assert relative(Path("a/x"), Path("a")) == "x"
+    assert relative_path(Path("a/x"), Path("a")) == "x"
 
 
 @pytest.mark.parametrize("name", ["head.pth", "head", ".safetensors", "head.safetensors.bak"])

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from conftest import Run, contents, refused
 
-from dlcv_cli.errors import byte_size
+from dlcv_cli.errors import format_bytes
 from dlcv_cli.files import feature_cache as stores
 from dlcv_cli.files.feature_cache import Store
-from dlcv_cli.files.locks import locked
+from dlcv_cli.files.locks import hold_lock
 
 ABOUT = {"arch": "vgg16", "before": "classifier.2", "precision": "float32", "image_size": 224}
 COUNTS = {"b": 100, "a": 200, "c": 300}
@@ -64,7 +64,7 @@ def test_list(run: Run, cache: Path) -> None:
     assert found[1][5:7] == [f"{size_of(cache, 'a') / 1000:.3g}", "kB"]
     assert found[0][7].startswith("2001-09-09")
     total = sum(size_of(cache, letter) for letter in "abc")
-    assert last == f"3 in {cache}, {byte_size(total)}"
+    assert last == f"3 in {cache}, {format_bytes(total)}"
 
 
 def test_list_json(run: Run, cache: Path) -> None:
@@ -100,7 +100,7 @@ def test_prune(run: Run, cache: Path, stay: str, spare: int, left: str) -> None:
     assert result.exit_code == 0
     assert names(cache) == left
     freed = sum(size for letter, size in sizes.items() if letter not in left)
-    assert result.stdout == f"deleted {3 - len(left)} of {cache}, {byte_size(freed)}\n"
+    assert result.stdout == f"deleted {3 - len(left)} of {cache}, {format_bytes(freed)}\n"
 
 
 def test_use_is_noted(run: Run, cache: Path) -> None:
@@ -117,7 +117,7 @@ def test_use_is_noted(run: Run, cache: Path) -> None:
 def test_clear(run: Run, cache: Path, as_json: bool) -> None:
     """Every store goes but one that is being filled, which is named; what is not ours stays (see `cache`)."""
     total = size_of(cache, "b") + size_of(cache, "c")
-    with locked(stores.lock_of(cache / stores.FOLDER / ("a" * 40)), None):
+    with hold_lock(stores.lock_of(cache / stores.FOLDER / ("a" * 40)), None):
         result = run("cache", "clear", *(["--json"] if as_json else []))
     assert result.exit_code == 0
     assert names(cache) == "a"
@@ -127,7 +127,7 @@ def test_clear(run: Run, cache: Path, as_json: bool) -> None:
         assert [record["store"][0] for record in document["in_use"]] == ["a"]
     else:
         assert result.stderr == f"{12 * 'a'} is being filled by another dlcv: left\n"
-        assert result.stdout == f"deleted 2 of {cache}, {byte_size(total)}\n"
+        assert result.stdout == f"deleted 2 of {cache}, {format_bytes(total)}\n"
     assert run("cache", "clear").exit_code == 0
     assert names(cache) == ""
     assert not [*cache.rglob("*.bin"), *cache.rglob("*.json"), *cache.rglob("*.lock")]

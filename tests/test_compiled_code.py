@@ -19,7 +19,7 @@ from conftest import contents, dlcv
 
 from dlcv_cli.context import Reporter
 from dlcv_cli.studies.sequences import compiled_kernels as compiled_code_module
-from dlcv_cli.studies.sequences.compiled_kernels import compiled_code
+from dlcv_cli.studies.sequences.compiled_kernels import prepare_kernels
 
 COMPILE = compiled_code_module._compile
 
@@ -74,8 +74,8 @@ def compile():
 
 module._compile = compile
 cache = pathlib.Path(sys.argv[1]) if sys.argv[1:] else None
-folder = compiled_code(cache, Reporter())
-assert folder.is_dir() and compiled_code(pathlib.Path("elsewhere"), Reporter()) == folder, "once a process"
+folder = prepare_kernels(cache, Reporter())
+assert folder.is_dir() and prepare_kernels(pathlib.Path("elsewhere"), Reporter()) == folder, "once a process"
 print(folder)
 """
 
@@ -132,7 +132,7 @@ def test_code_that_is_not_as_it_was(
     compiles: list[Path], tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Damaged code, or what a killed compilation left, is never given to numba: it is compiled anew, and said."""
-    folder = compiled_code(tmp_path, Reporter())
+    folder = prepare_kernels(tmp_path, Reporter())
     listed, code = folder / "kernels.json", folder / "sub" / "code.nbc"
     whole = listed.read_bytes()
     changes: dict[str, Callable[[], object]] = {
@@ -150,7 +150,7 @@ def test_code_that_is_not_as_it_was(
     told: list[str] = []
     report = Reporter()
     report.warn = told.append  # type: ignore[method-assign]
-    assert compiled_code(tmp_path, report) == folder
+    assert prepare_kernels(tmp_path, report) == folder
     assert len(compiles) == (1 if damage == "none" else 2)
     assert len(told) == (damage not in ("none", "no list"))
     assert all(text.endswith("; compiling anew") for text in told)
@@ -168,7 +168,7 @@ def test_a_full_disk_while_compiling(compiles: list[Path], tmp_path: Path, monke
         return SimpleNamespace(advance=lambda _: None, answers=lambda _: None)
 
     monkeypatch.setattr(compiled_code_module.training, "begin", begin)
-    folder = compiled_code(tmp_path, Reporter())
+    folder = prepare_kernels(tmp_path, Reporter())
     assert next(failures, "used up") == "used up"
     assert not (folder / "kernels.json").exists()
 
@@ -176,7 +176,7 @@ def test_a_full_disk_while_compiling(compiles: list[Path], tmp_path: Path, monke
 def test_numbas_own_setting_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Who sets NUMBA_CACHE_DIR decides."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    assert compiled_code(tmp_path / "cache", Reporter()) == tmp_path
+    assert prepare_kernels(tmp_path / "cache", Reporter()) == tmp_path
     assert contents(tmp_path) == {}
 
 

@@ -61,7 +61,7 @@ def test_after_a_look(run: Run, folder: Path, wild: dict[int, int]) -> None:
     wild[0] = 53
     told = f"dlcv: {output}: the loss was no longer a finite number at iteration 53 of seed 0; {ADVICE}"
     assert last(run(*train, output)) == told
-    record = tensors.read_record(output, tensors.CHECKPOINT)
+    record = tensors.read_metadata(output, tensors.CHECKPOINT)
     assert list(record)[2:] == ["stage", "config", "inputs", "task", "seeds", "diverged", "best", "versions"]
     assert record["diverged"] == {"0": 53}
     found, whole = metrics_of(output)["records"], metrics_of(plain)["records"]
@@ -120,7 +120,7 @@ def test_some_of_several(run: Run, folder: Path, wild: dict[int, int], iteration
     dlcv(*train, plain)
     wild.update(iterations)
     assert said + ADVICE in last(run(*train, output))
-    record = tensors.read_record(output, tensors.CHECKPOINT)
+    record = tensors.read_metadata(output, tensors.CHECKPOINT)
     assert record["diverged"] == {str(seed): iterations[seed] for seed in sorted(iterations)}
     assert record["seeds"] == [0, 1, 2]
     found, expected = (tensors.read(path, tensors.CHECKPOINT).arrays for path in (output, plain))

@@ -217,7 +217,7 @@ def test_eval_keys(evaluated: Path, name: str) -> None:
         frozen["head"] = {"used": True, "before": "classifier.2", "bytes_per_image": 2048, "images": 7, "computed": 7}
         assert [found["run"][key] for key in machine[1:]] == [1, "float32", frozen[name]]
         assert found["run"]["device"] in ("cpu", "cuda", "mps")
-    record = tensors.read_record(predictions, tensors.PREDICTIONS)
+    record = tensors.read_metadata(predictions, tensors.PREDICTIONS)
     assert list(record) == ["schema", "sha256", "stage", "config", "inputs", "data"]
     assert all(record[key] == found[key] for key in ("stage", "config", "inputs", "data"))
 

@@ -51,7 +51,7 @@ def test_auto_is_recorded_as_what_it_was(
     """By default the settings say auto, and the files beside them which precision that came to be."""
     lacks(monkeypatch, native)
     checkpoint = head(run, split)
-    for record in (metrics_of(checkpoint), tensors.read_record(checkpoint, tensors.CHECKPOINT)):
+    for record in (metrics_of(checkpoint), tensors.read_metadata(checkpoint, tensors.CHECKPOINT)):
         assert record["config"]["precision"] == "auto"
         assert record["precision"] == resolved
     assert run("eval", checkpoint, *ON_CPU).exit_code == 0

@@ -218,13 +218,13 @@ def test_other_circumstances_are_told(run: Run, place: Path, monkeypatch: pytest
 def test_saved_now_and_then(run: Run, place: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Saved within epochs when --save-every is over and at their ends, unless that would take too much of the time."""
     saved: list[str] = []
-    save = resume.Partial.save
+    save = resume.SnapshotFile.save
 
     def noted(self: Any, state: Any, at: str) -> None:
         saved.append(at)
         save(self, state, at)
 
-    monkeypatch.setattr(resume.Partial, "save", noted)
+    monkeypatch.setattr(resume.SnapshotFile, "save", noted)
     command = (*STAGES["head"], "-o", "head.safetensors", "--force")
     with monkeypatch.context() as patch:
         patch.setattr(resume, "SHARE", 1e9)
@@ -409,7 +409,7 @@ def test_metrics_add_up_the_time(run: Run, place: Path, monkeypatch: pytest.Monk
         with monkeypatch.context() as patch:
             stop_after(patch, 2)
             run(*command)
-    before = tensors.read_record(place / "scratch.partial", tensors.PARTIAL)["seconds"]
+    before = tensors.read_metadata(place / "scratch.partial", tensors.PARTIAL)["seconds"]
     assert run(*command).exit_code == 0
     found = metrics_of(place / "scratch.safetensors")["run"]
     assert found["resumed"] == 2

@@ -85,7 +85,7 @@ def test_gen_twice(run: Run, tmp_path: Path, task: str) -> None:
     one, same, other = ((tmp_path / name / "d.safetensors").read_bytes() for name in "abc")
     assert one == same
     assert one != other
-    record = tensors.read_record(tmp_path / "a" / "d.safetensors", tensors.SEQUENCES)
+    record = tensors.read_metadata(tmp_path / "a" / "d.safetensors", tensors.SEQUENCES)
     assert list(record) == ["schema", "sha256", "stage", "config", "inputs", "versions"]
     assert list(record["config"]) == [
         "task", "count", "min_length", "max_length", "test_fraction", "val_fraction", "seed",
@@ -207,7 +207,7 @@ def test_metrics_keys(trained: Path, cell: str) -> None:
 def test_record_keys(trained: Path) -> None:
     """The checkpoint's record: its keys in their order, and that it agrees with the metrics."""
     record, metrics = (
-        tensors.read_record(trained / "gru.safetensors", tensors.CHECKPOINT),
+        tensors.read_metadata(trained / "gru.safetensors", tensors.CHECKPOINT),
         metrics_of(trained / "gru.safetensors"),
     )
     assert list(record) == ["schema", "sha256", "stage", "config", "inputs", "task", "seeds", "best", "versions"]

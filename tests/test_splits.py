@@ -12,7 +12,7 @@ import pytest
 
 from dlcv_cli.config import SplitConfig
 from dlcv_cli.errors import DlcvError, SettingError
-from dlcv_cli.vision.splits import PARTS, Example, held_out, split
+from dlcv_cli.vision.splits import PARTS, Example, count_held_out, split
 
 Parts = dict[str, list[Example]]
 
@@ -73,13 +73,13 @@ def test_published_counts(stratify: bool) -> None:
 def test_held_out_is_the_exact_ceiling(fraction: str) -> None:
     """The held-out part is the ceiling of the exact product, not of floating point's."""
     for count in [*range(1, 1200), 8677, 99_999, 100_000, 1_000_000]:
-        assert held_out(count, float(fraction)) == math.ceil(count * Fraction(fraction)), count
+        assert count_held_out(count, float(fraction)) == math.ceil(count * Fraction(fraction)), count
 
 
 @pytest.mark.parametrize(("count", "fraction", "expected"), [(35, 0.2, 7), (100, 0.07, 7), (25, 0.28, 7), (36, 0.2, 8)])
 def test_held_out_by_hand(count: int, fraction: float, expected: int) -> None:
     """A fifth of 35 is 7; so is 7 % of 100, which is more than 7 in binary; a part of an image counts as one."""
-    assert held_out(count, fraction) == expected
+    assert count_held_out(count, fraction) == expected
 
 
 @pytest.mark.parametrize("stratify", [True, False])

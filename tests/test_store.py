@@ -23,7 +23,7 @@ from dlcv_cli.errors import FileError
 from dlcv_cli.files import feature_cache as stores
 from dlcv_cli.files import locks
 from dlcv_cli.files.feature_cache import Store
-from dlcv_cli.files.locks import locked
+from dlcv_cli.files.locks import hold_lock
 
 SHAPE = (2, 3)
 SIZE = 24
@@ -231,7 +231,7 @@ import sys, time
 from pathlib import Path
 from dlcv_cli.files import feature_cache as stores
 from dlcv_cli.files.locks import locked
-with locked(stores.lock_of(Path(sys.argv[1])), None) as mine:
+with hold_lock(stores.lock_of(Path(sys.argv[1])), None) as mine:
     print(mine, flush=True)
     time.sleep(60)
 """
@@ -281,7 +281,7 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
     with python("-c", HOLDER, folder, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "True\n"
-        with locked(stores.lock_of(folder), None) as mine:
+        with hold_lock(stores.lock_of(folder), None) as mine:
             assert not mine
 
         def waiting() -> None:
@@ -289,13 +289,13 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
             threading.Timer(0.3, holder.kill).start()
 
         begin = time.monotonic()
-        with locked(stores.lock_of(folder), waiting) as mine:
+        with hold_lock(stores.lock_of(folder), waiting) as mine:
             assert mine
             assert time.monotonic() - begin >= 0.25
-            with locked(stores.lock_of(folder), None) as second:
+            with hold_lock(stores.lock_of(folder), None) as second:
                 assert not second, "it holds in one process too"
     assert told == ["waiting"], "told once"
-    with locked(stores.lock_of(folder), None) as mine:
+    with hold_lock(stores.lock_of(folder), None) as mine:
         assert mine
 
 
@@ -306,13 +306,13 @@ def test_a_lock_dropped_with_its_store(tmp_path: Path, monkeypatch: pytest.Monke
     def too_late(file: BinaryIO) -> bool:
         monkeypatch.setattr(locks, "_try_lock", try_lock)
         folder.with_suffix(".lock").unlink()
-        assert third.enter_context(locked(stores.lock_of(folder), None))
+        assert third.enter_context(hold_lock(stores.lock_of(folder), None))
         return try_lock(file)
 
     monkeypatch.setattr(locks, "_try_lock", too_late)
-    with third, locked(stores.lock_of(folder), None) as mine:
+    with third, hold_lock(stores.lock_of(folder), None) as mine:
         assert not mine
-    with locked(stores.lock_of(folder), None) as mine:
+    with hold_lock(stores.lock_of(folder), None) as mine:
         assert mine
 
 
@@ -348,7 +348,7 @@ def test_two_runs_at_once(run: Run, split_file: Path, tmp_path: Path, cache_fold
     assert run(*args, outputs[2], "--cache", tmp_path / "other").exit_code == 0
     folder = cache_folder / stores.FOLDER / only_store(tmp_path / "other").folder.name
     with contextlib.ExitStack() as stack:
-        with locked(stores.lock_of(folder), None) as mine:
+        with hold_lock(stores.lock_of(folder), None) as mine:
             assert mine
             started = []
             for output in outputs[:2]:

@@ -14,7 +14,7 @@ from conftest import Run, dlcv
 from test_contamination import THREADS, chain, folder, read  # noqa: F401
 
 from dlcv_cli.files import tensors
-from dlcv_cli.files.disk import sha256
+from dlcv_cli.files.disk import hash_file
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_damaged_predictions(run: Run, judged: Path, key: str, what: str) -> Non
         file.arrays[key] = changed
     tensors.write(path, tensors.PREDICTIONS, file.arrays, {k: v for k, v in file.record.items() if k != "schema"})
     document = read(path.with_name("head.test.eval.json"))
-    document["predictions"]["sha256"] = sha256(path)
+    document["predictions"]["sha256"] = hash_file(path)
     path.with_name("head.test.eval.json").write_text(json.dumps(document))
     result = run("eval", "--compare", head)
     if what == "beyond" and key in ("logits", "examples"):
@@ -114,7 +114,7 @@ def test_other_examples_under_one_fingerprint(run: Run, judged: Path) -> None:
     record = {key: value for key, value in file.record.items() if key != "schema"}
     tensors.write(predictions, tensors.PREDICTIONS, file.arrays, record)
     content = read(document)
-    content["predictions"]["sha256"] = sha256(predictions)
+    content["predictions"]["sha256"] = hash_file(predictions)
     document.write_text(json.dumps(content))
     result = run("eval", "--compare", *paths)
     assert result.exit_code == 1

@@ -109,7 +109,7 @@ def test_metrics_keys(trained: Path, stage: str) -> None:
 def test_record_keys(trained: Path, stage: str) -> None:
     """The checkpoint's record: its keys in their order, and that it agrees with the metrics."""
     checkpoint = trained / f"{stage}.safetensors"
-    record, metrics = tensors.read_record(checkpoint, tensors.CHECKPOINT), metrics_of(checkpoint)
+    record, metrics = tensors.read_metadata(checkpoint, tensors.CHECKPOINT), metrics_of(checkpoint)
     assert list(record) == [
         "schema", "sha256", "stage", "config", "inputs", "arch", "precision", "classes", "preprocessing", "trained",
         "best", "versions",
@@ -271,7 +271,7 @@ def test_foreign_output_is_refused(run: Run, chain: Path, content: bytes) -> Non
     refused(finetune(run, chain), f"{output} exists and was made differently")
     assert output.read_bytes() == content
     assert finetune(run, chain, "--force").exit_code == 0
-    assert tensors.read_record(output, tensors.CHECKPOINT)["stage"] == "vgg.finetune"
+    assert tensors.read_metadata(output, tensors.CHECKPOINT)["stage"] == "vgg.finetune"
 
 
 def test_force(run: Run, trained: Path, chain: Path) -> None:

@@ -17,7 +17,7 @@ from dlcv_cli import __version__
 from dlcv_cli.cli import cache, data, demo, evaluate, report, seq
 from dlcv_cli.cli import image as vgg
 from dlcv_cli.cli.console import Terminal
-from dlcv_cli.errors import DlcvError, Interrupted, plain
+from dlcv_cli.errors import DlcvError, Interrupted, escape_controls
 
 OUT_OF_MEMORY = "out of memory: ask for less (a smaller --batch-size, network, --count or --max-length)"
 
@@ -52,7 +52,7 @@ class Boundary(TyperGroup):
             message, code = "interrupted", 130
         finally:
             Terminal.close()
-        print(f"dlcv: {plain(' '.join(message.split()))}", file=sys.stderr)
+        print(f"dlcv: {escape_controls(' '.join(message.split()))}", file=sys.stderr)
         raise typer.Exit(code)
 
 
@@ -61,11 +61,11 @@ def _said(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not error.filename:
         return f"{where}{error.strerror or error}"
-    from dlcv_cli.files.disk import disk_of
+    from dlcv_cli.files.disk import mount_point
 
     return (
-        f"{where}{error.strerror} on the disk at {disk_of(Path(os.fsdecode(error.filename)))}; what was there is as it "
-        "was: free some, and run the same command again"
+        f"{where}{error.strerror} on the disk at {mount_point(Path(os.fsdecode(error.filename)))}; what was there is "
+        "unchanged: free some space, and run the same command again"
     )
 
 

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from dlcv_cli.cli.console import print_json, say
 from dlcv_cli.cli.options import CacheFolder, Json
-from dlcv_cli.errors import UNITS, SettingError, byte_size
+from dlcv_cli.errors import UNITS, SettingError, format_bytes
 
 app = typer.Typer(no_args_is_help=True, help="Frozen layers' outputs, kept between runs: list, prune, clear.")
 
@@ -32,7 +32,7 @@ def list_(cache: CacheFolder, as_json: Json = False) -> None:
             entry.about.get("before", ""),
             entry.about.get("precision", ""),
             f"{entry.records:,}",
-            byte_size(entry.size),
+            format_bytes(entry.size),
             datetime.fromtimestamp(entry.used).isoformat(" ", "minutes"),
         ]
         for entry in found
@@ -41,7 +41,7 @@ def list_(cache: CacheFolder, as_json: Json = False) -> None:
     align = ["left", "left", "left", "left", "right", "right", "left"]
     if rows:
         say(tabulate(rows, headers=headers, colalign=align, disable_numparse=True))
-    say(f"{len(rows)} in {cache}, {byte_size(sum(entry.size for entry in found))}")
+    say(f"{len(rows)} in {cache}, {format_bytes(sum(entry.size for entry in found))}")
 
 
 @app.command("prune")
@@ -76,7 +76,7 @@ def _drop(cache: Any, limit: int, as_json: bool) -> None:
         return
     for entry in busy:
         typer.echo(f"{entry.store.name} is being filled by another dlcv: left", err=True)
-    say(f"deleted {len(dropped)} of {cache}, {byte_size(freed)}")
+    say(f"deleted {len(dropped)} of {cache}, {format_bytes(freed)}")
 
 
 def _record(entry: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.text import Text
 
 from dlcv_cli.context import Outcome, Reporter
-from dlcv_cli.errors import plain
+from dlcv_cli.errors import escape_controls
 
 
 def _percent(value: float) -> str:
@@ -77,7 +77,7 @@ class Terminal(Reporter):
         self._line(described(fields))
 
     def _line(self, text: str) -> None:
-        text = plain(text)
+        text = escape_controls(text)
         if self.bar:
             self.bar.console.print(text, markup=False)
         else:
@@ -113,7 +113,7 @@ class Terminal(Reporter):
 
 def say(text: str) -> None:
     """A result, on stdout."""
-    typer.echo(plain(text))
+    typer.echo(escape_controls(text))
 
 
 def print_json(document: Any) -> None:

@@ -11,7 +11,7 @@ from dlcv_cli.cli.console import Terminal, print_json, say
 from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, NoCache, configured
 from dlcv_cli.cli.tables import line, render
 from dlcv_cli.config import EvalConfig, Machine
-from dlcv_cli.errors import SettingError, lookup
+from dlcv_cli.errors import SettingError, look_up
 
 
 @configured(EvalConfig, Machine)
@@ -51,7 +51,7 @@ def evaluate(
         raise SettingError("--reference and --common go with --compare")
     names = short_names(checkpoints)
     if reference:
-        lookup(dict.fromkeys(names), reference, "reference")
+        look_up(dict.fromkeys(names), reference, "reference")
     if len({path.resolve() for path in checkpoints}) < len(checkpoints):
         raise SettingError("a checkpoint is given twice")
     done, report = [], Terminal()

@@ -11,7 +11,7 @@ from dlcv_cli.cli.console import Terminal, print_outcome
 from dlcv_cli.cli.evaluate import short_names
 from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, NoCache, OutputFile, configured
 from dlcv_cli.config import EvalConfig, Machine
-from dlcv_cli.errors import SettingError, lookup
+from dlcv_cli.errors import SettingError, look_up
 
 
 @configured(EvalConfig, Machine)
@@ -52,7 +52,7 @@ def report(
         raise SettingError("a checkpoint is given twice")
     names = short_names(checkpoints)
     if reference:
-        lookup(dict.fromkeys(names), reference, "reference")
+        look_up(dict.fromkeys(names), reference, "reference")
     outcome = write_report(
         list(zip(names, checkpoints, strict=True)),
         output,

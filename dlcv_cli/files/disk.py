@@ -27,7 +27,7 @@ def umask() -> int:
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def write_whole(path: Path) -> Iterator[Path]:
     """Gives a temporary path in the same folder; what is written there gets the final name when the block ends well.
 
     Missing folders are made. Flushed to disk before the rename; permissions as the umask says; after an error
@@ -65,7 +65,7 @@ def _sync_folder(folder: Path) -> None:
 def write_json(path: Path, document: JSON) -> None:
     """Writes a JSON document whole, numbers exact, keys in the order given."""
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    with whole(path) as temporary:
+    with write_whole(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
@@ -107,20 +107,20 @@ def write_folder(folder: Path, files: Iterable[tuple[str, bytes]], manifest: str
                 shutil.rmtree(temporary.with_suffix(OLD), ignore_errors=True)
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Hex sha256 of a file."""
-    require(path)
+    require_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_of(document: Any) -> str:
+def hash_json(document: Any) -> str:
     """Hex sha256 of a JSON value in its one canonical form."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def require(path: Path) -> None:
+def require_file(path: Path) -> None:
     """FileError unless the path is a regular file with something in it."""
     if not path.exists():
         raise FileError(path, "no such file")
@@ -132,7 +132,7 @@ def require(path: Path) -> None:
 
 def read_json(path: Path, schema: str) -> JSON:
     """A JSON document of that schema. FileError, naming the schema found, for anything else."""
-    require(path)
+    require_file(path)
     if path.stat().st_size > MAX_JSON:
         raise FileError(path, f"is larger than a {schema} file can be")
     try:
@@ -163,12 +163,12 @@ def check_schema(path: Path, document: Any, schema: str) -> JSON:
     return document
 
 
-def mapping(value: Any) -> JSON:
+def as_object(value: Any) -> JSON:
     """The value if it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
-def relative(path: Path, folder: Path) -> str:
+def relative_path(path: Path, folder: Path) -> str:
     """The path as seen from a folder, so that both can move together; with / on every platform."""
     path, folder = path.resolve(), folder.resolve()
     try:
@@ -177,7 +177,7 @@ def relative(path: Path, folder: Path) -> str:
         return path.as_posix()
 
 
-def beside(path: Path, ending: str) -> Path:
+def path_beside(path: Path, ending: str) -> Path:
     """`runs/head.safetensors`, `.metrics.json` -> `runs/head.metrics.json`."""
     return path.with_name(path.name.removesuffix(".safetensors") + ending)
 
@@ -191,7 +191,7 @@ def check_output(path: Path, ending: str) -> Path:
     return path
 
 
-def disk_of(path: Path) -> Path:
+def mount_point(path: Path) -> Path:
     """Where the disk is mounted that holds a path, which need not exist."""
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists() and os.path.ismount(p))
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.files.disk import JSON, read_json, write_json
-from dlcv_cli.files.locks import locked
+from dlcv_cli.files.locks import hold_lock
 
 SCHEMA = "dlcv.activations/1"
 FOLDER = "activations"
@@ -260,7 +260,7 @@ def prune(cache: Path, limit: int) -> tuple[list[Entry], list[Entry]]:
 
 def _drop(store: Store) -> bool:
     """Deletes a store; False when another process is filling it."""
-    with locked(lock_of(store.folder), None) as mine:
+    with hold_lock(lock_of(store.folder), None) as mine:
         if mine:
             store.drop()
             with contextlib.suppress(PermissionError):  # Windows, where it is open

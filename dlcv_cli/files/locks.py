@@ -21,7 +21,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
-def locked(path: Path, waiting: Callable[[], None] | None) -> Iterator[bool]:
+def hold_lock(path: Path, waiting: Callable[[], None] | None) -> Iterator[bool]:
     """Holds a lock file for one process, waiting for another that has it, once `waiting` was called.
 
     Yields False, at once, when another has it and `waiting` is None. The system frees
@@ -68,7 +68,7 @@ def _lock_of(output: Path) -> Path:
     return output.with_name(f".{output.name}.lock")
 
 
-def leftovers(*outputs: Path) -> list[Path]:
+def list_leftovers(*outputs: Path) -> list[Path]:
     """What a process that was killed while it wrote these outputs may have left beside them."""
     endings = (TEMPORARY, OLD)
     found = [p for o in outputs for end in endings for p in o.parent.glob(f".{escape(o.name)}.*{end}")]
@@ -76,7 +76,7 @@ def leftovers(*outputs: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def claimed(output: Path, *others: Path) -> Iterator[None]:
+def claim_outputs(output: Path, *others: Path) -> Iterator[None]:
     """Holds an output for one process until the block ends, and clears away what a killed one left of it.
 
     Args:
@@ -90,7 +90,7 @@ def claimed(output: Path, *others: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         lock = _lock_of(output)
         try:
-            mine = stack.enter_context(locked(lock, None))
+            mine = stack.enter_context(hold_lock(lock, None))
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(output)) from None
         if not mine:

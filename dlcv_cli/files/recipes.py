@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dlcv_cli.errors import DlcvError, ExistsError
-from dlcv_cli.files.disk import JSON, mapping, relative
+from dlcv_cli.files.disk import JSON, as_object, relative_path
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Recipe:
         inputs = {}
         for name, given in self.inputs.items():
             places = {"path": given.path, "root": given.root}
-            record = {key: relative(place, folder) for key, place in places.items() if place}
+            record = {key: relative_path(place, folder) for key, place in places.items() if place}
             inputs[name] = ({"name": given.name} if given.name else {}) | record | {"sha256": given.sha256}
         return {"stage": self.stage, "config": self.config, "inputs": inputs}
 
@@ -52,17 +52,17 @@ class Recipe:
             return ["it does not say how it was made"]
         if recorded["stage"] != self.stage:
             return [f"it is the output of {recorded['stage']}"]
-        old, new = mapping(recorded.get("config")), self.config
+        old, new = as_object(recorded.get("config")), self.config
         found = [f"{k} was {old.get(k)}, now {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
-        inputs = mapping(recorded.get("inputs"))
+        inputs = as_object(recorded.get("inputs"))
         for name in {**inputs, **self.inputs}:
             given = self.inputs.get(name)
-            if mapping(inputs.get(name)).get("sha256") != (given and given.sha256):
+            if as_object(inputs.get(name)).get("sha256") != (given and given.sha256):
                 found.append(f"another {name}")
         return found
 
 
-def up_to_date(output: Path, recipe: Recipe, recorded: Callable[[Path], JSON], force: bool) -> bool:
+def is_up_to_date(output: Path, recipe: Recipe, recorded: Callable[[Path], JSON], force: bool) -> bool:
     """Whether `output` exists and was made by this recipe. ExistsError when it was made differently, unless forced.
 
     Raises:
@@ -90,7 +90,7 @@ def _check_place(output: Path, recipe: Recipe) -> None:
             raise DlcvError(f"{output} is this stage's {name}, and would be lost: {remedy}")
 
 
-def guard(beside: Path, recipe: Recipe, recorded: Callable[[Path], JSON], force: bool) -> None:
+def refuse_overwrite(beside: Path, recipe: Recipe, recorded: Callable[[Path], JSON], force: bool) -> None:
     """Refuses to write a file beside the output over an input, a folder, or (unless forced) what is none of ours."""
     _check_place(beside, recipe)
     if beside.exists() and not force:
@@ -101,12 +101,12 @@ def guard(beside: Path, recipe: Recipe, recorded: Callable[[Path], JSON], force:
             raise ExistsError(beside, [problem], "move it away, or --force to replace it") from None
 
 
-def versions(*packages: str) -> dict[str, str]:
+def installed_versions(*packages: str) -> dict[str, str]:
     """Installed versions, without importing anything."""
     return {name: importlib.metadata.version(name) for name in ("dlcv", *packages)}
 
 
-class Run:
+class RunInfo:
     """All that varies between two identical runs: times, machine, versions. Starts the clock when made."""
 
     def __init__(self) -> None:
@@ -120,6 +120,6 @@ class Run:
             "seconds": round(time.perf_counter() - self.clock, 3),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "python": platform.python_version(),
-            "versions": versions(*packages),
+            "versions": installed_versions(*packages),
             **more,
         }

@@ -49,9 +49,9 @@ def read(path: Path) -> SequenceFile:
 
 
 def _part(file: tensors.Tensors, part: str) -> Sequences:
-    inputs = tensors.array(file, f"{part}.inputs", np.float32, 2)
-    lengths = tensors.array(file, f"{part}.lengths", np.int64, 1)
-    targets = tensors.array(file, f"{part}.targets", np.float32, 1)
+    inputs = tensors.get_array(file, f"{part}.inputs", np.float32, 2)
+    lengths = tensors.get_array(file, f"{part}.lengths", np.int64, 1)
+    targets = tensors.get_array(file, f"{part}.targets", np.float32, 1)
     if not len(lengths) or len(lengths) != len(targets):
         raise FileError(file.path, f"damaged: {part} has {len(lengths)} sequences and {len(targets)} targets")
     if lengths.min() < 1 or lengths.max() > len(inputs) or lengths.sum() != len(inputs):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dlcv_cli.errors import FileError
-from dlcv_cli.files.disk import JSON, read_json, relative, sha256_of, write_json
+from dlcv_cli.files.disk import JSON, hash_json, read_json, relative_path, write_json
 from dlcv_cli.vision.splits import PARTS, Example
 
 SCHEMA = "dlcv.split/1"
@@ -29,11 +29,11 @@ class Split:
 
 def fingerprint(classes: Sequence[str], part: Sequence[Example]) -> str:
     """sha256 over the classes and each example's content and label, in order: which data this is, wherever it lies."""
-    return sha256_of([list(classes), [[e.sha256, e.label] for e in part]])
+    return hash_json([list(classes), [[e.sha256, e.label] for e in part]])
 
 
 def _fingerprint_of_all(classes: Sequence[str], parts: Mapping[str, Sequence[Example]]) -> str:
-    return sha256_of([list(classes), *([[e.path, e.label, e.sha256] for e in parts[part]] for part in PARTS)])
+    return hash_json([list(classes), *([[e.path, e.label, e.sha256] for e in parts[part]] for part in PARTS)])
 
 
 def write(path: Path, root: Path, classes: Sequence[str], parts: Mapping[str, Sequence[Example]], record: JSON) -> None:
@@ -41,7 +41,7 @@ def write(path: Path, root: Path, classes: Sequence[str], parts: Mapping[str, Se
     document = {
         "schema": SCHEMA,
         **record,
-        "root": relative(root, path.parent),
+        "root": relative_path(root, path.parent),
         "classes": list(classes),
         "counts": {part: len(parts[part]) for part in PARTS},
         "fingerprint": _fingerprint_of_all(classes, parts),

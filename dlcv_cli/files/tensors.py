@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from dlcv_cli.errors import FileError
-from dlcv_cli.files.disk import JSON, check_schema, parse_json, require, whole
+from dlcv_cli.files.disk import JSON, check_schema, parse_json, require_file, write_whole
 
 CHECKPOINT = "dlcv.checkpoint/1"
 SEQUENCES = "dlcv.sequences/1"
@@ -63,7 +63,7 @@ def write(path: Path, schema: str, arrays: Mapping[str, NDArray[Any]], record: J
         at = end
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    with whole(path) as temporary, temporary.open("wb") as file:
+    with write_whole(path) as temporary, temporary.open("wb") as file:
         digest = hashlib.sha256()
         blocks = itertools.chain([struct.pack("<Q", len(head)) + head], (_bytes(array) for _, array in ordered))
         for block in blocks:
@@ -97,7 +97,7 @@ def _header_size(path: Path) -> int:
     return size
 
 
-def read_record(path: Path, schema: str) -> JSON:
+def read_metadata(path: Path, schema: str) -> JSON:
     """The record alone, without reading or checking the tensors. FileError when it is no file of that schema."""
     with _open(path) as file:
         return _record(path, file.metadata(), schema)
@@ -126,7 +126,7 @@ def require_unchanged(path: Path, record: JSON) -> None:
 
 
 def _open(path: Path) -> Any:
-    require(path)
+    require_file(path)
     _header_size(path)
     try:
         return safe_open(path, framework="numpy")
@@ -144,7 +144,7 @@ def _record(path: Path, metadata: dict[str, str] | None, schema: str) -> JSON:
     return check_schema(path, document, schema)
 
 
-def array(tensors: Tensors, name: str, dtype: type[np.generic], ndim: int) -> NDArray[Any]:
+def get_array(tensors: Tensors, name: str, dtype: type[np.generic], ndim: int) -> NDArray[Any]:
     """One array of a file, with dtype and number of dimensions checked. FileError when it is not as it should be."""
     found = tensors.arrays.get(name)
     if found is None:

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from dlcv_cli.errors import FileError
-from dlcv_cli.files.disk import JSON, check_schema, parse_json, require, whole
+from dlcv_cli.files.disk import JSON, check_schema, parse_json, require_file, write_whole
 from dlcv_cli.report.page import RECIPE
 
 SCHEMA = "dlcv.report/1"
@@ -15,13 +15,13 @@ HEAD = 2**20  # the record stands in the first bytes, before any picture
 
 def write(path: Path, text: str) -> None:
     """Writes a page whole."""
-    with whole(path) as temporary:
+    with write_whole(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
 
 
 def read_record(path: Path) -> JSON:
     """What a report says it was made from. FileError when it is no report of ours."""
-    require(path)
+    require_file(path)
     with path.open("rb") as file:
         head = file.read(HEAD).decode("utf-8", "replace")
     found = _Head()

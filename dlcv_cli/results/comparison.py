@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcv_cli.errors import DlcvError, lookup
+from dlcv_cli.errors import DlcvError, look_up
 from dlcv_cli.statistics import measurement
 from dlcv_cli.statistics.metrics import recall_of, scores
 from dlcv_cli.statistics.significance import Statistic, bca, holm, mcnemar, mean_of, paired_shares, sign_flips, t_test
@@ -78,7 +78,7 @@ def compare(evaluations: Sequence[Evaluated], reference: str | None = None, comm
         DlcvError: they were measured on different data; names which. SettingError: no row has the reference's name.
     """
     names = {one.name: number for number, one in enumerate(evaluations)}
-    chosen = lookup(names, reference, "reference") if reference else 0
+    chosen = look_up(names, reference, "reference") if reference else 0
     _require_one_study(evaluations)
     counts = None
     if len({one.document["data"]["fingerprint"] for one in evaluations}) > 1:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dlcv_cli.errors import FileError, named
-from dlcv_cli.files.disk import JSON, beside, mapping, read_json, write_json
+from dlcv_cli.errors import FileError, list_names
+from dlcv_cli.files.disk import JSON, as_object, path_beside, read_json, write_json
 from dlcv_cli.results.comparison import COLUMNS
 
 METRICS = "dlcv.metrics/1"
@@ -15,7 +15,7 @@ EVAL = "dlcv.eval/1"
 
 def metrics_path(checkpoint: Path) -> Path:
     """Where a checkpoint's metrics lie."""
-    return beside(checkpoint, ".metrics.json")
+    return path_beside(checkpoint, ".metrics.json")
 
 
 def write_metrics(checkpoint: Path, checkpoint_sha256: str, record: JSON) -> None:
@@ -112,7 +112,7 @@ _STUDIES: dict[str, JSON] = {
 def read_eval(path: Path) -> JSON:
     """Reads and checks an evaluation. FileError for anything wrong in it."""
     document = read_json(path, EVAL)
-    study = mapping(document.get("data")).get("study")
+    study = as_object(document.get("data")).get("study")
     if not isinstance(study, str) or study not in COLUMNS:
         raise FileError(path, f"damaged: it is of no kind of study that this version knows ({study})")
     form = _EVALUATION | _STUDIES[study]
@@ -132,7 +132,9 @@ def read_eval(path: Path) -> JSON:
         if any(label >= classes for cell in document.get("confusion", []) for label in cell[:2]):
             wrong.append("confusion")
     if wrong:
-        raise FileError(path, f"damaged: {named(wrong)} not as an evaluation has them; remove it and evaluate again")
+        raise FileError(
+            path, f"damaged: {list_names(wrong)} not as an evaluation has them; remove it and evaluate again"
+        )
     return document
 
 
@@ -140,7 +142,7 @@ def read_metrics(checkpoint: Path, checkpoint_sha256: str) -> JSON:
     """Reads and checks the metrics of a checkpoint. FileError for anything wrong, or another's metrics."""
     path = metrics_path(checkpoint)
     document = read_json(path, METRICS)
-    if mapping(document.get("checkpoint")).get("sha256") != checkpoint_sha256:
+    if as_object(document.get("checkpoint")).get("sha256") != checkpoint_sha256:
         raise FileError(path, f"is not of this {checkpoint.name}: damaged, or exchanged since it was trained")
     record = {"val_loss": _number, "train_loss": _or_none(_number)}
     if str(document.get("stage")).startswith("vgg."):
@@ -157,4 +159,4 @@ def belongs(checkpoint: Path, checkpoint_sha256: str) -> bool:
     if not metrics_path(checkpoint).exists():
         return False
     record = read_json(metrics_path(checkpoint), METRICS)
-    return mapping(record.get("checkpoint")).get("sha256") == checkpoint_sha256
+    return as_object(record.get("checkpoint")).get("sha256") == checkpoint_sha256

@@ -8,7 +8,7 @@ import numpy as np
 
 from dlcv_cli.errors import FileError
 from dlcv_cli.files import tensors
-from dlcv_cli.files.disk import JSON, sha256
+from dlcv_cli.files.disk import JSON, hash_file
 from dlcv_cli.results.documents import EVAL
 
 
@@ -25,7 +25,7 @@ def read(evaluation: Path, document: JSON) -> tensors.Arrays:
     remedy = "evaluate again with --force"
     if not path.is_file():
         raise FileError(path, f"no such file, though {evaluation} ({EVAL}) goes with it: {remedy}")
-    if sha256(path) != document["predictions"]["sha256"]:
+    if hash_file(path) != document["predictions"]["sha256"]:
         raise FileError(path, f"is not the file that {evaluation} goes with: {remedy}")
     file = tensors.read(path, tensors.PREDICTIONS)
     n = document["data"]["n"]
@@ -41,7 +41,7 @@ def read(evaluation: Path, document: JSON) -> tensors.Arrays:
         wanted |= {"targets": (np.float32, (n,)), "lengths": (np.int64, (n,))}
     wanted |= {"baselines": (answer, (len(document["baselines"]), n)), "examples": (np.uint8, (n, 32))}
     for name, (dtype, shape) in wanted.items():
-        found = tensors.array(file, name, dtype, len(shape))
+        found = tensors.get_array(file, name, dtype, len(shape))
         if found.shape != shape:
             raise FileError(path, f"damaged: tensor {name!r} is {found.shape}, its evaluation says {shape}")
     for name in ("labels", "baselines") if classes else ():

@@ -13,7 +13,7 @@ from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
 from dlcv_cli.config import GenConfig
-from dlcv_cli.errors import SettingError, lookup
+from dlcv_cli.errors import SettingError, look_up
 
 Floats = NDArray[np.float32]
 
@@ -121,7 +121,7 @@ def generate(config: GenConfig, count: int, stream: int) -> Sequences:
     Raises:
         SettingError: the task is unknown, or needs longer sequences.
     """
-    task = lookup(TASKS, config.task, "task")
+    task = look_up(TASKS, config.task, "task")
     if config.min_length < task.shortest:
         raise SettingError(f"min_length is {config.min_length}: {config.task} needs at least {task.shortest}")
     rng = default_rng((config.seed, stream))

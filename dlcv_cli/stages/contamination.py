@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlcv_cli.context import Reporter
-from dlcv_cli.errors import DlcvError, FileError, named
+from dlcv_cli.errors import DlcvError, FileError, list_names
 from dlcv_cli.files import sequences, splits, tensors
-from dlcv_cli.files.disk import JSON, mapping, sha256
+from dlcv_cli.files.disk import JSON, as_object, hash_file
 from dlcv_cli.sequences.tasks import TASKS
 
 Digests = Callable[[Path], dict[str, list[str]]]  # data file -> of each part, each example's sha256
@@ -35,7 +35,7 @@ def _of_sequences(path: Path) -> dict[str, list[str]]:
     return {part: [digest.hex() for digest in sequences.digests(data)] for part, data in parts.items()}
 
 
-def examined(checkpoint: Path, record: JSON, data: Path, part: str, allowed: bool) -> tuple[list[str], JSON]:
+def check_contamination(checkpoint: Path, record: JSON, data: Path, part: str, allowed: bool) -> tuple[list[str], JSON]:
     """The sha256 of each of a data file's examples of that part, and the evaluation's `contamination`.
 
     Raises:
@@ -45,27 +45,29 @@ def examined(checkpoint: Path, record: JSON, data: Path, part: str, allowed: boo
     digests = _of_split if images else _of_sequences
     examples = digests(data)[part]
     by_chance = not images and coincides(record.get("task"))
-    return examples, contamination(seen(checkpoint, record, data, digests), examples, part, by_chance, allowed)
+    return examples, contamination(
+        trace_training_data(checkpoint, record, data, digests), examples, part, by_chance, allowed
+    )
 
 
-def seen(checkpoint: Path, record: JSON, data: Path, digests: Digests) -> Seen:
+def trace_training_data(checkpoint: Path, record: JSON, data: Path, digests: Digests) -> Seen:
     """Follows a checkpoint's inputs, and theirs, to the data of each generation; files count by their sha256.
 
     Args:
         record: the checkpoint's. data: a data file that may stand for a recorded one of the same content.
     """
-    found, known, here = Seen(), {sha256(data): data}, [(checkpoint, record)]
+    found, known, here = Seen(), {hash_file(data): data}, [(checkpoint, record)]
     while here:
         child, record = here.pop()
-        for role, given in mapping(record.get("inputs")).items():
-            recorded = mapping(given)
+        for role, given in as_object(record.get("inputs")).items():
+            recorded = as_object(given)
             if isinstance(recorded.get("name"), str):
                 found.unrecorded.append(recorded["name"])
                 continue
             place, digest = recorded.get("path"), recorded.get("sha256")
             path = known.get(str(digest)) or child.parent / str(place)
             try:
-                if not isinstance(place, str) or sha256(path) != digest:
+                if not isinstance(place, str) or hash_file(path) != digest:
                     raise FileError(path, f"has changed since {child.name} was made from it")
                 if role in ("split", "data"):
                     parts = digests(path)
@@ -75,7 +77,7 @@ def seen(checkpoint: Path, record: JSON, data: Path, digests: Digests) -> Seen:
                 elif role == "weights" and not _is_ours(path):
                     found.unrecorded.append(path.name)
                 else:
-                    here.append((path, tensors.read_record(path, tensors.CHECKPOINT)))
+                    here.append((path, tensors.read_metadata(path, tensors.CHECKPOINT)))
             except (DlcvError, OSError) as error:
                 found.unchecked.append({"name": path.name, "why": str(error).removeprefix(f"{path}: ")})
     return found
@@ -84,7 +86,7 @@ def seen(checkpoint: Path, record: JSON, data: Path, digests: Digests) -> Seen:
 def _is_ours(path: Path) -> bool:
     """Whether a file of weights has a record of ours: torchvision's, and others', have none."""
     try:
-        tensors.read_record(path, tensors.CHECKPOINT)
+        tensors.read_metadata(path, tensors.CHECKPOINT)
     except FileError:
         return False
     return True
@@ -109,7 +111,7 @@ def contamination(found: Seen, examples: Sequence[str], part: str, by_chance: bo
     }
 
 
-def judge(checkpoint: Path, found: JSON, part: str, allowed: bool, report: Reporter) -> None:
+def report_contamination(checkpoint: Path, found: JSON, part: str, allowed: bool, report: Reporter) -> None:
     """Says what a `contamination` means.
 
     Raises:
@@ -117,7 +119,7 @@ def judge(checkpoint: Path, found: JSON, part: str, allowed: bool, report: Repor
     """
     count, of = found["examples"], found["of"]
     if found["unchecked"]:
-        listed = named(f"{one['name']} ({one['why']})" for one in found["unchecked"])
+        listed = list_names(f"{one['name']} ({one['why']})" for one in found["unchecked"])
         report.warn(
             f"{checkpoint}: could not be checked whether it was trained on these {part} examples: {listed}; "
             "restore what is missing, and evaluate with --force"
@@ -134,7 +136,7 @@ def judge(checkpoint: Path, found: JSON, part: str, allowed: bool, report: Repor
     elif not allowed:
         raise DlcvError(
             f"{checkpoint}: {count:,} of the {of:,} {part} examples were trained on, by it or a checkpoint it comes "
-            f"from (data: {named(found['checked'])}): evaluate it on others with --data, or --allow-contaminated"
+            f"from (data: {list_names(found['checked'])}): evaluate it on others with --data, or --allow-contaminated"
         )
     else:
         report.warn(f"CONTAMINATED: {checkpoint} was trained on {count:,} of these {of:,} {part} examples")

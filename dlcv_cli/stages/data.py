@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dlcv_cli.config import DrawConfig, SplitConfig
-from dlcv_cli.context import Outcome, Reporter, parallel
-from dlcv_cli.errors import DlcvError, ExistsError, named
+from dlcv_cli.context import Outcome, Reporter, map_in_threads
+from dlcv_cli.errors import DlcvError, ExistsError, list_names
 from dlcv_cli.files import splits
-from dlcv_cli.files.disk import JSON, check_output, mapping, read_json, sha256_of, write_folder
-from dlcv_cli.files.locks import claimed
-from dlcv_cli.files.recipes import Input, Recipe, up_to_date, versions
+from dlcv_cli.files.disk import JSON, as_object, check_output, hash_json, read_json, write_folder
+from dlcv_cli.files.locks import claim_outputs
+from dlcv_cli.files.recipes import Input, Recipe, installed_versions, is_up_to_date
 from dlcv_cli.vision import datasets, images
 from dlcv_cli.vision.splits import PARTS, Example
 from dlcv_cli.vision.splits import split as divide
@@ -46,21 +46,21 @@ def split(
     if len(listing.classes) < 2:
         raise DlcvError(f"{root}: only one class, {listing.classes[0]!r}; at least two are needed")
     if listing.ignored:
-        report.note(f"ignored {len(listing.ignored)} that are no images: {named(listing.ignored)}")
+        report.note(f"ignored {len(listing.ignored)} that are no images: {list_names(listing.ignored)}")
 
     paths = [root / path for path, _ in listing.images]
-    hashes = parallel(_sha256_or_problem, paths, "hashing", report)
+    hashes = map_in_threads(_sha256_or_problem, paths, "hashing", report)
     bad = dict(listing.bad) | {
         path: problem for (path, _), (_, problem) in zip(listing.images, hashes, strict=True) if problem
     }
     identity = [(p, label, h) for (p, label), (h, _) in zip(listing.images, hashes, strict=True)]
-    source = Input(sha256_of([listing.classes, identity, sorted(bad)]))
+    source = Input(hash_json([listing.classes, identity, sorted(bad)]))
     recipe = Recipe("data.split", config.to_json(), {"images": source})
-    made = up_to_date(output, recipe, lambda path: read_json(path, splits.SCHEMA), force)
+    made = is_up_to_date(output, recipe, lambda path: read_json(path, splits.SCHEMA), force)
     if made and splits.read(output).root.resolve() == root.resolve():  # else the images have moved since
         return Outcome(output, False, show(output))
-    with claimed(output):
-        problems = parallel(images.problem, paths, "decoding", report)
+    with claim_outputs(output):
+        problems = map_in_threads(images.problem, paths, "decoding", report)
         bad |= {path: problem for (path, _), problem in zip(listing.images, problems, strict=True) if problem}
         _refuse_or_skip(root, bad, config, report)
         examples = [Example(p, label, h) for p, label, h in identity if p not in bad]
@@ -72,7 +72,7 @@ def split(
             "ignored": listing.ignored,
             "identical": identical,
             "label_conflicts": conflicts,
-            "versions": versions("pillow"),
+            "versions": installed_versions("pillow"),
         }
         splits.write(output, root, listing.classes, parts, record)
         unused = len(examples) - sum(map(len, parts.values()))
@@ -111,12 +111,12 @@ def _identical(
     if identical:
         report.note(
             f"{len(identical)} times the same image under several names, kept in one part: "
-            f"{named((' = '.join(g) for g in identical), 3)}"
+            f"{list_names((' = '.join(g) for g in identical), 3)}"
         )
     if conflicts:
         report.warn(
             f"label conflict: {len(conflicts)} images are in several classes: "
-            f"{named((' = '.join(g) for g in conflicts), 3)}; remove the wrong ones"
+            f"{list_names((' = '.join(g) for g in conflicts), 3)}; remove the wrong ones"
         )
     return identical, conflicts
 
@@ -175,7 +175,7 @@ def made_folder(
     filled = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if filled and not manifest.is_file():
         raise DlcvError(f"{folder} holds something that dlcv did not make, and is left alone: give another -o")
-    if up_to_date(manifest, recipe, lambda path: read_json(path, FOLDER), force):
+    if is_up_to_date(manifest, recipe, lambda path: read_json(path, FOLDER), force):
         _check_folder(folder, read_json(manifest, FOLDER))
         return False
 
@@ -186,21 +186,23 @@ def made_folder(
 
     if filled:
         _refuse_additions(folder, read_json(manifest, FOLDER))
-    record = {"schema": FOLDER, **recipe.to_json(folder.parent), "versions": versions(*packages)}
-    with claimed(folder):
+    record = {"schema": FOLDER, **recipe.to_json(folder.parent), "versions": installed_versions(*packages)}
+    with claim_outputs(folder):
         write_folder(folder, counted(), datasets.MANIFEST, record, replace=filled)
     return True
 
 
 def _refuse_additions(folder: Path, record: JSON) -> None:
-    own = {*mapping(record.get("files")), datasets.MANIFEST}
+    own = {*as_object(record.get("files")), datasets.MANIFEST}
     others = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if not p.is_dir()]
     if added := [name for name in others if name not in own]:
-        raise DlcvError(f"{folder} holds files that dlcv did not make, and is left alone: {named(added)}; move them")
+        raise DlcvError(
+            f"{folder} holds files that dlcv did not make, and is left alone: {list_names(added)}; move them"
+        )
 
 
 def _check_folder(folder: Path, record: JSON) -> None:
-    files = mapping(record.get("files"))
+    files = as_object(record.get("files"))
     changed = [name for name, digest in files.items() if _sha256_or_problem(folder / name)[0] != digest]
     if changed:
-        raise ExistsError(folder, [f"changed or removed since: {named(changed)}"])
+        raise ExistsError(folder, [f"changed or removed since: {list_names(changed)}"])

@@ -13,12 +13,12 @@ from dlcv_cli.config import EvalConfig, Machine
 from dlcv_cli.context import Outcome, Reporter
 from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.files import sequences, splits, tensors
-from dlcv_cli.files.disk import JSON, beside, mapping, read_json, relative, sha256, write_json
-from dlcv_cli.files.locks import claimed
-from dlcv_cli.files.recipes import Input, Recipe, Run, guard, up_to_date
+from dlcv_cli.files.disk import JSON, as_object, hash_file, path_beside, read_json, relative_path, write_json
+from dlcv_cli.files.locks import claim_outputs
+from dlcv_cli.files.recipes import Input, Recipe, RunInfo, is_up_to_date, refuse_overwrite
 from dlcv_cli.results import documents as metrics
 from dlcv_cli.stages import contamination as ancestry
-from dlcv_cli.stages.training import paired
+from dlcv_cli.stages.training import warn_if_unpaired
 from dlcv_cli.statistics import collapse, measurement
 from dlcv_cli.statistics.metrics import largest_class, regression_by_length, scores
 
@@ -57,27 +57,29 @@ def evaluate(
             checkpoint or one it comes from was trained on (unless allowed, or `train` is what is evaluated).
     """
     report = report or Reporter()
-    record = tensors.read_record(checkpoint, tensors.CHECKPOINT)
+    record = tensors.read_metadata(checkpoint, tensors.CHECKPOINT)
     role = "split" if str(record.get("stage")).startswith("vgg.") else "data"
-    paired(checkpoint, report)
+    warn_if_unpaired(checkpoint, report)
     place = _data_file(checkpoint, record, role, data, report)
     root = root or _recorded_root(checkpoint, record, role, data)
-    output = beside(checkpoint, f".{config.split}.eval.json")
-    predictions = beside(checkpoint, f".{config.split}.predictions.safetensors")
-    given = {"checkpoint": Input(sha256(checkpoint), checkpoint), "data": Input(sha256(place), place)}
+    output = path_beside(checkpoint, f".{config.split}.eval.json")
+    predictions = path_beside(checkpoint, f".{config.split}.predictions.safetensors")
+    given = {"checkpoint": Input(hash_file(checkpoint), checkpoint), "data": Input(hash_file(place), place)}
     recipe = Recipe("eval", config.to_json(), given)
-    guard(predictions, recipe, lambda path: tensors.read_record(path, tensors.PREDICTIONS), force)
-    if up_to_date(output, recipe, lambda path: read_json(path, metrics.EVAL), force):
+    refuse_overwrite(predictions, recipe, lambda path: tensors.read_metadata(path, tensors.PREDICTIONS), force)
+    if is_up_to_date(output, recipe, lambda path: read_json(path, metrics.EVAL), force):
         document = metrics.read_eval(output)
-        if predictions.is_file() and sha256(predictions) == document["predictions"]["sha256"]:
-            ancestry.judge(checkpoint, document["contamination"], config.split, allow_contaminated, report)
+        if predictions.is_file() and hash_file(predictions) == document["predictions"]["sha256"]:
+            ancestry.report_contamination(
+                checkpoint, document["contamination"], config.split, allow_contaminated, report
+            )
             return Outcome(output, False, document)
         report.note(f"{predictions}: missing or changed; evaluating again")
 
-    with claimed(output, predictions):
-        run = Run()
-        examples, leak = ancestry.examined(checkpoint, record, place, config.split, allow_contaminated)
-        ancestry.judge(checkpoint, leak, config.split, allow_contaminated, report)
+    with claim_outputs(output, predictions):
+        run = RunInfo()
+        examples, leak = ancestry.check_contamination(checkpoint, record, place, config.split, allow_contaminated)
+        ancestry.report_contamination(checkpoint, leak, config.split, allow_contaminated, report)
         if role == "split":
             found = _measure_images(checkpoint, place, root, config.split, machine or Machine(), cache, report)
         else:
@@ -86,7 +88,7 @@ def evaluate(
 
 
 def _write(
-    output: Path, predictions: Path, recipe: Recipe, run: Run, found: Measured, examples: list[str], leak: JSON
+    output: Path, predictions: Path, recipe: Recipe, run: RunInfo, found: Measured, examples: list[str], leak: JSON
 ) -> JSON:
     """Writes the predictions, then the evaluation that carries their sha256, which is returned."""
     common = recipe.to_json(output.parent)
@@ -100,7 +102,7 @@ def _write(
         "data": where,
         **found.content,
         "contamination": leak,
-        "predictions": {"path": predictions.name, "sha256": sha256(predictions)},
+        "predictions": {"path": predictions.name, "sha256": hash_file(predictions)},
         "run": run.to_json(*found.packages, **found.machine),
     }
     write_json(output, document)
@@ -116,7 +118,7 @@ def _data_file(checkpoint: Path, record: JSON, role: str, data: Path | None, rep
         raise FileError(checkpoint, "damaged: its record does not say what it was trained with") from None
     if not path.is_file():
         raise FileError(path, f"no such file, though {checkpoint} was trained with it: say where it is with --data")
-    if sha256(path) != digest:
+    if hash_file(path) != digest:
         if data is None:
             raise FileError(path, f"has changed since {checkpoint} was trained with it: restore it, or give --data")
         report.note(f"{path} is not the file that {checkpoint} was trained with")
@@ -164,7 +166,7 @@ def _measure_images(
     return Measured(
         "images",
         splits.fingerprint(file.classes, file.parts[part]),
-        _described_images(arrays, file.classes, about) | {"root": relative(file.root, checkpoint.parent)},
+        _described_images(arrays, file.classes, about) | {"root": relative_path(file.root, checkpoint.parent)},
         arrays,
         PACKAGES,
         {"device": str(device), "threads": threads, "precision": precision, "store": store},
@@ -195,10 +197,10 @@ def _measure_sequences(checkpoint: Path, data: Path, part: str, cache: Path | No
     from dlcv_cli.sequences.cells import CELLS, checked
     from dlcv_cli.sequences.training import begin
     from dlcv_cli.stages.train_sequences import PACKAGES, known_task, runs_of
-    from dlcv_cli.studies.sequences.compiled_kernels import compiled_code
+    from dlcv_cli.studies.sequences.compiled_kernels import prepare_kernels
 
     stored, file = tensors.read(checkpoint, tensors.CHECKPOINT), sequences.read(data)
-    name = mapping(stored.record.get("config")).get("cell")
+    name = as_object(stored.record.get("config")).get("cell")
     if not isinstance(name, str) or name not in CELLS:
         raise FileError(checkpoint, f"is no checkpoint of a cell that this version knows ({name})")
     if stored.record.get("task") != file.task:
@@ -206,7 +208,7 @@ def _measure_sequences(checkpoint: Path, data: Path, part: str, cache: Path | No
     chosen, task, cell = file.parts[part], known_task(file), CELLS[name]
     engine = SeqTrainConfig(engine="compiled" if cell.compiled else "torch")
     if cell.compiled:
-        compiled_code(cache, report)
+        prepare_kernels(cache, report)
     try:
         runs = runs_of(stored)
         for run in runs.values():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.files import splits, tensors
-from dlcv_cli.files.disk import JSON, mapping, read_json, sha256, sha256_of
+from dlcv_cli.files.disk import JSON, as_object, hash_file, hash_json, read_json
 from dlcv_cli.report.kinds import Graph, Node
 
 KINDS = {"split": "split", "data": "sequences", "weights": "weights", "checkpoint": "checkpoint"}
@@ -17,7 +17,7 @@ def line_of_files(evaluations: Sequence[tuple[Path, Path, JSON]], comparison: JS
     """From the inputs that each (checkpoint, evaluation file, `dlcv.eval/1` document) records, all the way back."""
     line = _Line()
     measured = [line.evaluation(*one) for one in evaluations]
-    line.add("comparison", "this table", sha256_of(comparison), tuple(measured))
+    line.add("comparison", "this table", hash_json(comparison), tuple(measured))
     names = [node.name for node in line.nodes if not node.sources]
     text = f"{len(line.nodes)} files, from {', '.join(names)} to the table. The hashes in full are in the table below."
     return Graph("line", f"From data to table: {comparison['study']}", text, tuple(line.nodes))
@@ -42,15 +42,15 @@ class _Line:
         role = "split" if document["data"]["study"] == "images" else "data"
         network = self.checkpoint(checkpoint, document["inputs"]["checkpoint"]["sha256"])
         sources = (network, self.input(role, data, file.parent))
-        return self.add(file.name, "evaluation", sha256(file), sources)
+        return self.add(file.name, "evaluation", hash_file(file), sources)
 
     def checkpoint(self, path: Path, digest: str) -> int:
         if (path.name, digest) in self.places:  # an ancestor of several
             return self.places[path.name, digest]
-        record = tensors.read_record(path, tensors.CHECKPOINT)
+        record = tensors.read_metadata(path, tensors.CHECKPOINT)
         # the data last: what else it came from stands above it, and lines cross less
-        inputs = dict(sorted(mapping(record.get("inputs")).items(), key=lambda item: item[0] in ("split", "data")))
-        sources = tuple(self.input(role, mapping(given), path.parent) for role, given in inputs.items())
+        inputs = dict(sorted(as_object(record.get("inputs")).items(), key=lambda item: item[0] in ("split", "data")))
+        sources = tuple(self.input(role, as_object(given), path.parent) for role, given in inputs.items())
         return self.add(path.name, str(record.get("stage")), digest, tuple(dict.fromkeys(sources)))
 
     def input(self, role: str, given: JSON, folder: Path) -> int:
@@ -59,14 +59,14 @@ class _Line:
         if not isinstance(given.get("path"), str):
             return self.add(str(given.get("name", role)), kind, digest)
         path = folder / given["path"]
-        there = path.is_file() and sha256(path) == digest
+        there = path.is_file() and hash_file(path) == digest
         if not there:
             return self.add(path.name, kind, digest, note="no longer there" if not path.exists() else "changed since")
         try:
             if role in ("checkpoint", "weights"):
                 return self.checkpoint(path, digest)
             if role == "split":
-                images = mapping(mapping(read_json(path, splits.SCHEMA).get("inputs")).get("images"))
+                images = as_object(as_object(read_json(path, splits.SCHEMA).get("inputs")).get("images"))
                 sources = (self.add("images", "images", str(images["sha256"])),) if "sha256" in images else ()
                 return self.add(path.name, kind, digest, sources)
         except DlcvError:  # weights that are no file of ours: they have no ancestors that we know

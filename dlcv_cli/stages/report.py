@@ -16,9 +16,9 @@ from dlcv_cli.config import EvalConfig, Machine
 from dlcv_cli.context import Outcome, Reporter
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.files import tensors
-from dlcv_cli.files.disk import JSON, sha256
-from dlcv_cli.files.locks import claimed
-from dlcv_cli.files.recipes import Input, Recipe, up_to_date
+from dlcv_cli.files.disk import JSON, hash_file
+from dlcv_cli.files.locks import claim_outputs
+from dlcv_cli.files.recipes import Input, Recipe, is_up_to_date
 from dlcv_cli.report import figures
 from dlcv_cli.report import report_file as pages
 from dlcv_cli.report.kinds import AnyFigure, Density
@@ -86,8 +86,8 @@ def write_report(
     names = [one.name for one in found]
     settings = {**config.to_json(), "networks": names, "reference": reference, "common": common}
     recipe = Recipe("report", settings, _inputs(found))
-    fresh = up_to_date(output, recipe, pages.read_record, force)
-    with claimed(output):
+    fresh = is_up_to_date(output, recipe, pages.read_record, force)
+    with claim_outputs(output):
         studies = cached(lambda: _studies(found, reference, common, data, root))  # made when first needed
         if figures_folder:
             paper = Recipe("report.figures", settings, recipe.inputs)
@@ -105,8 +105,8 @@ def _inputs(found: Sequence[_Evaluated]) -> dict[str, Input]:
     for one in found:
         record = metrics.metrics_path(one.checkpoint)
         inputs[one.name] = Input(one.document["inputs"]["checkpoint"]["sha256"], one.checkpoint)
-        inputs[f"evaluation of {one.name}"] = Input(sha256(one.file), one.file)
-        inputs[f"metrics of {one.name}"] = Input(sha256(record), record)
+        inputs[f"evaluation of {one.name}"] = Input(hash_file(one.file), one.file)
+        inputs[f"metrics of {one.name}"] = Input(hash_file(record), record)
     return inputs
 
 
@@ -149,8 +149,8 @@ def _study(found: Sequence[_Evaluated], kind: str, comparison: JSON, data: Path 
 
 def _predicted(one: _Evaluated) -> Density:
     file = tensors.read(one.file.parent / one.document["predictions"]["path"], tensors.PREDICTIONS)
-    targets = tensors.array(file, "targets", np.float32, 1)
-    answers = tensors.array(file, "predictions", np.float32, file.arrays["predictions"].ndim)
+    targets = tensors.get_array(file, "targets", np.float32, 1)
+    answers = tensors.get_array(file, "predictions", np.float32, file.arrays["predictions"].ndim)
     return figures.predicted(one.name, answers, targets)
 
 

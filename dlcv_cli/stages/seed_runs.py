@@ -22,7 +22,7 @@ from dlcv_cli.files.tensors import Tensors
 from dlcv_cli.sequences.cells import Cell, Parameters, checked, initial_parameters
 from dlcv_cli.sequences.tasks import Sequences, Task
 from dlcv_cli.sequences.training import DivergedAtError, Record, Training, begin
-from dlcv_cli.stages.snapshots import Partial, State
+from dlcv_cli.stages.snapshots import SnapshotFile, State
 
 TICK = 0.1  # seconds between two looks at signals and at the clock
 
@@ -55,7 +55,7 @@ class Runs:
         train: Sequences,
         val: Sequences,
         config: SeqTrainConfig,
-        partial: Partial,
+        partial: SnapshotFile,
         left: Tensors | None,
     ) -> None:
         self.cell, self.task, self.train, self.val, self.config, self.partial = cell, task, train, val, config, partial

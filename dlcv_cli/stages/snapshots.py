@@ -13,9 +13,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from dlcv_cli.context import Reporter
-from dlcv_cli.errors import DlcvError, FileError, Interrupted, byte_size
+from dlcv_cli.errors import DlcvError, FileError, Interrupted, format_bytes
 from dlcv_cli.files import tensors
-from dlcv_cli.files.disk import JSON, beside, disk_of, free_space, mapping
+from dlcv_cli.files.disk import JSON, as_object, free_space, mount_point, path_beside
 from dlcv_cli.files.recipes import Recipe
 
 SHARE = 0.02  # of a training's time that saving may take, but for the saves that a signal asks for
@@ -24,13 +24,13 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 State = tuple[Mapping[str, NDArray[Any]], JSON]
 
 
-def partial_path(output: Path) -> Path:
+def snapshot_path(output: Path) -> Path:
     """`runs/head.safetensors` -> `runs/head.partial`."""
-    return beside(output, ".partial")
+    return path_beside(output, ".partial")
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[Callable[[], int | None]]:
+def hold_signals() -> Iterator[Callable[[], int | None]]:
     """Holds SIGINT, SIGTERM and SIGHUP back; gives a function that tells which one has come.
 
     The second of a kind ends the process at once. Signals that the caller has set to be ignored (nohup, background jobs
@@ -54,7 +54,7 @@ def held_back() -> Iterator[Callable[[], int | None]]:
             signal.signal(number, handler)
 
 
-class Partial:
+class SnapshotFile:
     """The file from which the same command goes on: written now and then, whole, and gone when the output is there.
 
     Args:
@@ -64,7 +64,7 @@ class Partial:
 
     def __init__(self, output: Path, recipe: Recipe, machine: JSON, every: float, report: Reporter) -> None:
         self.path, self.recipe, self.machine, self.every, self.report = (
-            partial_path(output), recipe, machine, every, report,
+            snapshot_path(output), recipe, machine, every, report,
         )  # fmt: skip
         self.output, self.cost, self.spent, self.before, self.resumed = output, 0.0, 0.0, 0.0, 0
         self.begun = self.saved = time.monotonic()
@@ -80,7 +80,7 @@ class Partial:
         if not self.path.exists():
             return None
         remedy = "finish that one, give another -o, or --force to start anew"
-        recorded = tensors.read_record(self.path, tensors.PARTIAL)
+        recorded = tensors.read_metadata(self.path, tensors.PARTIAL)
         if differences := self.recipe.differences(recorded):
             raise DlcvError(f"{self.path} was left by another command ({'; '.join(differences)}): {remedy}")
         try:
@@ -91,7 +91,7 @@ class Partial:
             raise DlcvError(f"{error}, or --force to start anew") from None
         except (KeyError, TypeError, ValueError):
             raise self.damaged("its record lacks what a partial holds") from None
-        for key, was in mapping(found.record.get("machine")).items():
+        for key, was in as_object(found.record.get("machine")).items():
             if was != self.machine.get(key):
                 self.report.warn(
                     f"{self.path} was begun with {key} {was}, now {self.machine.get(key)}: the result will differ in "
@@ -114,8 +114,8 @@ class Partial:
         need, free = 2 * state + final - there, free_space(self.output)
         if need > free:
             raise DlcvError(
-                f"{self.output}: needs {byte_size(need)} on its way, and the disk at {disk_of(self.output)} has "
-                f"{byte_size(free)} free: free some, or give another -o"
+                f"{self.output}: needs {format_bytes(need)} on its way, and the disk at {mount_point(self.output)} has "
+                f"{format_bytes(free)} free: free some, or give another -o"
             )
 
     def due(self, epoch_ended: bool) -> bool:
@@ -171,7 +171,7 @@ class Partial:
         return {"resumed": self.resumed, **times}
 
 
-def let_through(caught: Callable[[], int | None], output: Path) -> None:
+def raise_if_signalled(caught: Callable[[], int | None], output: Path) -> None:
     """Interrupted, if a signal came while the output was being written, which was finished first."""
     if number := caught():
         raise Interrupted(number, f"interrupted, when {output} was done")

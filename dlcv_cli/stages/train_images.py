@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlcv_cli.config import FinetuneConfig, HeadConfig, Precision, ScratchConfig, TrainConfig, TrainMachine
-from dlcv_cli.context import Outcome, Reporter, parallel
-from dlcv_cli.errors import DivergedError, DlcvError, FileError, lookup, named
+from dlcv_cli.context import Outcome, Reporter, map_in_threads
+from dlcv_cli.errors import DivergedError, DlcvError, FileError, list_names, look_up
 from dlcv_cli.files import splits, tensors
-from dlcv_cli.files.disk import JSON, check_output, mapping, sha256
-from dlcv_cli.files.recipes import Input, Recipe, Run
+from dlcv_cli.files.disk import JSON, as_object, check_output, hash_file
+from dlcv_cli.files.recipes import Input, Recipe, RunInfo
 from dlcv_cli.files.splits import Split
 from dlcv_cli.stages import weights
-from dlcv_cli.stages.snapshots import Partial, State, held_back, let_through
-from dlcv_cli.stages.training import claim, finish, finished, paired
+from dlcv_cli.stages.snapshots import SnapshotFile, State, hold_signals, raise_if_signalled
+from dlcv_cli.stages.training import claim_training, find_finished, warn_if_unpaired, write_training
 from dlcv_cli.statistics.collapse import of_classes
 from dlcv_cli.statistics.metrics import largest_class
 from dlcv_cli.studies.images.device import bits, prepare
@@ -79,23 +79,23 @@ def head(
         DlcvError: bad inputs, weights that leave more than the head to chance, or an output made differently.
     """
     report = report or Reporter()
-    architecture = lookup(ARCHITECTURES, config.arch, "network")
+    architecture = look_up(ARCHITECTURES, config.arch, "network")
     path, name = weights.find(source, architecture, report)
-    given = Input(sha256(path), None if name else path, name)
+    given = Input(hash_file(path), None if name else path, name)
 
     def start(file: Split) -> _Start:
         stored = weights.read(path, name, architecture)
-        paired(path, report)
+        warn_if_unpaired(path, report)
         network = random_network(architecture, len(file.classes), config.seed)
         taken = take_weights(network, stored.tensors, architecture.head)
-        left = f"; left over: {named(taken.left_over)}" if taken.left_over else ""
-        lacks = f"; missing: {named(taken.missing)}" if taken.missing else ""
+        left = f"; left over: {list_names(taken.left_over)}" if taken.left_over else ""
+        lacks = f"; missing: {list_names(taken.missing)}" if taken.missing else ""
         fits = f"{len(taken.fits)} tensors fit, {architecture.head} is new"
         report.note(f"weights {name or path}: {fits}{lacks}{left}")
         if taken.missing and not (config.partial and taken.fits):
             raise FileError(
                 path,
-                f"does not fit {config.arch}: it lacks {named(taken.missing, 3)} "
+                f"does not fit {config.arch}: it lacks {list_names(taken.missing, 3)} "
                 f"({len(taken.missing)} in all); choose another --arch"
                 + (", or --partial to leave them random" if taken.fits else ""),
             )
@@ -122,19 +122,19 @@ def finetune(
         DlcvError: bad inputs, other classes, an unknown layer, or an output made differently.
     """
     report = report or Reporter()
-    record = tensors.read_record(source, tensors.CHECKPOINT)
+    record = tensors.read_metadata(source, tensors.CHECKPOINT)
     if config.unfreeze is None:
         architecture = ARCHITECTURES[_arch(source, record)]
         config = replace(config, unfreeze=",".join(architecture.unfreeze))
 
     def start(file: Split) -> _Start:
-        paired(source, report)
+        warn_if_unpaired(source, report)
         stored = read_checkpoint(source)
         require_classes(source, stored.classes, file.path, file.classes)
         names = tuple(name.strip() for name in str(config.unfreeze).split(","))
         return _Start(stored.network, stored.arch, stored.preprocessing, names)
 
-    given = Input(sha256(source), source)
+    given = Input(hash_file(source), source)
     return _train(
         "vgg.finetune", split, output, config, {"checkpoint": given}, start, root, machine, force, cache, report
     )
@@ -155,7 +155,7 @@ def scratch(
     Raises:
         DlcvError: bad inputs, or an output made differently.
     """
-    architecture = lookup(ARCHITECTURES, config.arch, "network")
+    architecture = look_up(ARCHITECTURES, config.arch, "network")
 
     def start(file: Split) -> _Start:
         network = random_network(architecture, len(file.classes), config.seed)
@@ -179,17 +179,17 @@ def _train(
     report: Reporter,
 ) -> Outcome:
     """The one way of all three stages, from the files to the files."""
-    run = Run()
+    run = RunInfo()
     check_output(output, ".safetensors")
     machine = machine or TrainMachine()
     file = splits.read(split, root)
-    recipe = Recipe(stage, config.to_json(), {"split": Input(sha256(split), split, root=root), **inputs})
-    if done := finished(output, recipe, force, report):
+    recipe = Recipe(stage, config.to_json(), {"split": Input(hash_file(split), split, root=root), **inputs})
+    if done := find_finished(output, recipe, force, report):
         return done
-    with claim(output):
+    with claim_training(output):
         device, threads = prepare(machine)
         precision = resolve(config.precision, device)
-        partial = Partial(output, recipe, bits(device, threads, precision, PACKAGES), machine.save_every, report)
+        partial = SnapshotFile(output, recipe, bits(device, threads, precision, PACKAGES), machine.save_every, report)
         left = partial.load(force)
         start = begin(file)
         parts = parted(start.network, start.train_layers, device)
@@ -203,7 +203,7 @@ def _train(
         frozen = Frozen(parts, start.arch, device, precision, threads, cache)
         (train_source, val_source), store = sources(frozen, (train, val), (config.epochs, 1), report)
         training = Training(start.network, parts, train_source, val_source, config, device, precision)
-        with held_back() as caught:
+        with hold_signals() as caught:
             epochs, speeds = _trained(training, partial, left, caught, file.classes, report)
             arrays = {name: t.detach().cpu().contiguous().numpy() for name, t in start.network.state_dict().items()}
             subject = {"arch": start.arch, "precision": precision}
@@ -211,16 +211,16 @@ def _train(
             about = {"classes": file.classes, "preprocessing": kept, "trained": start.train_layers}
             told = {"device": str(device), "threads": threads, "images_per_second": speeds, "store": store}
             best = [record for record in epochs if record["best"]][-1]
-            outcome = finish(
+            outcome = write_training(
                 output, recipe, run, arrays, subject, about, count, epochs, best, PACKAGES, partial, **told
             )
-            let_through(caught, output)
+            raise_if_signalled(caught, output)
     return outcome
 
 
 def _trained(
     training: Training,
-    partial: Partial,
+    partial: SnapshotFile,
     left: tensors.Tensors | None,
     caught: Callable[[], int | None],
     classes: list[str],
@@ -231,7 +231,7 @@ def _trained(
     speeds: list[float] = []
     if left:
         try:
-            there = mapping(left.record["state"])
+            there = as_object(left.record["state"])
             training.restore({name: torch.from_numpy(a) for name, a in left.arrays.items()}, there)
             epochs, speeds = list(there["epochs"]), list(there["speeds"])
             if [e["epoch"] for e in epochs] != [*range(1, training.epoch + 1)]:
@@ -301,7 +301,7 @@ def verified(file: Split, part: str, preprocessing: Preprocessing, report: Repor
     if not file.root.is_dir():
         raise FileError(file.path, f"its images' folder {file.root} is not there; say where it is with --root")
     paths = [file.root / e.path for e in examples]
-    hashes = parallel(_sha256_or_none, paths, f"checking {part} images", report)
+    hashes = map_in_threads(_sha256_or_none, paths, f"checking {part} images", report)
     wrong = [
         f"{e.path} ({'changed' if digest else 'missing'})"
         for e, digest in zip(examples, hashes, strict=True)
@@ -310,7 +310,7 @@ def verified(file: Split, part: str, preprocessing: Preprocessing, report: Repor
     if wrong:
         raise FileError(
             file.path,
-            f"{len(wrong)} of its images in {file.root} are not as they were: {named(wrong)}; "
+            f"{len(wrong)} of its images in {file.root} are not as they were: {list_names(wrong)}; "
             "restore them, give their place with --root, or make the split anew",
         )
     labels = np.array([e.label for e in examples], np.int64)
@@ -355,7 +355,7 @@ def require_classes(checkpoint: Path, have: list[str], split: Path, want: list[s
     if have == want:
         return
     only: list[Any] = [
-        f"only in {path}: {named(map(repr, names))}"
+        f"only in {path}: {list_names(map(repr, names))}"
         for path, names in ((checkpoint, sorted({*have} - {*want})), (split, sorted({*want} - {*have})))
         if names
     ]

@@ -12,20 +12,20 @@ import numpy as np
 
 from dlcv_cli.config import GenConfig, Saving, SeqTrainConfig
 from dlcv_cli.context import Outcome, Reporter
-from dlcv_cli.errors import DlcvError, FileError, SettingError, lookup
+from dlcv_cli.errors import DlcvError, FileError, SettingError, look_up
 from dlcv_cli.files import sequences, tensors
-from dlcv_cli.files.disk import check_output, mapping, sha256
-from dlcv_cli.files.locks import claimed
-from dlcv_cli.files.recipes import Input, Recipe, Run, up_to_date, versions
+from dlcv_cli.files.disk import as_object, check_output, hash_file
+from dlcv_cli.files.locks import claim_outputs
+from dlcv_cli.files.recipes import Input, Recipe, RunInfo, installed_versions, is_up_to_date
 from dlcv_cli.sequences.cells import CELLS, Cell, Parameters, shapes
 from dlcv_cli.sequences.tasks import TASKS, Task, generate
 from dlcv_cli.sequences.training import begin
 from dlcv_cli.stages.seed_runs import OneRun, Runs
-from dlcv_cli.stages.snapshots import Partial, held_back, let_through
-from dlcv_cli.stages.training import claim, finish, finished
+from dlcv_cli.stages.snapshots import SnapshotFile, hold_signals, raise_if_signalled
+from dlcv_cli.stages.training import claim_training, find_finished, write_training
 from dlcv_cli.statistics.collapse import of_numbers
-from dlcv_cli.studies.sequences.compiled_kernels import compiled_code
-from dlcv_cli.vision.splits import PARTS, held_out
+from dlcv_cli.studies.sequences.compiled_kernels import prepare_kernels
+from dlcv_cli.vision.splits import PARTS, count_held_out
 
 PACKAGES = {
     engine: (package, "numpy", "safetensors") for engine, package in (("compiled", "numba"), ("torch", "torch"))
@@ -39,18 +39,18 @@ def gen(output: Path, config: GenConfig, *, force: bool = False) -> Outcome:
         DlcvError: an unknown task, or an output made differently.
     """
     check_output(output, ".safetensors")
-    lookup(TASKS, config.task, "task")
-    test = held_out(config.count, config.test_fraction)
-    val = held_out(config.count - test, config.val_fraction)
+    look_up(TASKS, config.task, "task")
+    test = count_held_out(config.count, config.test_fraction)
+    val = count_held_out(config.count - test, config.val_fraction)
     counts = {"train": config.count - test - val, "val": val, "test": test}
     if min(counts.values()) < 1:
         raise SettingError(f"count is {config.count}: that leaves a part empty ({counts}); give more")
     recipe = Recipe("seq.gen", config.to_json())
-    if up_to_date(output, recipe, lambda path: tensors.read(path, tensors.SEQUENCES).record, force):
+    if is_up_to_date(output, recipe, lambda path: tensors.read(path, tensors.SEQUENCES).record, force):
         return Outcome(output, False, {"counts": counts})
-    with claimed(output):
+    with claim_outputs(output):
         parts = {part: generate(config, counts[part], stream) for stream, part in enumerate(PARTS)}
-        sequences.write(output, parts, {**recipe.to_json(output.parent), "versions": versions("numpy")})
+        sequences.write(output, parts, {**recipe.to_json(output.parent), "versions": installed_versions("numpy")})
     return Outcome(output, True, {"counts": counts})
 
 
@@ -73,23 +73,23 @@ def train(
         DlcvError: a bad input, an output made differently, or a loss that stopped being finite: the best weights so far
             are written all the same.
     """
-    run = Run()
+    run = RunInfo()
     report = report or Reporter()
     check_output(output, ".safetensors")
-    cell = lookup(CELLS, config.cell, "cell")
+    cell = look_up(CELLS, config.cell, "cell")
     if config.engine == "compiled" and not cell.compiled:
         raise SettingError(f"the cell {config.cell!r} has no compiled kernels: train it with --engine torch")
     if config.chrono and cell.keeps is None:
         raise SettingError(f"--chrono sets gates that keep a state, and the cell {config.cell!r} has none")
     file = sequences.read(data)
     task = known_task(file)
-    recipe = Recipe("seq.train", config.to_json(), {"data": Input(sha256(data), data)})
-    if done := finished(output, recipe, force, report):
+    recipe = Recipe("seq.train", config.to_json(), {"data": Input(hash_file(data), data)})
+    if done := find_finished(output, recipe, force, report):
         _complain(output)
         return done
-    with claim(output):
-        bits = {"processor": platform.machine(), **versions(*PACKAGES[config.engine])}
-        partial = Partial(output, recipe, bits, (saving or Saving()).save_every, report)
+    with claim_training(output):
+        bits = {"processor": platform.machine(), **installed_versions(*PACKAGES[config.engine])}
+        partial = SnapshotFile(output, recipe, bits, (saving or Saving()).save_every, report)
         left = partial.load(force)
         sizes = shapes(cell, file.parts["train"].inputs.shape[1], config.hidden_size)
         count = 0 if cell.module is None else sum(math.prod(shape) for shape in sizes.values())
@@ -99,14 +99,14 @@ def train(
             f"trains {count:,} parameters ({config.cell}) on {len(file.parts['train'].lengths):,} sequences{times}"
         )
         if config.engine == "compiled" and cell.module:
-            compiled_code(cache, report)
-        with held_back() as caught:
+            prepare_kernels(cache, report)
+        with hold_signals() as caught:
             runs = Runs(cell, task, file.parts["train"], file.parts["val"], config, partial, left).finish(
                 caught, report
             )
             _look(cell, [one.best for one in runs.values()], file, config, report)
             outcome = _finish(output, recipe, run, file.task, count, runs, config, partial)
-            let_through(caught, output)
+            raise_if_signalled(caught, output)
     _complain(output)
     return outcome
 
@@ -114,12 +114,12 @@ def train(
 def _finish(
     output: Path,
     recipe: Recipe,
-    run: Run,
+    run: RunInfo,
     task: str,
     count: int,
     runs: dict[int, OneRun],
     config: SeqTrainConfig,
-    partial: Partial,
+    partial: SnapshotFile,
 ) -> Outcome:
     """Writes the weights of all runs, one beside the other."""
     records = [{"seed": seed, **asdict(record)} for seed, one in runs.items() for record in one.records]
@@ -131,7 +131,7 @@ def _finish(
     about = {"seeds": list(runs), **({"diverged": diverged} if diverged else {})}
     best = min(bests, key=lambda record: float(record["val_loss"]))
     threads = min(os.cpu_count() or 1, len(runs)) if config.engine == "compiled" else 1
-    return finish(
+    return write_training(
         output, recipe, run, arrays, {"task": task}, about, {"total": count, "trainable": count}, records, best,
         PACKAGES[config.engine], partial, threads=threads,
     )  # fmt: skip
@@ -153,7 +153,7 @@ def _look(
 
 def _complain(output: Path) -> None:
     """DlcvError when a training of this checkpoint came to a loss that was not finite."""
-    diverged = mapping(tensors.read_record(output, tensors.CHECKPOINT).get("diverged"))
+    diverged = as_object(tensors.read_metadata(output, tensors.CHECKPOINT).get("diverged"))
     if diverged:
         seed, iteration = next(iter(diverged.items()))
         if type(iteration) is not int:

@@ -11,49 +11,49 @@ from typing import Any
 from dlcv_cli.context import Outcome, Reporter
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.files import tensors
-from dlcv_cli.files.disk import JSON, read_json, sha256
-from dlcv_cli.files.locks import claimed, leftovers
-from dlcv_cli.files.recipes import Recipe, Run, guard, up_to_date, versions
+from dlcv_cli.files.disk import JSON, hash_file, read_json
+from dlcv_cli.files.locks import claim_outputs, list_leftovers
+from dlcv_cli.files.recipes import Recipe, RunInfo, installed_versions, is_up_to_date, refuse_overwrite
 from dlcv_cli.results import documents as metrics
-from dlcv_cli.stages.snapshots import Partial, partial_path
+from dlcv_cli.stages.snapshots import SnapshotFile, snapshot_path
 
 
-def finished(output: Path, recipe: Recipe, force: bool, report: Reporter) -> Outcome | None:
+def find_finished(output: Path, recipe: Recipe, force: bool, report: Reporter) -> Outcome | None:
     """The outcome when checkpoint and metrics are there and belong together, else None: it has to be trained."""
-    guard(metrics.metrics_path(output), recipe, lambda path: read_json(path, metrics.METRICS), force)
-    if not up_to_date(output, recipe, lambda path: tensors.read_record(path, tensors.CHECKPOINT), force):
+    refuse_overwrite(metrics.metrics_path(output), recipe, lambda path: read_json(path, metrics.METRICS), force)
+    if not is_up_to_date(output, recipe, lambda path: tensors.read_metadata(path, tensors.CHECKPOINT), force):
         return None
-    if not metrics.belongs(output, sha256(output)):
+    if not metrics.belongs(output, hash_file(output)):
         report.note(f"{output}: its metrics are missing or another run's; training again")
         return None
     _tidy(output, recipe)
-    return Outcome(output, False, tensors.read_record(output, tensors.CHECKPOINT).get("best") or {})
+    return Outcome(output, False, tensors.read_metadata(output, tensors.CHECKPOINT).get("best") or {})
 
 
-def claim(output: Path) -> AbstractContextManager[None]:
+def claim_training(output: Path) -> AbstractContextManager[None]:
     """Holds a training's output, and what is written beside it, for this process."""
-    return claimed(output, metrics.metrics_path(output), partial_path(output))
+    return claim_outputs(output, metrics.metrics_path(output), snapshot_path(output))
 
 
 def _tidy(output: Path, recipe: Recipe) -> None:
     """Clears away what a run that was killed after its last write has left: nobody will go on from it."""
-    partial = partial_path(output)
-    if partial.exists() or leftovers(output, metrics.metrics_path(output), partial):
-        with contextlib.suppress(DlcvError, OSError), claim(output):
-            if partial.exists() and not recipe.differences(tensors.read_record(partial, tensors.PARTIAL)):
+    partial = snapshot_path(output)
+    if partial.exists() or list_leftovers(output, metrics.metrics_path(output), partial):
+        with contextlib.suppress(DlcvError, OSError), claim_training(output):
+            if partial.exists() and not recipe.differences(tensors.read_metadata(partial, tensors.PARTIAL)):
                 partial.unlink()
 
 
-def paired(checkpoint: Path, report: Reporter) -> None:
+def warn_if_unpaired(checkpoint: Path, report: Reporter) -> None:
     """Warns when the metrics beside a checkpoint are not its own."""
-    if metrics.metrics_path(checkpoint).is_file() and not metrics.belongs(checkpoint, sha256(checkpoint)):
+    if metrics.metrics_path(checkpoint).is_file() and not metrics.belongs(checkpoint, hash_file(checkpoint)):
         report.warn(f"{checkpoint} is not what its metrics file says: damaged or exchanged since it was trained")
 
 
-def finish(
+def write_training(
     output: Path,
     recipe: Recipe,
-    run: Run,
+    run: RunInfo,
     arrays: tensors.Arrays,
     subject: JSON,
     about: JSON,
@@ -61,7 +61,7 @@ def finish(
     records: Sequence[JSON],
     best: JSON,
     packages: Sequence[str],
-    partial: Partial,
+    partial: SnapshotFile,
     **machine: Any,
 ) -> Outcome:
     """Writes the checkpoint, then the metrics that carry its sha256; then there is nothing left to go on from.
@@ -77,11 +77,11 @@ def finish(
     plain, best = [_without_best(record) for record in records], _without_best(best)
     common = {**recipe.to_json(output.parent), **subject}
     tensors.write(
-        output, tensors.CHECKPOINT, arrays, {**common, **about, "best": best, "versions": versions(*packages)}
+        output, tensors.CHECKPOINT, arrays, {**common, **about, "best": best, "versions": installed_versions(*packages)}
     )
     record = {**common, "parameters": dict(parameters), "records": plain, "best": best}
     told = run.to_json(*packages, **machine, **partial.run())
-    metrics.write_metrics(output, sha256(output), {**record, "run": told})
+    metrics.write_metrics(output, hash_file(output), {**record, "run": told})
     partial.remove()
     return Outcome(output, True, best)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dlcv_cli.context import Reporter
 from dlcv_cli.errors import DlcvError, FileError
-from dlcv_cli.files.disk import mapping, parse_json, require, sha256
+from dlcv_cli.files.disk import as_object, hash_file, parse_json, require_file
 from dlcv_cli.files.tensors import require_unchanged
 from dlcv_cli.vision.architectures import Architecture
 from dlcv_cli.vision.preprocessing import Preprocessing, normalisation
@@ -82,7 +82,7 @@ def download(url: str, report: Reporter) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=sys.stderr.isatty())
         except (OSError, RuntimeError, HTTPException) as error:
             raise DlcvError(f"the weights could not be downloaded ({error}): {manual}") from None
-    elif not sha256(path).startswith(prefix):
+    elif not hash_file(path).startswith(prefix):
         raise FileError(path, f"is damaged (its sha256 does not begin with {prefix}): delete it to download anew")
     return path
 
@@ -93,7 +93,7 @@ def read(path: Path, name: str | None, architecture: Architecture) -> Weights:
     Raises:
         FileError: none of these, damaged, or holding numbers that are not finite.
     """
-    require(path)
+    require_file(path)
     with path.open("rb") as file:
         is_pth = file.read(4) in (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # zip, or torch's older format
     preprocessing = architecture.preprocessing
@@ -106,7 +106,7 @@ def read(path: Path, name: str | None, architecture: Architecture) -> Weights:
     broken = [key for key, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if broken:
         raise FileError(path, f"damaged: {broken[0]} has numbers that are not finite")
-    return Weights(path, name, sha256(path), tensors, preprocessing)
+    return Weights(path, name, hash_file(path), tensors, preprocessing)
 
 
 def _read_pth(path: Path) -> dict[str, Tensor]:
@@ -153,11 +153,11 @@ def _preprocessing(path: Path, metadata: dict[str, str], default: Preprocessing)
     """What the weights say of themselves: a dlcv checkpoint's record, or a `preprocessing` key with mean and std."""
     try:
         if "dlcv" in metadata:
-            record = mapping(parse_json(metadata["dlcv"]))
+            record = as_object(parse_json(metadata["dlcv"]))
             require_unchanged(path, record)
             return Preprocessing.from_json(record.get("preprocessing"))
         if "preprocessing" in metadata:
-            mean, std = normalisation(mapping(parse_json(metadata["preprocessing"])))
+            mean, std = normalisation(as_object(parse_json(metadata["preprocessing"])))
             return replace(default, mean=mean, std=std)
     except ValueError as error:
         raise FileError(path, f"is no image network's weights, or damaged: {error}") from None

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dlcv_cli.errors import DlcvError, named
+from dlcv_cli.errors import DlcvError, list_names
 from dlcv_cli.vision.images import SUFFIXES, looks_like_image
 
 BACKGROUND = "BACKGROUND_Google"
@@ -48,7 +48,9 @@ def list_folder(root: Path, without: tuple[str, ...] = ()) -> Listing:
     filled = {label for _, label in listing.images}
     empty = [c for i, c in enumerate(folders) if i not in filled]
     if empty:
-        raise DlcvError(f"{root}: class folders without a readable image: {named(map(repr, empty))}; fill or remove")
+        raise DlcvError(
+            f"{root}: class folders without a readable image: {list_names(map(repr, empty))}; fill or remove"
+        )
     return listing
 
 

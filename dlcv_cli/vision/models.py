@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlcv_cli.errors import DlcvError, named
+from dlcv_cli.errors import DlcvError, list_names
 from dlcv_cli.vision.architectures import Architecture, K
 
 
@@ -140,7 +140,7 @@ def unfreeze(network: Network, names: Sequence[str]) -> None:
         inside = {p for p, _ in network.named_parameters() if p == name or p.startswith(f"{name}.")}
         if not inside:
             layers = dict.fromkeys(p.rpartition(".")[0] for p, _ in network.named_parameters())
-            raise DlcvError(f"no layer {name!r} with weights in this network: it has {named(layers, 40)}")
+            raise DlcvError(f"no layer {name!r} with weights in this network: it has {list_names(layers, 40)}")
         chosen |= inside
     for path, parameter in network.named_parameters():
         parameter.requires_grad_(path in chosen)
@@ -163,7 +163,7 @@ def stored_network(architecture: Architecture, classes: int, tensors: Mapping[st
     wanted = network.state_dict()
     odd = [name for name in tensors if name in wanted and tensors[name].dtype != wanted[name].dtype]
     if odd:
-        raise ValueError(f"{named(odd)} of another type than expected")
+        raise ValueError(f"{list_names(odd)} of another type than expected")
     try:
         network.load_state_dict(dict(tensors), assign=True)
     except RuntimeError as error:

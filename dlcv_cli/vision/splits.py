@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dlcv_cli.config import SplitConfig
-from dlcv_cli.errors import DlcvError, named
+from dlcv_cli.errors import DlcvError, list_names
 
 PARTS = ("train", "val", "test")
 
@@ -34,7 +34,7 @@ class Group:
         return self.examples[0].label
 
 
-def held_out(count: int, fraction: float) -> int:
+def count_held_out(count: int, fraction: float) -> int:
     """The held-out part of `count`, rounded up (100 x 0.07 is 7, whatever floating point says)."""
     return math.ceil(round(count * fraction, 9))
 
@@ -64,9 +64,9 @@ def split(examples: Sequence[Example], classes: Sequence[str], config: SplitConf
         if len(groups) < 3:
             raise DlcvError("at least 3 different images are needed, one each for train, val and test")
         _require(groups, classes, dict.fromkeys(range(len(classes)), 3 if config.stratify else 1))
-        test, rest = _take(groups, held_out(len(examples), config.test_fraction), config.stratify, keep=2)
+        test, rest = _take(groups, count_held_out(len(examples), config.test_fraction), config.stratify, keep=2)
         count = sum(len(group.examples) for group in rest)
-        val, train = _take(rest, held_out(count, config.val_fraction), config.stratify, keep=1)
+        val, train = _take(rest, count_held_out(count, config.val_fraction), config.stratify, keep=1)
         parts = {"train": train, "val": val, "test": test}
     return {part: sorted((e for group in parts[part] for e in group.examples), key=lambda e: e.path) for part in PARTS}
 
@@ -78,7 +78,7 @@ def _require(groups: Sequence[Group], classes: Sequence[str], least: dict[int, i
     ]
     if short:
         raise DlcvError(
-            f"too few different images in a class: {named(short)}; add images, remove the class, or ask for fewer"
+            f"too few different images in a class: {list_names(short)}; add images, remove the class, or ask for fewer"
         )
 
 
@@ -139,11 +139,11 @@ def _per_class(groups: Sequence[Group], classes: Sequence[str], config: SplitCon
         pool = pools[label]
         if config.train_per_class:
             train = config.train_per_class
-            val = config.val_per_class or held_out(train, fraction / (1 - fraction))
+            val = config.val_per_class or count_held_out(train, fraction / (1 - fraction))
             test = min(config.test_per_class or len(pool), max(1, len(pool) - train - val))
         else:
-            test = config.test_per_class or held_out(len(pool), config.test_fraction)
-            val = config.val_per_class or held_out(max(0, len(pool) - test), fraction)
+            test = config.test_per_class or count_held_out(len(pool), config.test_fraction)
+            val = config.val_per_class or count_held_out(max(0, len(pool) - test), fraction)
             train = max(1, len(pool) - test - val)
         least[label] = train + val + test
         parts["test"] += pool[:test]

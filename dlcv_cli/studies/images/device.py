@@ -12,7 +12,7 @@ import torch
 from dlcv_cli.config import Machine
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.files.disk import JSON
-from dlcv_cli.files.recipes import versions
+from dlcv_cli.files.recipes import installed_versions
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -51,4 +51,4 @@ def bits(device: torch.device, threads: int, precision: str, packages: Sequence[
     """On what, beside the recipe, a training's last bits depend."""
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     found = {"device": device.type, "processor": processor, "threads": threads, "precision": precision}
-    return {**found, **versions(*packages)}
+    return {**found, **installed_versions(*packages)}

@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlcv_cli.context import Reporter, parallel
-from dlcv_cli.errors import DlcvError, byte_size
+from dlcv_cli.context import Reporter, map_in_threads
+from dlcv_cli.errors import DlcvError, format_bytes
 from dlcv_cli.files import feature_cache as stores
-from dlcv_cli.files.disk import JSON, sha256_of
+from dlcv_cli.files.disk import JSON, hash_json
 from dlcv_cli.files.feature_cache import Store
-from dlcv_cli.files.locks import locked
-from dlcv_cli.files.recipes import versions
+from dlcv_cli.files.locks import hold_lock
+from dlcv_cli.files.recipes import installed_versions
 from dlcv_cli.vision.batches import Source, computed, from_rows, groups, kept, let_go, to_rows
 from dlcv_cli.vision.inference import DTYPES, Forward, outputs
 from dlcv_cli.vision.steps import Cut, chain, work
@@ -120,10 +120,10 @@ def _filled(
         for index in range(len(images.paths))
         for view in (images.view(index, epoch),)
     }
-    keys = chain(frozen.parts.prefix, bytes.fromhex(sha256_of(_beginning(frozen, chosen[0][0]))))
+    keys = chain(frozen.parts.prefix, bytes.fromhex(hash_json(_beginning(frozen, chosen[0][0]))))
     store = Store(stores.place(cache, keys[-1]))
     try:
-        with locked(
+        with hold_lock(
             stores.lock_of(store.folder), lambda: report.note(f"waiting for another dlcv that fills {store.folder}")
         ):
             _open_sound(store, [*wanted], report)
@@ -177,7 +177,9 @@ def _beginning(frozen: Frozen, images: Images) -> JSON:
         "device": device,
         "fused": forward.fused,
         "group": [forward.group, forward.few],
-        "versions": {name: v for name, v in versions("torch", "torchvision", "pillow").items() if name != "dlcv"},
+        "versions": {
+            name: v for name, v in installed_versions("torch", "torchvision", "pillow").items() if name != "dlcv"
+        },
         "format": 2,  # goes up when views.py or forward.py compute otherwise
     }
 
@@ -188,7 +190,7 @@ def _open_sound(store: Store, keys: Sequence[bytes], report: Reporter, drop: boo
         if not store.open():
             return
         rows, slots = store.rows(), [store.slots[key] for key in keys if key in store.slots]
-        sound = parallel(lambda slot: store.sound(rows, slot), slots, "checking the store", report)
+        sound = map_in_threads(lambda slot: store.sound(rows, slot), slots, "checking the store", report)
         let_go(rows)
         if all(sound):
             return
@@ -204,7 +206,7 @@ def _open_sound(store: Store, keys: Sequence[bytes], report: Reporter, drop: boo
 def _space(store: Store, count: int) -> str:
     """What so many records more need, and what the disk has. _DoesNotFitError when it has too little."""
     need, free = count * store.size, shutil.disk_usage(store.folder).free
-    said = f"{byte_size(need)} to add, {byte_size(free)} free on its disk"
+    said = f"{format_bytes(need)} to add, {format_bytes(free)} free on its disk"
     if need > (1 - SPARE) * free:
         raise _DoesNotFitError(said)
     return said

@@ -61,8 +61,8 @@ def highest_loss(document: JSON, root: Path) -> tuple[Picture, ...]:
 def confused(document: JSON, evaluation: Path, root: Path, data: Path | None = None) -> tuple[Confused, ...]:
     """The most confused pairs, each with its images of highest loss; `data` is where the split is, if it has moved."""
     predictions = tensors.read(evaluation.parent / document["predictions"]["path"], tensors.PREDICTIONS)
-    labels = tensors.array(predictions, "labels", np.int64, 1)
-    measured = scores(tensors.array(predictions, "logits", np.float32, 2), labels)
+    labels = tensors.get_array(predictions, "labels", np.int64, 1)
+    measured = scores(tensors.get_array(predictions, "logits", np.float32, 2), labels)
     losses, answers = measured.losses, measured.answers
     split = splits.read(data or evaluation.parent / document["inputs"]["data"]["path"])
     examples = split.parts[document["data"]["split"]]

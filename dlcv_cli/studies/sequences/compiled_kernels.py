@@ -13,10 +13,10 @@ import numpy as np
 from dlcv_cli.config import SeqTrainConfig
 from dlcv_cli.context import Reporter
 from dlcv_cli.errors import DlcvError
-from dlcv_cli.files.disk import mapping, read_json, sha256, sha256_of, write_json
+from dlcv_cli.files.disk import as_object, hash_file, hash_json, read_json, write_json
 from dlcv_cli.files.feature_cache import CODE, CODE_LIST, CODE_LOCK, KERNELS, drop_code
-from dlcv_cli.files.locks import locked
-from dlcv_cli.files.recipes import versions
+from dlcv_cli.files.locks import hold_lock
+from dlcv_cli.files.recipes import installed_versions
 from dlcv_cli.sequences import cells, training
 from dlcv_cli.sequences.tasks import Sequences
 
@@ -24,7 +24,7 @@ SCHEMA = "dlcv.kernels/1"
 PARTS = 50  # more than there are compiled functions
 
 
-def compiled_code(cache: Path | None, report: Reporter) -> Path:
+def prepare_kernels(cache: Path | None, report: Reporter) -> Path:
     """Makes the kernels ready; gives the folder they are kept in. Has to be called before they are imported.
 
     In the cache folder, because the installed package may not be writable; without one, in a folder of this process.
@@ -37,7 +37,7 @@ def compiled_code(cache: Path | None, report: Reporter) -> Path:
 
     source = Path(training.__file__).with_name("engines") / "kernels.py"
     processor = [llvmlite.binding.get_host_cpu_name(), llvmlite.binding.get_host_cpu_features().flatten()]
-    folder = cache and cache / KERNELS / sha256_of([sha256(source), versions("numba"), processor])[:16]
+    folder = cache and cache / KERNELS / hash_json([hash_file(source), installed_versions("numba"), processor])[:16]
     try:
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def compiled_code(cache: Path | None, report: Reporter) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="dlcv-kernels-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
-    with locked(folder / CODE_LOCK, lambda: report.note("waiting for another dlcv that compiles the kernels")):
+    with hold_lock(folder / CODE_LOCK, lambda: report.note("waiting for another dlcv that compiles the kernels")):
         problem = _problem(folder)
         if problem is None:
             return folder
@@ -59,7 +59,7 @@ def compiled_code(cache: Path | None, report: Reporter) -> Path:
         report.note("compiling the kernels for this processor, once (some 10 seconds)")
         if _compile():
             files = sorted(path for path in folder.rglob("*") if path.suffix in CODE)
-            listed = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+            listed = {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
             write_json(folder / CODE_LIST, {"schema": SCHEMA, "files": listed})
     return folder
 
@@ -70,8 +70,8 @@ def _problem(folder: Path) -> str | None:
     if not manifest.exists():
         return ""
     try:
-        files = mapping(read_json(manifest, SCHEMA).get("files"))
-        changed = [name for name, digest in files.items() if sha256(folder / name) != digest]
+        files = as_object(read_json(manifest, SCHEMA).get("files"))
+        changed = [name for name, digest in files.items() if hash_file(folder / name) != digest]
     except (DlcvError, OSError) as error:
         return str(error)
     return f"{changed[0]} is damaged" if changed else None if files else f"{manifest} lists nothing"
