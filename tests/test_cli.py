@@ -176,7 +176,7 @@ def test_setting_out_of_range(run: Run, line: str, message: str) -> None:
 # --- the one place where errors become messages and exit codes ------------------------------------------------------
 
 
-FULL = "on the disk at /proc; what was there is as it was: free some, and run the same command again"
+FULL = "on the disk at /proc; what was there is unchanged: free some space, and run the same command again"
 
 
 @pytest.mark.parametrize(
