@@ -231,7 +231,7 @@ def _trained(
     speeds: list[float] = []
     if left:
         try:
-            there = as_object(left.record["state"])
+            there = as_object(left.metadata["state"])
             training.restore({name: torch.from_numpy(a) for name, a in left.arrays.items()}, there)
             epochs, speeds = list(there["epochs"]), list(there["speeds"])
             if [e["epoch"] for e in epochs] != [*range(1, training.epoch + 1)]:
@@ -261,7 +261,7 @@ def _trained(
             at += f", {training.done:,} of {total:,} images of the next" if training.done else ""
             number = caught()
             if number or training.epoch < last:
-                partial.keep(state, at, number, ended)
+                partial.save_if_due(state, at, number, ended)
     except DivergedError:
         partial.remove()  # there is nothing to go on to
         raise
@@ -327,7 +327,7 @@ def _sha256_or_none(path: Path) -> str | None:
 def read_checkpoint(path: Path) -> ImageCheckpoint:
     """Reads an image checkpoint of ours. FileError for anything wrong in it."""
     stored = tensors.read(path, tensors.CHECKPOINT)
-    record, arch = stored.record, _arch(path, stored.record)
+    record, arch = stored.metadata, _arch(path, stored.metadata)
     classes = record.get("classes")
     if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes):
         raise FileError(path, "damaged: its record lists no classes")
