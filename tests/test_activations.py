@@ -341,13 +341,13 @@ def test_an_earlier_cut_serves(
     dlcv("data", "split", folder / "photos", "-o", folder / "other.split.json", "--seed", 1)
     [earlier] = stores.list_feature_caches(cache_folder)
     if damaged:
-        flip(earlier.store.folder / "records.bin", 5)
+        flip(earlier.features.folder / "records.bin", 5)
     given = ("--weights", folder / "head.safetensors", "--precision", precision)
     found = train("head", *given, split=folder / "other.split.json")
     common = {*digests(folder / "photos.split.json", "train", "val")}.intersection(
         digests(folder / "other.split.json", "train", "val")
     )
-    said = f"{len(common)} go on from what store {earlier.store.name} has before features.28"
+    said = f"{len(common)} go on from what store {earlier.features.name} has before features.28"
     assert (said in found.said, len(found.warnings)) == ((False, 1) if damaged else (True, 0))
     assert found.store["computed"] == BOTH
     assert found.data == train("head", *given, "--no-cache", split=folder / "other.split.json").data
