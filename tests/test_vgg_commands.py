@@ -233,7 +233,7 @@ def test_other_settings_are_refused(run: Run, chain: Path, more: tuple[object, .
     """An output made with other settings is left alone; the message names what differs and the ways out."""
     before = contents(chain)
     output = chain / "finetune.safetensors"
-    refused(finetune(run, chain, *more), f"{output} exists", f"({difference})", "--force", "another -o")
+    refused(finetune(run, chain, *more), f"{output} already exists", difference, "--force")
     assert contents(chain) == before
 
 
@@ -250,7 +250,7 @@ def test_output_of_another_stage_is_refused(run: Run, chain: Path) -> None:
     """An output that another stage made is named as such."""
     before = contents(chain)
     result = finetune(run, chain, "-o", chain / "scratch.safetensors")
-    refused(result, chain / "scratch.safetensors", "it is the output of vgg.scratch")
+    refused(result, chain / "scratch.safetensors", "it is an output of dlcv vgg scratch")
     assert contents(chain) == before
 
 
