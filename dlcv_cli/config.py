@@ -181,10 +181,10 @@ class TrainMachine(Machine, Saving):
 class GenConfig(Config):
     """`seq gen`."""
 
-    task: str = setting("adding", "what is asked about a sequence")
-    count: int = setting(10_000, "sequences in all", low=3, high=100_000_000)
-    min_length: int = setting(2, "steps of the shortest", low=2, high=1_000_000)
-    max_length: int = setting(10, "steps of the longest; lengths are uniform between", low=2, high=1_000_000)
+    task: str = setting("adding", "the task, which says what the target of a sequence is")
+    count: int = setting(10_000, "number of sequences in all parts together", low=3, high=100_000_000)
+    min_length: int = setting(2, "steps of the shortest sequence", low=2, high=1_000_000)
+    max_length: int = setting(10, "steps of the longest sequence; lengths are uniform in between", low=2, high=1_000_000)
     test_fraction: float = setting(0.2, "share held out for test, rounded up", above=0, high=0.9)
     val_fraction: float = setting(0.2, "share of the rest held out for validation, rounded up", above=0, high=0.9)
     seed: int = setting(0, "which sequences", **SEED)
@@ -192,17 +192,15 @@ class GenConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_length < self.min_length:
-            raise SettingError(f"max_length is {self.max_length}: it must be >= min_length, {self.min_length}")
+            raise SettingError(f"--max-length is {self.max_length}: it must be >= --min-length, {self.min_length}")
 
 
 @dataclass(frozen=True)
 class SeqTrainConfig(Config):
     """`seq train`, by the published recipe: one sequence a step, Adam, fixed lr 0.003, 3 epochs."""
 
-    cell: str = setting("gru", "the network")
-    engine: Literal["compiled", "torch"] = setting(
-        "compiled", "what computes: dlcv's kernels, or torch.nn with autograd"
-    )
+    cell: str = setting("gru", "the recurrent cell")
+    engine: str = setting("compiled", "what computes: dlcv's kernels, or torch.nn with autograd")
     hidden_size: int = setting(32, "width of the hidden state", low=1, high=8192)
     epochs: int = setting(3, "passes over the training part", low=1, high=100_000)
     batch_size: int = setting(1, "sequences a step", low=1, high=65_536)
@@ -211,14 +209,14 @@ class SeqTrainConfig(Config):
     chrono: int | None = setting(
         None, "lstm, gru: steps to remember from the start, by the gates' biases; default: torch's random ones", low=3
     )
-    record_every: int = setting(500, "iterations between two looks at the losses", low=1)
-    seeds: int = setting(1, "independent runs, with seed, seed + 1, ...", low=1, high=100_000)
+    record_every: int = setting(500, "iterations between two validation passes", low=1)
+    seeds: int = setting(1, "independent runs, with the seeds SEED, SEED + 1, ...", low=1, high=100_000)
     seed: int = setting(0, "initial weights and order of the first run", **SEED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.seed + self.seeds - 1 > SEED["high"]:
-            raise SettingError(f"seed {self.seed} + {self.seeds} runs go beyond {SEED['high']}")
+            raise SettingError(f"--seed {self.seed} and --seeds {self.seeds} exceed the largest seed, {SEED['high']}")
 
 
 @dataclass(frozen=True)

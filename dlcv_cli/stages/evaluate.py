@@ -194,8 +194,8 @@ def _described_images(arrays: dict[str, NDArray[Any]], classes: list[str], about
 
 def _measure_sequences(checkpoint: Path, data: Path, part: str, cache: Path | None, report: Reporter) -> Measured:
     from dlcv_cli.config import SeqTrainConfig
-    from dlcv_cli.sequences.cells import CELLS, checked
-    from dlcv_cli.sequences.training import begin
+    from dlcv_cli.sequences.cells import CELLS, check_parameters
+    from dlcv_cli.sequences.engines import build_engine
     from dlcv_cli.stages.train_sequences import PACKAGES, known_task, runs_of
     from dlcv_cli.studies.sequences.compiled_kernels import prepare_kernels
 
@@ -214,8 +214,8 @@ def _measure_sequences(checkpoint: Path, data: Path, part: str, cache: Path | No
     try:
         runs = runs_of(stored)
         for run in runs.values():
-            checked(cell, run, chosen.inputs.shape[1])
-        answers = np.stack([begin(cell, run, engine).answers(chosen) for run in runs.values()])  # (K, N)
+            check_parameters(cell, run, chosen.inputs.shape[1])
+        answers = np.stack([build_engine(cell, run, engine).predict(chosen) for run in runs.values()])  # (K, N)
     except ValueError as error:
         raise FileError(checkpoint, f"damaged: {error}") from None
     _finite(checkpoint, answers)
