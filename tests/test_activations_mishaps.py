@@ -111,7 +111,7 @@ def test_the_disk_is_full(
     assert sound(cache_folder) == [BOTH]
 
 
-@pytest.mark.parametrize("name", ["locked", "_open_sound"])
+@pytest.mark.parametrize("name", ["hold_lock", "_open_sound"])
 def test_what_others_keep_is_not_deleted(
     train: Train, cache_folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
