@@ -27,7 +27,7 @@ from dlcv_cli.config import EvalConfig, GenConfig, HeadConfig, Saving, SeqTrainC
 from dlcv_cli.errors import DlcvError, Interrupted
 from dlcv_cli.files import sequences, splits, tensors
 from dlcv_cli.files.disk import write_json
-from dlcv_cli.files.feature_cache import Store
+from dlcv_cli.files.feature_cache import FeatureCache
 from dlcv_cli.report import report_file as pages
 from dlcv_cli.results import documents as metrics
 from dlcv_cli.stages import data, evaluate, weights
@@ -227,13 +227,13 @@ def _sealed_weights(path: Path) -> Any:
 
 def _predictions(path: Path) -> Any:
     found = tensors.read(path, tensors.PREDICTIONS)
-    return _arrays(found.arrays), found.record
+    return _arrays(found.arrays), found.metadata
 
 
 def _sequences(path: Path) -> Any:
     found = sequences.read(path)
     seq.known_task(found)
-    return {part: _arrays(vars(data)) for part, data in found.parts.items()}, found.record
+    return {part: _arrays(vars(data)) for part, data in found.parts.items()}, found.metadata
 
 
 def _split(path: Path) -> Any:
@@ -286,12 +286,12 @@ def _vgg_head(path: Path) -> Any:
 
 
 def _store(path: Path) -> Any:
-    store = Store(path.parent)
+    store = FeatureCache(path.parent)
     if not store.open() or not store.digests:
         return True  # nothing is served
     rows = store.rows()
     return {
-        key: rows[slot].tobytes() for key, slot in store.slots.items() if store.sound(rows, slot)
+        key: rows[slot].tobytes() for key, slot in store.slots.items() if store.is_sound(rows, slot)
     }.items() <= STORED.items()
 
 
@@ -315,8 +315,8 @@ READERS: dict[str, Reader] = {
     "metrics, for a report": Reader("gru.metrics.json", of_json, _report, 2),
     "report": Reader("page.html", of_bytes, _page, 4),
     "predictions": Reader("gru.test.predictions.safetensors", of_tensors, _predictions),
-    "partial of sequences": Reader("new.partial", of_tensors, _seq_train),
-    "partial of images": Reader("head.partial", of_tensors, _vgg_head, 1),
+    "snapshot of sequences": Reader("new.snapshot", of_tensors, _seq_train),
+    "snapshot of images": Reader("head.snapshot", of_tensors, _vgg_head, 1),
     "store": Reader("store/index.bin", of_bytes, _store),
     "store's records": Reader("store/records.bin", of_bytes, _store),
     "store's description": Reader("store/store.json", of_json, _store, 4),
@@ -387,9 +387,9 @@ def _sound_files(folder: Path, cache: Path) -> Path:
         stage.held_back = held
     write_report([("one", gru), ("other", start)], place / "page.html", EvalConfig())
     rng = np.random.default_rng(0)
-    store = Store(place / "store")
+    store = FeatureCache(place / "store")
     store.begin((4, 4), "float32", {})
-    with store.writing() as append:
+    with store.appending() as append:
         append([rng.bytes(32) for _ in range(50)], rng.normal(size=(50, 4, 4)).astype(np.float32))
     rows = store.rows()
     STORED.update({key: rows[slot].tobytes() for key, slot in store.slots.items()})

@@ -241,7 +241,7 @@ def terms(place: Place, count: int, rng: np.random.Generator, problems: list[str
             if code in (143, -signal.SIGTERM):  # the latter: before dlcv began
                 times.append(time.monotonic() - begun)
             counts["tried"] += 1
-            counts["resumed"] += any(p.suffix == ".partial" for p in folder.iterdir())
+            counts["resumed"] += any(p.suffix == ".snapshot" for p in folder.iterdir())
             process = start(place.command(name), folder)
             code, text = ended(process), said(process)
             wrong = f"exit code {code}" if code else place.wrong(name, folder)

@@ -1,8 +1,9 @@
-"""What every stage is given beside its inputs and settings, and what it returns."""
+"""What every stage takes beside its inputs and settings, and what it returns."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,19 +17,19 @@ Result = TypeVar("Result")
 
 
 class Reporter:
-    """Keeps silent; the console's overrides it."""
+    """Hears of a stage's progress. This one ignores it; the console prints it."""
 
     def note(self, text: str) -> None:
-        """One line of what is being done or was found."""
+        """Say in one line what the stage does."""
 
     def warn(self, text: str) -> None:
-        """One line that the user should act on."""
+        """Warn in one line of what the user should act on."""
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """How far a loop is."""
+        """Show that `done` of `total` steps of a loop are done."""
 
     def record(self, fields: dict[str, Any]) -> None:
-        """One epoch, or one look at the losses."""
+        """Show one line of training progress: of an epoch, or of a validation pass between two."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,28 @@ class Context:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A stage's result: the file it was asked for, whether it had to be made, and what there is to say of it."""
+    """A stage's result: its output file, whether it was written now or up to date, and a summary to print."""
 
     output: Path
     made: bool
     summary: dict[str, Any] = field(default_factory=dict)
 
 
+def count_processors() -> int:
+    """Return how many processors this process may use, which `taskset`, containers and Slurm restrict."""
+    if sys.version_info >= (3, 13):
+        return os.process_cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def map_in_threads(
     function: Callable[[Item], Result], items: Sequence[Item], what: str, report: Reporter
 ) -> list[Result]:
-    """[function(item) for item in items] in threads, with progress. For work that releases the GIL."""
+    """Return [function(item) for item in items], computed in threads, with progress. For work that releases the GIL."""
     results = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(count_processors()) as pool:
         try:
             for result in pool.map(function, items):
                 results.append(result)

@@ -78,11 +78,11 @@ def trainer(run: Run, folder: Path) -> Train:
 
 def sound(cache: Path) -> list[int]:
     """Asserts that every store there opens and has sound records only; how many each has, the last used first."""
-    found = stores.entries(cache)
-    for entry in found:
-        assert entry.problem is None
-        assert all(entry.store.sound(entry.store.rows(), slot) for slot in range(entry.records))
-    return [entry.records for entry in found]
+    found = stores.list_feature_caches(cache)
+    for listing in found:
+        assert listing.problem is None
+        assert all(listing.features.is_sound(listing.features.rows(), slot) for slot in range(listing.entries))
+    return [listing.entries for listing in found]
 
 
 def digests(split: Path, *parts: str) -> list[str]:
@@ -235,8 +235,8 @@ def test_losses_are_a_plain_loops(run: Run, train: Train, folder: Path, stage: s
 def changed_weights(folder: Path, change: Callable[[dict[str, Any], Any], Any]) -> Path:
     """The head's checkpoint with something else in its record or its tensors."""
     stored = tensors.read(folder / "head.safetensors", tensors.CHECKPOINT)
-    change(stored.record["preprocessing"], stored.arrays)
-    record = {key: value for key, value in stored.record.items() if key != "schema"}
+    change(stored.metadata["preprocessing"], stored.arrays)
+    record = {key: value for key, value in stored.metadata.items() if key != "schema"}
     tensors.write(folder / "changed.safetensors", tensors.CHECKPOINT, stored.arrays, record)
     return folder / "changed.safetensors"
 
@@ -339,15 +339,15 @@ def test_an_earlier_cut_serves(
     """What finetune kept of the same weights, head goes on from, as far as it is sound; bytes as from nothing."""
     train("finetune", "--precision", precision)
     dlcv("data", "split", folder / "photos", "-o", folder / "other.split.json", "--seed", 1)
-    [earlier] = stores.entries(cache_folder)
+    [earlier] = stores.list_feature_caches(cache_folder)
     if damaged:
-        flip(earlier.store.folder / "records.bin", 5)
+        flip(earlier.features.folder / "records.bin", 5)
     given = ("--weights", folder / "head.safetensors", "--precision", precision)
     found = train("head", *given, split=folder / "other.split.json")
     common = {*digests(folder / "photos.split.json", "train", "val")}.intersection(
         digests(folder / "other.split.json", "train", "val")
     )
-    said = f"{len(common)} go on from what store {earlier.store.name} has before features.28"
+    said = f"{len(common)} go on from what store {earlier.features.name} has before features.28"
     assert (said in found.said, len(found.warnings)) == ((False, 1) if damaged else (True, 0))
     assert found.store["computed"] == BOTH
     assert found.data == train("head", *given, "--no-cache", split=folder / "other.split.json").data

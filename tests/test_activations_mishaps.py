@@ -36,11 +36,11 @@ from dlcv_cli.studies.images import features as activations
 def test_a_damaged_store(train: Train, cache_folder: Path, damage: Callable[[Path], Any]) -> None:
     """Damage is named in one warning and made good; the training is the undisturbed one."""
     first = train("head")
-    [entry] = stores.entries(cache_folder)
-    damage(entry.store.folder)
+    [listing] = stores.list_feature_caches(cache_folder)
+    damage(listing.features.folder)
     found = train("head")
     [warning] = found.warnings
-    assert str(entry.store.folder) in warning
+    assert str(listing.features.folder) in warning
     assert warning.endswith("; dropped, computing anew")
     assert (found.data, found.store["computed"]) == (first.data, BOTH)
     assert sound(cache_folder) == [BOTH]

@@ -163,13 +163,13 @@ def test_tensors_round_trip(tmp_path: Path) -> None:
         n: (a.dtype, a.tolist()) for n, a in arrays.items()
     }
     whole = (tmp_path / "one").read_bytes()
-    text = json.dumps(found.record, separators=(",", ":"))
+    text = json.dumps(found.metadata, separators=(",", ":"))
     contiguous = {n: np.ascontiguousarray(a) for n, a in arrays.items()}
     assert whole == safetensors.numpy.save(contiguous, {"dlcv": text}), "as the library would write it"
-    own = found.record["sha256"]
+    own = found.metadata["sha256"]
     assert hashlib.sha256(whole.replace(own.encode(), b"0" * 64)).hexdigest() == own
-    assert {**found.record, "sha256": ""} == {"schema": SCHEMA, "sha256": "", **record}
-    assert found.record == tensors.read_metadata(tmp_path / "one", SCHEMA)
+    assert {**found.metadata, "sha256": ""} == {"schema": SCHEMA, "sha256": "", **record}
+    assert found.metadata == tensors.read_metadata(tmp_path / "one", SCHEMA)
     data = (tmp_path / "one").read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert list(header["__metadata__"]) == ["dlcv"]

@@ -293,7 +293,7 @@ ALLOWED = {
     "vision": BASE,
     "sequences": BASE,
     "statistics": BASE,
-    "files": BASE | {"vision", "sequences"},
+    "files": BASE | {"context", "vision", "sequences"},
     "results": BASE | {"statistics", "files"},
     "report": BASE | {"statistics", "results", "files"},
     "studies": BASE | SCIENCE | {"context", "files", "results", "report"},

@@ -64,7 +64,7 @@ def test_compiled_once(data: Path, tmp_path: Path) -> None:
 WHERE = """
 import os, sys, pathlib
 from dlcv_cli.studies.sequences import compiled_kernels as module
-from dlcv_cli.studies.sequences.compiled_kernels import compiled_code
+from dlcv_cli.studies.sequences.compiled_kernels import prepare_kernels
 from dlcv_cli.context import Reporter
 
 def compile():
@@ -228,7 +228,7 @@ def test_interrupted(data: Path, tmp_path: Path, seeds: int) -> None:
                 process.kill()
     assert process.returncode == 130
     assert out == ""
-    partial = tmp_path / "new.partial"
-    assert told.splitlines()[-1].startswith(f"dlcv: interrupted: {partial} is saved (")
+    snapshot = tmp_path / "new.snapshot"
+    assert told.splitlines()[-1].startswith(f"dlcv: interrupted: {snapshot} is saved (")
     assert "Traceback" not in told
-    assert {*contents(tmp_path)} - {*before} == {partial.name}
+    assert {*contents(tmp_path)} - {*before} == {snapshot.name}

@@ -183,7 +183,7 @@ def test_sequences(run: Run, tmp_path: Path) -> None:
     dlcv("seq", "train", tmp_path / "one.safetensors", "--hidden-size", 4, "-o", tmp_path / "gru.safetensors")
     file = sequences.read(tmp_path / "one.safetensors")
     parts = {**file.parts, "test": file.parts["train"]}
-    record = {key: value for key, value in file.record.items() if key != "schema"}
+    record = {key: value for key, value in file.metadata.items() if key != "schema"}
     sequences.write(tmp_path / "leak.safetensors", parts, record)
     result = run("eval", tmp_path / "gru.safetensors", "--data", tmp_path / "leak.safetensors")
     assert result.exit_code == 1
@@ -208,7 +208,7 @@ def test_a_planted_collapse(run: Run, folder: Path) -> None:
     stored = tensors.read(folder / "grand.safetensors", tensors.CHECKPOINT)
     stored.arrays["classifier.6.weight"][:] = 0
     stored.arrays["classifier.6.bias"][:] = [0, 1]
-    record = {key: value for key, value in stored.record.items() if key != "schema"}
+    record = {key: value for key, value in stored.metadata.items() if key != "schema"}
     tensors.write(folder / "fallen.safetensors", tensors.CHECKPOINT, stored.arrays, record)
     result = run("eval", folder / "fallen.safetensors", *THREADS)
     assert "collapsed: answers with 1 of 2 classes; 100.0 % of its answers are b" in result.stdout

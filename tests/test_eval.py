@@ -499,7 +499,7 @@ DAMAGE: dict[str, Change] = {
 def test_damaged_checkpoint(run: Run, folder: Path, damage: str) -> None:
     """A cell's checkpoint with anything wrong in its record or its tensors is refused in one line that names it."""
     stored = tensors.read(folder / "gru.safetensors", tensors.CHECKPOINT)
-    record = {key: value for key, value in stored.record.items() if key != "schema"}
+    record = {key: value for key, value in stored.metadata.items() if key != "schema"}
     DAMAGE[damage](record, stored.arrays)
     bad = folder / "bad.safetensors"
     tensors.write(bad, tensors.CHECKPOINT, stored.arrays, record)

@@ -87,7 +87,7 @@ def test_older_checkpoints(run: Run, split: Path) -> None:
     """A checkpoint of a version that recorded neither precision nor what trained is one of float32, all trained."""
     checkpoint = head(run, split, "--precision", "float32")
     stored = tensors.read(checkpoint, tensors.CHECKPOINT)
-    record = {k: v for k, v in stored.record.items() if k not in ("schema", "precision", "trained")}
+    record = {k: v for k, v in stored.metadata.items() if k not in ("schema", "precision", "trained")}
     older = split.parent / "older.safetensors"
     tensors.write(older, tensors.CHECKPOINT, stored.arrays, record)
     for path in (checkpoint, older):

@@ -79,7 +79,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, looks: int, number: int = signal
     seen = [0]
 
     @contextlib.contextmanager
-    def held_back() -> Iterator[Callable[[], int | None]]:
+    def hold_signals() -> Iterator[Callable[[], int | None]]:
         def caught() -> int | None:
             seen[0] += 1
             return number if seen[0] > looks else None
@@ -87,7 +87,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, looks: int, number: int = signal
         yield caught
 
     for stage in (vgg, seq):
-        monkeypatch.setattr(stage, "held_back", held_back)
+        monkeypatch.setattr(stage, "hold_signals", hold_signals)
 
 
 def same(place: Path, base: Path, name: str) -> None:
@@ -111,11 +111,11 @@ def test_images_go_on(
         result = run(*command)
     assert (result.exit_code, result.stdout) == (143, "")
     at = f"{(looks + 1) // 5} of 3 epochs done"
-    assert f"interrupted: {name}.partial is saved ({at}" in result.stderr
-    assert {p.name for p in place.iterdir()} == {*INPUTS, f"{name}.partial"}
+    assert f"interrupted: {name}.snapshot is saved ({at}" in result.stderr
+    assert {p.name for p in place.iterdir()} == {*INPUTS, f"{name}.snapshot"}
     again = run(*command)
     assert (again.exit_code, again.stdout[:5]) == (0, "wrote")
-    assert f"going on from {name}.partial: {at}" in again.stderr
+    assert f"going on from {name}.snapshot: {at}" in again.stderr
     same(place, base, name)
     assert metrics_of(place / f"{name}.safetensors")["run"]["resumed"] == 1
 
@@ -136,27 +136,27 @@ def test_stopped_at_every_step(run: Run, place: Path, base: Path, monkeypatch: p
 
 
 def test_only_what_was_taken_is_saved(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A partial is a dlcv file with weights, Adam's means and steps, best weights and place; nothing is pickled."""
+    """A snapshot is a dlcv file with weights, Adam's means and steps, best weights and place; nothing is pickled."""
     with monkeypatch.context() as patch:
         stop_after(patch, 6)
         run(*STAGES["head"], "-o", "head.safetensors")
-    found = tensors.read(place / "head.partial", tensors.PARTIAL)
+    found = tensors.read(place / "head.snapshot", tensors.SNAPSHOT)
     kinds = ("now", "step", "exp_avg", "exp_avg_sq", "best")
     assert {*found.arrays} == {f"{kind}.classifier.6.{p}" for kind in kinds for p in ("weight", "bias")}
     assert found.arrays["step.classifier.6.bias"].tolist() == 5
-    numbers = found.record["state"]
+    numbers = found.metadata["state"]
     assert (numbers["epoch"], numbers["done"], len(numbers["epochs"])) == (1, 10, 1)
-    assert (found.record["stage"], found.record["resumed"]) == ("vgg.head", 0)
+    assert (found.metadata["stage"], found.metadata["resumed"]) == ("vgg.head", 0)
 
 
-def test_another_commands_partial(run: Run, place: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_commands_snapshot(run: Run, place: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused by name, with what differs, and stays; --force begins anew."""
     command = (*STAGES["head"], "-o", "head.safetensors")
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         run(*command, "--lr", 0.1)
     before = contents(place)
-    refused(run(*command), "head.partial was left by another command (lr was 0.1, now 0.005)", "--force to start anew")
+    refused(run(*command), "head.snapshot was left by another command (lr was 0.1, now 0.005)", "--force to start anew")
     assert contents(place) == before
     result = run(*command, "--force")
     assert result.exit_code == 0
@@ -166,14 +166,14 @@ def test_another_commands_partial(run: Run, place: Path, base: Path, monkeypatch
 
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize("name", ["head", "seeds"])
-def test_damaged_partial(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_damaged_snapshot(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Cut short, changed by a bit, not ours, or sealed with another content: one line, and it stays."""
     command = (*STAGES[name], "-o", f"{name}.safetensors")
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         run(*command)
-    path = place / f"{name}.partial"
-    whole, found = path.read_bytes(), tensors.read(path, tensors.PARTIAL)
+    path = place / f"{name}.snapshot"
+    whole, found = path.read_bytes(), tensors.read(path, tensors.SNAPSHOT)
     for broken in (whole[:-1], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], b"mine", b""):
         path.write_bytes(broken)
         result = run(*command)
@@ -181,19 +181,19 @@ def test_damaged_partial(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch,
         assert result.stderr.splitlines()[-1].startswith(f"dlcv: {path.name}")
         assert path.read_bytes() == broken
     first = next(iter(found.arrays))
-    state = found.record["state"]
+    state = found.metadata["state"]
     for arrays, record in (
-        ({n: a for n, a in found.arrays.items() if n != first}, found.record),
-        (found.arrays | {first: found.arrays[first].astype(np.float16)}, found.record),
-        (found.arrays | {first: found.arrays[first][..., :0]}, found.record),
-        (found.arrays | {"more": np.zeros(1)}, found.record) if name == "head" else ({}, found.record),
-        (found.arrays, {**found.record, "state": {}}),
-        (found.arrays, {**found.record, "state": []}),
-        (found.arrays, {**found.record, "state": {**state, "epoch": 7, "runs": {"0": {}}}}),
-        (found.arrays, {**found.record, "state": {**state, "done": 4, "runs": {"9": {}}}}),
-        (found.arrays, {**found.record, "seconds": "long"}),
+        ({n: a for n, a in found.arrays.items() if n != first}, found.metadata),
+        (found.arrays | {first: found.arrays[first].astype(np.float16)}, found.metadata),
+        (found.arrays | {first: found.arrays[first][..., :0]}, found.metadata),
+        (found.arrays | {"more": np.zeros(1)}, found.metadata) if name == "head" else ({}, found.metadata),
+        (found.arrays, {**found.metadata, "state": {}}),
+        (found.arrays, {**found.metadata, "state": []}),
+        (found.arrays, {**found.metadata, "state": {**state, "epoch": 7, "runs": {"0": {}}}}),
+        (found.arrays, {**found.metadata, "state": {**state, "done": 4, "runs": {"9": {}}}}),
+        (found.arrays, {**found.metadata, "seconds": "long"}),
     ):
-        tensors.write(path, tensors.PARTIAL, arrays, record)
+        tensors.write(path, tensors.SNAPSHOT, arrays, record)
         result = run(*command)
         assert (result.exit_code, result.stdout) == (1, "")
         last = result.stderr.splitlines()[-1]
@@ -210,7 +210,7 @@ def test_other_circumstances_are_told(run: Run, place: Path, monkeypatch: pytest
     result = run(*command, "--threads", 2)
     assert result.exit_code == 0
     assert (
-        "warning: head.partial was begun with threads 1, now 2: the result will differ in its last bits"
+        "warning: head.snapshot was begun with threads 1, now 2: the result will differ in its last bits"
         in result.stderr
     )
 
@@ -251,7 +251,7 @@ def test_full_disk(run: Run, place: Path, base: Path, monkeypatch: pytest.Monkey
     before, write = contents(place), tensors.write
 
     def full(path: Path, *args: Any) -> None:
-        if path.suffix == ".partial":
+        if path.suffix == ".snapshot":
             raise OSError(28, "No space left on device", str(path))
         write(path, *args)
 
@@ -262,17 +262,17 @@ def test_full_disk(run: Run, place: Path, base: Path, monkeypatch: pytest.Monkey
         result = run(*command)
     if moment == "at the signal":
         assert (result.exit_code, result.stdout) == (1, "")
-        assert "dlcv: finetune.partial: No space left on device on the disk at /" in result.stderr.splitlines()[-1]
+        assert "dlcv: finetune.snapshot: No space left on device on the disk at /" in result.stderr.splitlines()[-1]
         assert contents(place) == before
         assert run(*command).exit_code == 0
     else:
         assert result.exit_code == 0
-        assert "warning: finetune.partial: No space left on device; going on, the one before stays" in result.stderr
+        assert "warning: finetune.snapshot: No space left on device; going on, the one before stays" in result.stderr
     same(place, base, "finetune")
 
 
 def test_too_little_space(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What checkpoint and partials will take is known before the training, and refused when the disk has it not."""
+    """What checkpoint and snapshots will take is known before the training, and refused when the disk has it not."""
     before = contents(place)
     monkeypatch.setattr(resume, "free_space", lambda _: 1_000_000)
     result = run(*STAGES["scratch"], "-o", "scratch.safetensors")
@@ -285,21 +285,21 @@ def test_too_little_space(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("slow")
 def test_what_a_killed_run_left(run: Run, place: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Temporary files, locks and a partial that nobody needs any more are cleared away, made anew or up to date."""
+    """Temporary files, locks and a snapshot that nobody needs any more are cleared away, made anew or up to date."""
     command = (*STAGES["seq"], "-o", "seq.safetensors")
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
         assert run(*command).exit_code == 143
-    partial = (place / "seq.partial").read_bytes()
+    snapshot = (place / "seq.snapshot").read_bytes()
     for status in ("wrote", "seq.safetensors: up to date"):
         for stray in (
             ".seq.safetensors.lock",
             ".seq.safetensors.x_1.tmp",
             ".seq.metrics.json.y.tmp",
-            ".seq.partial.z.tmp",
+            ".seq.snapshot.z.tmp",
         ):
             (place / stray).write_bytes(b"half")
-        (place / "seq.partial").write_bytes(partial)
+        (place / "seq.snapshot").write_bytes(snapshot)
         assert run(*command).stdout.startswith(status)
         same(place, base, "seq")
     (place / ".seq.safetensors.notes").write_text("mine")
@@ -333,8 +333,8 @@ def test_signals(place: Path, number: int, code: int) -> None:
     out, told = process.communicate(timeout=20)
     assert (process.returncode, out) == (code, "")
     last = told.splitlines()[-1]
-    assert last.startswith("dlcv: interrupted: long.partial is saved (iteration ")
-    assert {p.name for p in place.iterdir()} == {*INPUTS, "long.partial"}
+    assert last.startswith("dlcv: interrupted: long.snapshot is saved (iteration ")
+    assert {p.name for p in place.iterdir()} == {*INPUTS, "long.snapshot"}
 
 
 def test_second_interruption_ends_at_once(place: Path) -> None:
@@ -409,7 +409,7 @@ def test_metrics_add_up_the_time(run: Run, place: Path, monkeypatch: pytest.Monk
         with monkeypatch.context() as patch:
             stop_after(patch, 2)
             run(*command)
-    before = tensors.read_metadata(place / "scratch.partial", tensors.PARTIAL)["seconds"]
+    before = tensors.read_metadata(place / "scratch.snapshot", tensors.SNAPSHOT)["seconds"]
     assert run(*command).exit_code == 0
     found = metrics_of(place / "scratch.safetensors")["run"]
     assert found["resumed"] == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from conftest import Run, contents, dlcv, metrics_of, refused
 from dlcv_cli.context import Reporter
 from dlcv_cli.files import sequences, tensors
 from dlcv_cli.sequences import cells
+from dlcv_cli.stages import seed_runs
 from dlcv_cli.stages import train_sequences as seq
 from dlcv_cli.statistics.metrics import over_runs
 
@@ -51,18 +51,19 @@ def same_runs(one: Path, singles: list[Path]) -> None:
     assert records == [record for single in singles for record in metrics_of(single)["records"]]
 
 
-@pytest.mark.parametrize("cpus", [None, 1, 2, 64])
+@pytest.mark.parametrize("cpus", [1, 2, 64])
 def test_runs_are_those_of_their_seeds(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: Any
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int
 ) -> None:
     """Run k is the run of seed + k alone, however many there are and however many cores."""
-    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    for module in (seed_runs, seq):
+        monkeypatch.setattr(module, "count_processors", lambda: cpus)
     for count in (2, 3):
         output = tmp_path / f"{count}.safetensors"
         dlcv("seq", "train", folder / "data.safetensors", *SETTINGS, "--seed", 5, "--seeds", count, "-o", output)
         same_runs(output, [folder / f"gru{seed}.safetensors" for seed in (5, 6, 7)[:count]])
-        assert metrics_of(output)["run"]["threads"] == min(cpus or 1, count)
-        if count == 3 and cpus:
+        assert metrics_of(output)["run"]["threads"] == min(cpus, count)
+        if count == 3:
             assert arrays(output).keys() == arrays(folder / "all.safetensors").keys()
 
 
@@ -87,7 +88,7 @@ def run_keys(checkpoint: Path) -> list[str]:
 def test_files_of_several_runs(folder: Path) -> None:
     """The record has the seeds, `best` is the lowest of all runs, and one run's file has the form it always had."""
     several, one = (tensors.read(folder / name, tensors.CHECKPOINT) for name in ("all.safetensors", "gru5.safetensors"))
-    assert list(several.record) == [
+    assert list(several.metadata) == [
         "schema",
         "sha256",
         "stage",
@@ -98,10 +99,10 @@ def test_files_of_several_runs(folder: Path) -> None:
         "best",
         "versions",
     ]
-    assert (several.record["seeds"], one.record["seeds"]) == ([5, 6, 7], [5])
+    assert (several.metadata["seeds"], one.metadata["seeds"]) == ([5, 6, 7], [5])
     records = metrics_of(folder / "all.safetensors")["records"]
     assert [record["seed"] for record in records] == sorted(record["seed"] for record in records)
-    assert several.record["best"] == min(records, key=lambda record: record["val_loss"])
+    assert several.metadata["best"] == min(records, key=lambda record: record["val_loss"])
     assert {n: a.shape for n, a in several.arrays.items()} == {n: (3, *a.shape) for n, a in one.arrays.items()}
     assert metrics_of(folder / "all.safetensors")["parameters"] == metrics_of(folder / "gru5.safetensors")["parameters"]
 

@@ -318,7 +318,7 @@ DAMAGE: dict[str, Callable[[Arrays, dict[str, Any]], Any]] = {
 def test_damaged_sequences(run: Run, folder: Path, damage: str, command: str) -> None:
     """A sequence file with anything wrong in it is refused in one line that names it, and nothing is written."""
     stored = tensors.read(folder / "data.safetensors", tensors.SEQUENCES)
-    record = {key: value for key, value in stored.record.items() if key != "schema"}
+    record = {key: value for key, value in stored.metadata.items() if key != "schema"}
     DAMAGE[damage](stored.arrays, record)
     bad = folder / "bad.safetensors"
     tensors.write(bad, tensors.SEQUENCES, stored.arrays, record)
@@ -441,7 +441,7 @@ def test_answers_that_overflow(run: Run, folder: Path) -> None:
     path = folder / "elman.safetensors"
     (folder / "elman.metrics.json").unlink()
     stored = tensors.read(path, tensors.CHECKPOINT)
-    record = {key: value for key, value in stored.record.items() if key != "schema"}
+    record = {key: value for key, value in stored.metadata.items() if key != "schema"}
     huge = {name: np.full_like(array, 3e38) for name, array in stored.arrays.items()}
     tensors.write(path, tensors.CHECKPOINT, huge, record)
     before = contents(folder)

@@ -22,7 +22,7 @@ from conftest import Run, metrics_of
 from dlcv_cli.errors import FileError
 from dlcv_cli.files import feature_cache as stores
 from dlcv_cli.files import locks
-from dlcv_cli.files.feature_cache import Store
+from dlcv_cli.files.feature_cache import FeatureCache
 from dlcv_cli.files.locks import hold_lock
 
 SHAPE = (2, 3)
@@ -40,29 +40,29 @@ def rows(*numbers: int) -> Any:
     return np.stack([np.arange(6, dtype=np.float32).reshape(SHAPE) + 10 * n for n in numbers])
 
 
-def begun(folder: Path) -> Store:
+def begun(folder: Path) -> FeatureCache:
     """An empty store."""
-    store = Store(folder)
+    store = FeatureCache(folder)
     store.begin(SHAPE, "float32", ABOUT)
     return store
 
 
-def filled(folder: Path, *numbers: int) -> Store:
+def filled(folder: Path, *numbers: int) -> FeatureCache:
     """A store with those records."""
     store = begun(folder)
-    with store.writing() as append:
+    with store.appending() as append:
         append([key(n) for n in numbers], rows(*numbers))
     return store
 
 
-def check(folder: Path, *numbers: int) -> Store:
+def check(folder: Path, *numbers: int) -> FeatureCache:
     """Asserts that a store opens and has exactly these records, in this order, all sound, with nothing behind them."""
-    store = Store(folder)
+    store = FeatureCache(folder)
     assert store.open() is bool((folder / "store.json").exists())
     assert store.slots == {key(n): slot for slot, n in enumerate(numbers)}
     if numbers:
         np.testing.assert_array_equal(store.rows(), rows(*numbers))
-    assert all(store.sound(store.rows(), slot) for slot in range(len(numbers)))
+    assert all(store.is_sound(store.rows(), slot) for slot in range(len(numbers)))
     return store
 
 
@@ -72,11 +72,11 @@ def check(folder: Path, *numbers: int) -> Store:
 def test_append_and_reopen(tmp_path: Path) -> None:
     """What is appended, at once or later, is there when the store is opened again, by key, bit by bit."""
     folder = tmp_path / "store"
-    assert not Store(folder).open()
+    assert not FeatureCache(folder).open()
     filled(folder, 1, 2)
     store = check(folder, 1, 2)
-    assert (store.shape, store.dtype, store.about["before"]) == (SHAPE, np.dtype("<f4"), "classifier.2")
-    with store.writing() as append:
+    assert (store.shape, store.dtype, store.metadata["before"]) == (SHAPE, np.dtype("<f4"), "classifier.2")
+    with store.appending() as append:
         append([key(3)], rows(3))
         append([key(4), key(5)], rows(4, 5))
     assert store.slots[key(5)] == 4
@@ -87,13 +87,13 @@ def test_append_and_reopen(tmp_path: Path) -> None:
 
 def test_bfloat16_is_kept_as_its_bits(tmp_path: Path) -> None:
     """Records of bfloat16 are two bytes a number, little endian."""
-    store = Store(tmp_path / "store")
+    store = FeatureCache(tmp_path / "store")
     store.begin((4,), "bfloat16", {})
     bits = np.array([[0, 1, -1, 0x7FC0]], np.int16)
-    with store.writing() as append:
+    with store.appending() as append:
         append([key(1)], bits)
     assert (tmp_path / "store" / "records.bin").read_bytes() == bytes.fromhex("00000100ffffc07f")
-    again = Store(tmp_path / "store")
+    again = FeatureCache(tmp_path / "store")
     assert again.open()
     np.testing.assert_array_equal(again.rows(), bits)
 
@@ -131,7 +131,7 @@ def test_damage_is_named(tmp_path: Path, name: str, content: bytes | None, words
     else:
         (folder / name).write_bytes(content)
     with pytest.raises(FileError, match=rf"^{re.escape(str(folder / name))}: .*{re.escape(words)}"):
-        Store(folder).open()
+        FeatureCache(folder).open()
 
 
 @pytest.mark.parametrize(("place", "damaged"), [(0, 0), (SIZE - 1, 0), (SIZE, 1), (3 * SIZE - 1, 2)])
@@ -142,14 +142,14 @@ def test_a_flipped_bit_is_found(tmp_path: Path, place: int, damaged: int) -> Non
     data = bytearray((folder / "records.bin").read_bytes())
     data[place] ^= 1
     (folder / "records.bin").write_bytes(data)
-    store = Store(folder)
+    store = FeatureCache(folder)
     assert store.open()
-    assert [store.sound(store.rows(), slot) for slot in range(3)] == [slot != damaged for slot in range(3)]
+    assert [store.is_sound(store.rows(), slot) for slot in range(3)] == [slot != damaged for slot in range(3)]
 
 
-def write(store: Store, *numbers: int, error: BaseException | None = None) -> None:
+def write(store: FeatureCache, *numbers: int, error: BaseException | None = None) -> None:
     """Appends records one by one; then the block ends, by the error if there is one."""
-    with store.writing() as append:
+    with store.appending() as append:
         for number in numbers:
             append([key(number)], rows(number))
         if error:
@@ -220,9 +220,9 @@ def killed(file):
         os.kill(os.getpid(), signal.SIGKILL)
     flush(file)
 stores._flush, stores.COMMIT_SECONDS = killed, -1.0
-store = stores.Store(folder)
+store = stores.FeatureCache(folder)
 store.open()
-with store.writing() as append:
+with store.appending() as append:
     for n in (2, 3, 4):
         append([bytes([n]) * 32], np.arange(6, dtype=np.float32).reshape(1, 2, 3) + 10 * n)
 """
@@ -230,8 +230,8 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from dlcv_cli.files import feature_cache as stores
-from dlcv_cli.files.locks import locked
-with hold_lock(stores.lock_of(Path(sys.argv[1])), None) as mine:
+from dlcv_cli.files.locks import hold_lock
+with hold_lock(stores.lock_path(Path(sys.argv[1])), None) as mine:
     print(mine, flush=True)
     time.sleep(60)
 """
@@ -281,7 +281,7 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
     with python("-c", HOLDER, folder, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "True\n"
-        with hold_lock(stores.lock_of(folder), None) as mine:
+        with hold_lock(stores.lock_path(folder), None) as mine:
             assert not mine
 
         def waiting() -> None:
@@ -289,13 +289,13 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
             threading.Timer(0.3, holder.kill).start()
 
         begin = time.monotonic()
-        with hold_lock(stores.lock_of(folder), waiting) as mine:
+        with hold_lock(stores.lock_path(folder), waiting) as mine:
             assert mine
             assert time.monotonic() - begin >= 0.25
-            with hold_lock(stores.lock_of(folder), None) as second:
+            with hold_lock(stores.lock_path(folder), None) as second:
                 assert not second, "it holds in one process too"
     assert told == ["waiting"], "told once"
-    with hold_lock(stores.lock_of(folder), None) as mine:
+    with hold_lock(stores.lock_path(folder), None) as mine:
         assert mine
 
 
@@ -306,22 +306,22 @@ def test_a_lock_dropped_with_its_store(tmp_path: Path, monkeypatch: pytest.Monke
     def too_late(file: BinaryIO) -> bool:
         monkeypatch.setattr(locks, "_try_lock", try_lock)
         folder.with_suffix(".lock").unlink()
-        assert third.enter_context(hold_lock(stores.lock_of(folder), None))
+        assert third.enter_context(hold_lock(stores.lock_path(folder), None))
         return try_lock(file)
 
     monkeypatch.setattr(locks, "_try_lock", too_late)
-    with third, hold_lock(stores.lock_of(folder), None) as mine:
+    with third, hold_lock(stores.lock_path(folder), None) as mine:
         assert not mine
-    with hold_lock(stores.lock_of(folder), None) as mine:
+    with hold_lock(stores.lock_path(folder), None) as mine:
         assert mine
 
 
-def only_store(cache: Path) -> Store:
+def only_store(cache: Path) -> FeatureCache:
     """The one store of a cache folder, opened, all of its records sound."""
-    [entry] = stores.entries(cache)
-    assert entry.problem is None
-    assert all(entry.store.sound(entry.store.rows(), slot) for slot in range(entry.records))
-    return entry.store
+    [listing] = stores.list_feature_caches(cache)
+    assert listing.problem is None
+    assert all(listing.features.is_sound(listing.features.rows(), slot) for slot in range(listing.entries))
+    return listing.features
 
 
 def test_a_killed_run_is_gone_on_with(run: Run, split_file: Path, tmp_path: Path, cache_folder: Path) -> None:
@@ -348,7 +348,7 @@ def test_two_runs_at_once(run: Run, split_file: Path, tmp_path: Path, cache_fold
     assert run(*args, outputs[2], "--cache", tmp_path / "other").exit_code == 0
     folder = cache_folder / stores.FOLDER / only_store(tmp_path / "other").folder.name
     with contextlib.ExitStack() as stack:
-        with hold_lock(stores.lock_of(folder), None) as mine:
+        with hold_lock(stores.lock_path(folder), None) as mine:
             assert mine
             started = []
             for output in outputs[:2]:
@@ -367,19 +367,19 @@ def test_two_runs_at_once(run: Run, split_file: Path, tmp_path: Path, cache_fold
 
 def test_an_entry_that_names_another_image(tmp_path: Path) -> None:
     """A record is believed of the image it was made of alone, in the shape it was made in."""
-    store = Store(tmp_path / "store")
+    store = FeatureCache(tmp_path / "store")
     store.begin((2, 3), "float32", {})
-    with store.writing() as append:
+    with store.appending() as append:
         append([bytes([n]) * 32 for n in (1, 2)], np.arange(12, dtype=np.float32).reshape(2, 2, 3))
     index, about = store.folder / "index.bin", store.folder / "store.json"
     for path, old, new in ((index, bytes([1]) * 32, bytes([2]) * 32), (about, b" 2,\n  3\n", b" 3,\n  2\n")):
         whole = path.read_bytes()
         assert old in whole
         path.write_bytes(whole.replace(old, new))
-        again = Store(store.folder)
+        again = FeatureCache(store.folder)
         assert again.open()
-        assert not again.sound(again.rows(), 0)
+        assert not again.is_sound(again.rows(), 0)
         path.write_bytes(whole)
-    again = Store(store.folder)
+    again = FeatureCache(store.folder)
     assert again.open()
-    assert again.sound(again.rows(), 0)
+    assert again.is_sound(again.rows(), 0)

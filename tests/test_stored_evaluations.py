@@ -91,7 +91,7 @@ def test_damaged_predictions(run: Run, judged: Path, key: str, what: str) -> Non
     changed = change(file.arrays.pop(key))
     if changed is not None:
         file.arrays[key] = changed
-    tensors.write(path, tensors.PREDICTIONS, file.arrays, {k: v for k, v in file.record.items() if k != "schema"})
+    tensors.write(path, tensors.PREDICTIONS, file.arrays, {k: v for k, v in file.metadata.items() if k != "schema"})
     document = read(path.with_name("head.test.eval.json"))
     document["predictions"]["sha256"] = hash_file(path)
     path.with_name("head.test.eval.json").write_text(json.dumps(document))
@@ -111,7 +111,7 @@ def test_other_examples_under_one_fingerprint(run: Run, judged: Path) -> None:
     predictions, document = judged / "head.test.predictions.safetensors", judged / "head.test.eval.json"
     file = tensors.read(predictions, tensors.PREDICTIONS)
     file.arrays["examples"][0] += 1
-    record = {key: value for key, value in file.record.items() if key != "schema"}
+    record = {key: value for key, value in file.metadata.items() if key != "schema"}
     tensors.write(predictions, tensors.PREDICTIONS, file.arrays, record)
     content = read(document)
     content["predictions"]["sha256"] = hash_file(predictions)

@@ -348,7 +348,7 @@ def test_root(run: Run, chain: Path) -> None:
     assert result.exit_code == 0, result.stderr
     one, other = (tensors.read(chain / n, tensors.CHECKPOINT) for n in ("new.safetensors", "finetune.safetensors"))
     assert all(np.array_equal(one.arrays[name], array) for name, array in other.arrays.items())
-    assert one.record["inputs"]["split"]["root"] == "moved"
+    assert one.metadata["inputs"]["split"]["root"] == "moved"
     again = finetune(run, chain, "-o", output, "--root", chain / "moved")
     assert "up to date" in again.stdout
 
@@ -484,7 +484,7 @@ DAMAGE: dict[str, Change] = {
 def test_damaged_checkpoint(run: Run, chain: Path, damage: str, command: str) -> None:
     """A checkpoint with anything wrong in its record or its tensors is refused in one line that names it."""
     stored = tensors.read(chain / "head.safetensors", tensors.CHECKPOINT)
-    record = {key: value for key, value in stored.record.items() if key != "schema"}
+    record = {key: value for key, value in stored.metadata.items() if key != "schema"}
     DAMAGE[damage](record, stored.arrays)
     bad = chain / "bad.safetensors"
     tensors.write(bad, tensors.CHECKPOINT, stored.arrays, record)

@@ -119,8 +119,8 @@ def test_head_starts_from_the_weights(run: Run, split_file: Path, tmp_path: Path
             assert stored.arrays[name].shape[0] == 3
         else:
             assert torch.equal(torch.from_numpy(stored.arrays[name]), tensor), name
-    assert Preprocessing.from_json(stored.record["preprocessing"]) == PREPROCESSING.get(kind, MINI.preprocessing)
-    source = stored.record["inputs"]["weights"]
+    assert Preprocessing.from_json(stored.metadata["preprocessing"]) == PREPROCESSING.get(kind, MINI.preprocessing)
+    source = stored.metadata["inputs"]["weights"]
     assert source == {"path": kind, "sha256": hashlib.sha256((tmp_path / kind).read_bytes()).hexdigest()}
 
 

@@ -1,10 +1,11 @@
-"""`dlcv cache`: what is kept of frozen layers' outputs, and how to get rid of it."""
+"""`dlcv cache`: the cached features of frozen layers, listed and deleted."""
 
 from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from tabulate import tabulate
@@ -13,80 +14,83 @@ from dlcv_cli.cli.console import print_json, say
 from dlcv_cli.cli.options import CacheFolder, Json
 from dlcv_cli.errors import UNITS, SettingError, format_bytes
 
-app = typer.Typer(no_args_is_help=True, help="Frozen layers' outputs, kept between runs: list, prune, clear.")
+if TYPE_CHECKING:
+    from dlcv_cli.files.feature_cache import CacheListing
+
+app = typer.Typer(no_args_is_help=True, help="Cached features of frozen layers: list, prune, clear.")
+HEADINGS = ["key", "network", "frozen before", "precision", "images", "size", "last used"]
 
 
 @app.command("list")
 def list_(cache: CacheFolder, as_json: Json = False) -> None:
-    """Show what is kept, the one used last first."""
-    from dlcv_cli.files import feature_cache as store
+    """List the cached features, most recently used first."""
+    from dlcv_cli.files.feature_cache import list_feature_caches
 
-    found = store.entries(cache)
+    listings = list_feature_caches(cache)
     if as_json:
-        print_json({"cache": str(cache), "stores": [_record(entry) for entry in found]})
+        print_json({"cache": str(cache), "feature_caches": [_to_json(listing) for listing in listings]})
         return
     rows = [
         [
-            entry.store.name,
-            entry.about.get("arch", "damaged"),
-            entry.about.get("before", ""),
-            entry.about.get("precision", ""),
-            f"{entry.records:,}",
-            format_bytes(entry.size),
-            datetime.fromtimestamp(entry.used).isoformat(" ", "minutes"),
+            listing.features.name,
+            listing.metadata.get("arch", "damaged"),
+            listing.metadata.get("before", ""),
+            listing.metadata.get("precision", ""),
+            f"{listing.entries:,}",
+            format_bytes(listing.size),
+            datetime.fromtimestamp(listing.used).isoformat(" ", "minutes"),
         ]
-        for entry in found
+        for listing in listings
     ]
-    headers = ["store", "network", "before", "precision", "images", "size", "used"]
     align = ["left", "left", "left", "left", "right", "right", "left"]
     if rows:
-        say(tabulate(rows, headers=headers, colalign=align, disable_numparse=True))
-    say(f"{len(rows)} in {cache}, {format_bytes(sum(entry.size for entry in found))}")
+        say(tabulate(rows, headers=HEADINGS, colalign=align, disable_numparse=True))
+    say(f"{len(rows)} in {cache}, {format_bytes(sum(listing.size for listing in listings))}")
 
 
 @app.command("prune")
 def prune(
     cache: CacheFolder,
     max_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="What may stay in all, such as 500MB or 20GB.", show_default=False)
+        str, typer.Option(metavar="SIZE", help="Largest total size that stays, e.g. 500MB or 20GB.", show_default=False)
     ],
     as_json: Json = False,
 ) -> None:
-    """Delete what was used longest ago, until the rest is no larger than SIZE."""
-    _drop(cache, _bytes(max_size), as_json)
+    """Delete the least recently used features until the cache is no larger than SIZE."""
+    _prune(cache, _parse_size(max_size), as_json)
 
 
 @app.command("clear")
 def clear(cache: CacheFolder, as_json: Json = False) -> None:
-    """Delete everything that is kept, compiled code included."""
-    from dlcv_cli.files import feature_cache as store
+    """Delete all cached features and compiled kernels."""
+    from dlcv_cli.files.kernel_cache import clear_kernels
 
-    store.clear_kernels(cache)
-    _drop(cache, 0, as_json)
+    for folder in clear_kernels(cache):
+        typer.echo(f"{folder} is in use by another dlcv process and was not deleted", err=True)
+    _prune(cache, 0, as_json)
 
 
-def _drop(cache: Any, limit: int, as_json: bool) -> None:
-    from dlcv_cli.files import feature_cache as store
+def _prune(cache: Path, limit: int, as_json: bool) -> None:
+    from dlcv_cli.files import feature_cache
 
-    dropped, busy = store.prune(cache, limit)
-    freed = sum(entry.size for entry in dropped)
+    dropped, busy = feature_cache.prune(cache, limit)
     if as_json:
-        names = {"dropped": dropped, "in_use": busy}
-        print_json({"cache": str(cache), **{k: [_record(entry) for entry in v] for k, v in names.items()}})
+        lists = {"dropped": dropped, "in_use": busy}
+        print_json({"cache": str(cache), **{key: [_to_json(item) for item in items] for key, items in lists.items()}})
         return
-    for entry in busy:
-        typer.echo(f"{entry.store.name} is being filled by another dlcv: left", err=True)
-    say(f"deleted {len(dropped)} of {cache}, {format_bytes(freed)}")
+    for listing in busy:
+        typer.echo(f"{listing.features.name} is in use by another dlcv process and was not deleted", err=True)
+    say(f"deleted {len(dropped)} of {cache}, {format_bytes(sum(listing.size for listing in dropped))}")
 
 
-def _record(entry: Any) -> dict[str, Any]:
-    about = {key: entry.about.get(key) for key in ("arch", "before", "precision", "image_size")}
-    return {"store": entry.store.folder.name, **about, "images": entry.records, "bytes": entry.size}
+def _to_json(listing: CacheListing) -> dict[str, Any]:
+    metadata = {key: listing.metadata.get(key) for key in ("arch", "before", "precision", "image_size")}
+    return {"key": listing.features.folder.name, **metadata, "images": listing.entries, "bytes": listing.size}
 
 
-def _bytes(text: str) -> int:
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
-    if not found:
+def _parse_size(text: str) -> int:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
+    if not match:
         raise SettingError(f"--max-size {text!r}: give a size such as 500MB or 20GB")
-    unit = next(unit for unit in UNITS if unit.upper() == found[2].upper())
-    return int(float(found[1]) * UNITS[unit])
+    unit = next(unit for unit in UNITS if unit.upper() == match[2].upper())
+    return int(float(match[1]) * UNITS[unit])

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dlcv_cli.context import count_processors
 from dlcv_cli.errors import DlcvError, ExistsError
 from dlcv_cli.files.disk import JSON, as_object, relative_path
 
@@ -118,7 +119,7 @@ class RunInfo:
         return {
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - self.clock, 3),
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            "machine": f"{platform.system()} {platform.machine()}, {count_processors()} of {os.cpu_count()} processors",
             "python": platform.python_version(),
             "versions": installed_versions(*packages),
             **more,

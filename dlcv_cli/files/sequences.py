@@ -23,29 +23,29 @@ class SequenceFile:
     path: Path
     task: str
     parts: dict[str, Sequences]
-    record: JSON
+    metadata: JSON
 
 
-def write(path: Path, parts: Mapping[str, Sequences], record: JSON) -> None:
+def write(path: Path, parts: Mapping[str, Sequences], metadata: JSON) -> None:
     """Writes each part's tensors as `part.inputs`, `part.lengths` and `part.targets`."""
     arrays: tensors.Arrays = {}
     for part, data in parts.items():
         arrays |= {f"{part}.inputs": data.inputs, f"{part}.lengths": data.lengths, f"{part}.targets": data.targets}
-    tensors.write(path, tensors.SEQUENCES, arrays, record)
+    tensors.write(path, tensors.SEQUENCES, arrays, metadata)
 
 
 def read(path: Path) -> SequenceFile:
     """Reads and checks a sequence file. FileError for anything wrong in it."""
     file = tensors.read(path, tensors.SEQUENCES)
-    config = file.record.get("config")
+    config = file.metadata.get("config")
     task = config.get("task") if isinstance(config, dict) else None
     if not isinstance(task, str):
-        raise FileError(path, "damaged: its record names no task")
+        raise FileError(path, "damaged: its metadata names no task")
     parts = {part: _part(file, part) for part in PARTS}
     widths = {data.inputs.shape[1] for data in parts.values()}
     if len(widths) > 1 or min(widths) < 1:
         raise FileError(path, f"damaged: its parts have {sorted(widths)} inputs a step")
-    return SequenceFile(path, task, parts, file.record)
+    return SequenceFile(path, task, parts, file.metadata)
 
 
 def _part(file: tensors.Tensors, part: str) -> Sequences:

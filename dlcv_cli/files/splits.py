@@ -24,7 +24,7 @@ class Split:
     root: Path
     classes: list[str]
     parts: dict[str, list[Example]]
-    record: JSON
+    metadata: JSON
 
 
 def fingerprint(classes: Sequence[str], part: Sequence[Example]) -> str:
@@ -36,11 +36,13 @@ def _fingerprint_of_all(classes: Sequence[str], parts: Mapping[str, Sequence[Exa
     return hash_json([list(classes), *([[e.path, e.label, e.sha256] for e in parts[part]] for part in PARTS)])
 
 
-def write(path: Path, root: Path, classes: Sequence[str], parts: Mapping[str, Sequence[Example]], record: JSON) -> None:
-    """Writes a split; `record` holds what else there is to say (recipe, skipped, duplicates ...)."""
+def write(
+    path: Path, root: Path, classes: Sequence[str], parts: Mapping[str, Sequence[Example]], metadata: JSON
+) -> None:
+    """Writes a split; `metadata` holds the recipe, skipped files, duplicates ...."""
     document = {
         "schema": SCHEMA,
-        **record,
+        **metadata,
         "root": relative_path(root, path.parent),
         "classes": list(classes),
         "counts": {part: len(parts[part]) for part in PARTS},
@@ -54,8 +56,8 @@ def write(path: Path, root: Path, classes: Sequence[str], parts: Mapping[str, Se
 
 def read(path: Path, root: Path | None = None) -> Split:
     """Reads and checks a split file; `root` replaces the folder it names. FileError for anything wrong in it."""
-    record = read_json(path, SCHEMA)
-    classes, parts = record.get("classes"), record.get("parts")
+    metadata = read_json(path, SCHEMA)
+    classes, parts = metadata.get("classes"), metadata.get("parts")
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes) or len(classes) < 1:
         raise FileError(path, "damaged: classes must be a list of names")
     if len(set(classes)) != len(classes):
@@ -66,16 +68,16 @@ def read(path: Path, root: Path | None = None) -> Split:
     paths = [e.path for part in PARTS for e in checked[part]]
     if len(set(paths)) != len(paths):
         raise FileError(path, "damaged: an image is listed twice")
-    if record.get("fingerprint") != _fingerprint_of_all(classes, checked):
+    if metadata.get("fingerprint") != _fingerprint_of_all(classes, checked):
         raise FileError(
             path, "damaged: its fingerprint does not fit its content; dlcv data split --force makes it anew"
         )
-    if not isinstance(record.get("root"), str):
+    if not isinstance(metadata.get("root"), str):
         raise FileError(path, "damaged: root must be a path")
     for key in ("skipped", "identical", "label_conflicts"):
-        if not isinstance(record.get(key, []), list):
+        if not isinstance(metadata.get(key, []), list):
             raise FileError(path, f"damaged: {key} must be a list")
-    return Split(path, root or path.parent / record["root"], classes, checked, record)
+    return Split(path, root or path.parent / metadata["root"], classes, checked, metadata)
 
 
 def _example(path: Path, entry: Any, classes: int) -> Example:

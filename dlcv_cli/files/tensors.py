@@ -25,7 +25,7 @@ from dlcv_cli.files.disk import JSON, check_schema, parse_json, require_file, wr
 CHECKPOINT = "dlcv.checkpoint/1"
 SEQUENCES = "dlcv.sequences/1"
 PREDICTIONS = "dlcv.predictions/1"
-PARTIAL = "dlcv.partial/1"
+SNAPSHOT = "dlcv.snapshot/1"
 MAX_HEADER = 64 * 2**20
 NO_DIGITS = b"0" * 64
 TYPES = {
@@ -38,20 +38,20 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Tensors:
-    """A file in memory: its arrays by name, and its record."""
+    """A file in memory: its arrays by name, and its metadata."""
 
     path: Path
     arrays: Arrays
-    record: JSON
+    metadata: JSON
 
 
-def write(path: Path, schema: str, arrays: Mapping[str, NDArray[Any]], record: JSON) -> None:
+def write(path: Path, schema: str, arrays: Mapping[str, NDArray[Any]], metadata: JSON) -> None:
     """Writes tensors whole, sealed with their sha256: the same content is the same bytes.
 
     Not by the library's writer: killed, it leaves a temporary file of its own behind, and what it has written would
     have to be read again for the sha256. Source: the format of safetensors.
     """
-    document = {"schema": schema, "sha256": "", **record} | {"sha256": NO_DIGITS.decode()}
+    document = {"schema": schema, "sha256": "", **metadata} | {"sha256": NO_DIGITS.decode()}
     # ASCII, because safetensors takes no lone surrogates (file names that are not UTF-8)
     text = json.dumps(document, separators=(",", ":"), allow_nan=False)
     header: JSON = {"__metadata__": {"dlcv": text}}

@@ -130,14 +130,14 @@ def show(path: Path, root: Path | None = None) -> dict[str, Any]:
     return {
         "split": str(path),
         "root": str(file.root),
-        "fingerprint": file.record["fingerprint"],
+        "fingerprint": file.metadata["fingerprint"],
         "counts": {part: len(file.parts[part]) for part in PARTS},
         "classes": {c: {part: per_part[part][i] for part in PARTS} for i, c in enumerate(file.classes)},
         "smallest_class": {"name": smallest, "count": sizes[smallest]},
         "largest_class": {"name": largest, "count": sizes[largest]},
-        "skipped": len(file.record.get("skipped", ())),
-        "identical": len(file.record.get("identical", ())),
-        "label_conflicts": len(file.record.get("label_conflicts", ())),
+        "skipped": len(file.metadata.get("skipped", ())),
+        "identical": len(file.metadata.get("identical", ())),
+        "label_conflicts": len(file.metadata.get("label_conflicts", ())),
     }
 
 

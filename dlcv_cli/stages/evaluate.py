@@ -187,11 +187,13 @@ def _measure_sequences(checkpoint: Path, data: Path, part: str, cache: Path | No
     from dlcv_cli.studies.sequences.compiled_kernels import prepare_kernels
 
     stored, file = tensors.read(checkpoint, tensors.CHECKPOINT), sequences.read(data)
-    name = as_object(stored.record.get("config")).get("cell")
+    name = as_object(stored.metadata.get("config")).get("cell")
     if not isinstance(name, str) or name not in CELLS:
         raise FileError(checkpoint, f"is no checkpoint of a cell that this version knows ({name})")
-    if stored.record.get("task") != file.task:
-        raise DlcvError(f"{checkpoint} was trained for the task {stored.record.get('task')!r}, {data} is {file.task!r}")
+    if stored.metadata.get("task") != file.task:
+        raise DlcvError(
+            f"{checkpoint} was trained for the task {stored.metadata.get('task')!r}, {data} is {file.task!r}"
+        )
     chosen, task, cell = file.parts[part], known_task(file), CELLS[name]
     engine = SeqTrainConfig(engine="compiled" if cell.compiled else "torch")
     if cell.compiled:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlcv_cli.config import SeqTrainConfig
-from dlcv_cli.context import Reporter
+from dlcv_cli.context import Reporter, count_processors
 from dlcv_cli.errors import DivergedError, Interrupted
 from dlcv_cli.files.disk import JSON
 from dlcv_cli.files.tensors import Tensors
@@ -76,7 +75,7 @@ class Runs:
             Interrupted: a signal was caught; the partial is written.
         """
         shown = {seed: -1 if run.done else len(run.records) for seed, run in self.runs.items()}
-        with ThreadPoolExecutor(os.cpu_count() if self.config.engine == "compiled" else 1) as pool:
+        with ThreadPoolExecutor(count_processors() if self.config.engine == "compiled" else 1) as pool:
             pending = deque(pool.submit(self._one, seed) for seed, run in self.runs.items() if not run.done)
             epochs = self._epochs()
             try:
@@ -91,10 +90,10 @@ class Runs:
                         self.stop.set()
                         wait(pending)
                         if any(run.done or run.snapshot for run in self.runs.values()):
-                            self.partial.keep(self._state, self._at(), caught())
+                            self.partial.save_if_due(self._state, self._at(), caught())
                         raise Interrupted(caught() or 0)
                     if pending and self.partial.due(self._epochs() > epochs) and self._snapshots():
-                        self.partial.keep(self._state, self._at(), None, epoch_ended=True)
+                        self.partial.save_if_due(self._state, self._at(), None, epoch_ended=True)
                         epochs = self._epochs()
             except BaseException as error:
                 self.stop.set()
@@ -192,7 +191,7 @@ class Runs:
         return arrays, {"runs": numbers}
 
     def _restore(self, left: Tensors) -> None:
-        for name, told in left.record["state"]["runs"].items():
+        for name, told in left.metadata["state"]["runs"].items():
             run = self.runs[int(name)]
             arrays = {n.partition(".")[2]: a for n, a in left.arrays.items() if n.partition(".")[0] == name}
             records = arrays.pop("records")

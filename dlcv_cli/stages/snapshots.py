@@ -1,4 +1,4 @@
-"""What lets a training go on where it was stopped: the `*.partial` beside its output, and signals that wait for it."""
+"""What lets a training go on where it was stopped: the `*.snapshot` beside its output, and signals that wait for it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ State = tuple[Mapping[str, NDArray[Any]], JSON]
 
 
 def snapshot_path(output: Path) -> Path:
-    """`runs/head.safetensors` -> `runs/head.partial`."""
-    return path_beside(output, ".partial")
+    """`runs/head.safetensors` -> `runs/head.snapshot`."""
+    return path_beside(output, ".snapshot")
 
 
 @contextlib.contextmanager
@@ -80,18 +80,18 @@ class SnapshotFile:
         if not self.path.exists():
             return None
         remedy = "finish that one, give another -o, or --force to start anew"
-        recorded = tensors.read_metadata(self.path, tensors.PARTIAL)
+        recorded = tensors.read_metadata(self.path, tensors.SNAPSHOT)
         if differences := self.recipe.differences(recorded):
             raise DlcvError(f"{self.path} was left by another command ({'; '.join(differences)}): {remedy}")
         try:
-            found = tensors.read(self.path, tensors.PARTIAL)
-            self.before, self.resumed = float(found.record["seconds"]), int(found.record["resumed"]) + 1
-            where = str(found.record["at"])
+            found = tensors.read(self.path, tensors.SNAPSHOT)
+            self.before, self.resumed = float(found.metadata["seconds"]), int(found.metadata["resumed"]) + 1
+            where = str(found.metadata["at"])
         except FileError as error:
             raise DlcvError(f"{error}, or --force to start anew") from None
         except (KeyError, TypeError, ValueError):
-            raise self.damaged("its record lacks what a partial holds") from None
-        for key, was in as_object(found.record.get("machine")).items():
+            raise self.damaged("its record lacks what a snapshot holds") from None
+        for key, was in as_object(found.metadata.get("machine")).items():
             if was != self.machine.get(key):
                 self.report.warn(
                     f"{self.path} was begun with {key} {was}, now {self.machine.get(key)}: the result will differ in "
@@ -136,13 +136,13 @@ class SnapshotFile:
             "state": numbers,
         }
         try:
-            tensors.write(self.path, tensors.PARTIAL, arrays, record)
+            tensors.write(self.path, tensors.SNAPSHOT, arrays, record)
         finally:
             self.saved = time.monotonic()
             self.cost = self.saved - begun
             self.spent += self.cost
 
-    def keep(self, state: Callable[[], State], at: str, caught: int | None, epoch_ended: bool = False) -> None:
+    def save_if_due(self, state: Callable[[], State], at: str, caught: int | None, epoch_ended: bool = False) -> None:
         """Saves when it is due, and at a signal, which then ends the stage.
 
         Raises:

@@ -212,7 +212,7 @@ def _trained(
     speeds: list[float] = []
     if left:
         try:
-            there = as_object(left.record["state"])
+            there = as_object(left.metadata["state"])
             training.restore({name: torch.from_numpy(a) for name, a in left.arrays.items()}, there)
             epochs, speeds = list(there["epochs"]), list(there["speeds"])
             if [e["epoch"] for e in epochs] != [*range(1, training.epoch + 1)]:
@@ -242,7 +242,7 @@ def _trained(
             at += f", {training.done:,} of {total:,} images of the next" if training.done else ""
             number = caught()
             if number or training.epoch < last:
-                partial.keep(state, at, number, ended)
+                partial.save_if_due(state, at, number, ended)
     except DivergedError:
         partial.remove()  # there is nothing to go on to
         raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dlcv_cli.config import GenConfig, Saving, SeqTrainConfig
-from dlcv_cli.context import Outcome, Reporter
+from dlcv_cli.context import Outcome, Reporter, count_processors
 from dlcv_cli.errors import DlcvError, FileError, SettingError, look_up
 from dlcv_cli.files import sequences, tensors
 from dlcv_cli.files.disk import as_object, check_output, hash_file
@@ -46,7 +45,7 @@ def gen(output: Path, config: GenConfig, *, force: bool = False) -> Outcome:
     if min(counts.values()) < 1:
         raise SettingError(f"count is {config.count}: that leaves a part empty ({counts}); give more")
     recipe = Recipe("seq.gen", config.to_json())
-    if is_up_to_date(output, recipe, lambda path: tensors.read(path, tensors.SEQUENCES).record, force):
+    if is_up_to_date(output, recipe, lambda path: tensors.read(path, tensors.SEQUENCES).metadata, force):
         return Outcome(output, False, {"counts": counts})
     with claim_outputs(output):
         parts = {part: generate(config, counts[part], stream) for stream, part in enumerate(PARTS)}
@@ -130,7 +129,7 @@ def _finish(
         arrays = {name: np.stack([one.best[name] for one in runs.values()]) for name in arrays}
     about = {"seeds": list(runs), **({"diverged": diverged} if diverged else {})}
     best = min(bests, key=lambda record: float(record["val_loss"]))
-    threads = min(os.cpu_count() or 1, len(runs)) if config.engine == "compiled" else 1
+    threads = min(count_processors(), len(runs)) if config.engine == "compiled" else 1
     return write_training(
         output, recipe, run, arrays, {"task": task}, about, {"total": count, "trainable": count}, records, best,
         PACKAGES[config.engine], partial, threads=threads,
@@ -177,7 +176,7 @@ def known_task(file: sequences.SequenceFile) -> Task:
 
 def runs_of(file: tensors.Tensors) -> dict[int, Parameters]:
     """The weights of each run of a checkpoint, by seed. ValueError when they are not there."""
-    seeds = file.record.get("seeds", [0])
+    seeds = file.metadata.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise ValueError("its record lists no seeds")
     if len(seeds) == 1:

@@ -40,7 +40,7 @@ def _tidy(output: Path, recipe: Recipe) -> None:
     partial = snapshot_path(output)
     if partial.exists() or list_leftovers(output, metrics.metrics_path(output), partial):
         with contextlib.suppress(DlcvError, OSError), claim_training(output):
-            if partial.exists() and not recipe.differences(tensors.read_metadata(partial, tensors.PARTIAL)):
+            if partial.exists() and not recipe.differences(tensors.read_metadata(partial, tensors.SNAPSHOT)):
                 partial.unlink()
 
 

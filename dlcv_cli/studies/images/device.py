@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from dlcv_cli.config import Machine
+from dlcv_cli.context import count_processors
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.files.disk import JSON
 from dlcv_cli.files.recipes import installed_versions
@@ -26,7 +27,7 @@ def prepare(machine: Machine) -> tuple[torch.device, int]:
     """
     # cuBLAS repeats itself only with a fixed workspace; read when CUDA starts
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    threads = machine.threads or os.cpu_count() or 1
+    threads = machine.threads or count_processors()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # missing in the stubs

@@ -20,7 +20,7 @@ from dlcv_cli.context import Reporter, map_in_threads
 from dlcv_cli.errors import DlcvError, format_bytes
 from dlcv_cli.files import feature_cache as stores
 from dlcv_cli.files.disk import JSON, hash_json
-from dlcv_cli.files.feature_cache import Store
+from dlcv_cli.files.feature_cache import FeatureCache
 from dlcv_cli.files.locks import hold_lock
 from dlcv_cli.files.recipes import installed_versions
 from dlcv_cli.vision.batches import Source, computed, from_rows, groups, kept, let_go, to_rows
@@ -101,7 +101,7 @@ def sources(
     return made, {"used": found is not None, **({"why": why} if why else {}), **about}
 
 
-def _from_store(frozen: Frozen, store: Store, rows: NDArray[Any], images: Images) -> Source:
+def _from_store(frozen: Frozen, store: FeatureCache, rows: NDArray[Any], images: Images) -> Source:
     def slots(epoch: int) -> NDArray[np.int64]:
         keys = (images.key(i, images.view(i, epoch)) for i in range(len(images.paths)))
         return np.array([store.slots[key] for key in keys], np.int64)
@@ -111,7 +111,7 @@ def _from_store(frozen: Frozen, store: Store, rows: NDArray[Any], images: Images
 
 def _filled(
     frozen: Frozen, shape: tuple[int, ...], chosen: Sequence[tuple[Images, int]], cache: Path, report: Reporter
-) -> tuple[tuple[Store, NDArray[Any]] | None, str, dict[str, int]]:
+) -> tuple[tuple[FeatureCache, NDArray[Any]] | None, str, dict[str, int]]:
     """The store with all that is wanted in it, mapped; without one, why not; how many were there and were computed."""
     wanted = {
         images.key(index, view): Wanted(images, index, view)
@@ -121,10 +121,10 @@ def _filled(
         for view in (images.view(index, epoch),)
     }
     keys = chain(frozen.parts.prefix, bytes.fromhex(hash_json(_beginning(frozen, chosen[0][0]))))
-    store = Store(stores.place(cache, keys[-1]))
+    store = FeatureCache(stores.folder_for(cache, keys[-1]))
     try:
         with hold_lock(
-            stores.lock_of(store.folder), lambda: report.note(f"waiting for another dlcv that fills {store.folder}")
+            stores.lock_path(store.folder), lambda: report.note(f"waiting for another dlcv that fills {store.folder}")
         ):
             _open_sound(store, [*wanted], report)
             with _dropped_if_empty(store):
@@ -138,8 +138,8 @@ def _filled(
                     said += f", {_space(store, len(missing))}"
                 report.note(said)
                 if missing:
-                    _fill(frozen, store, [stores.place(cache, key) for key in keys[:-1]], missing, report)
-                store.use()
+                    _fill(frozen, store, [stores.folder_for(cache, key) for key in keys[:-1]], missing, report)
+                store.mark_used()
                 # mapped while no one else can drop it; what is mapped stays, whatever becomes of the files
                 return (store, store.rows()), "", {"images": len(wanted), "computed": len(missing)}
     except (_DoesNotFitError, OSError) as error:
@@ -152,7 +152,7 @@ def _filled(
 
 
 @contextlib.contextmanager
-def _dropped_if_empty(store: Store) -> Iterator[None]:
+def _dropped_if_empty(store: FeatureCache) -> Iterator[None]:
     """Leaves no store without records behind when the block ends by an error."""
     try:
         yield
@@ -184,13 +184,13 @@ def _beginning(frozen: Frozen, images: Images) -> JSON:
     }
 
 
-def _open_sound(store: Store, keys: Sequence[bytes], report: Reporter, drop: bool = True) -> None:
+def _open_sound(store: FeatureCache, keys: Sequence[bytes], report: Reporter, drop: bool = True) -> None:
     """Opens a store and checks those of its records that are wanted; a damaged one is named, dropped, and empty."""
     try:
         if not store.open():
             return
         rows, slots = store.rows(), [store.slots[key] for key in keys if key in store.slots]
-        sound = map_in_threads(lambda slot: store.sound(rows, slot), slots, "checking the store", report)
+        sound = map_in_threads(lambda slot: store.is_sound(rows, slot), slots, "checking the store", report)
         let_go(rows)
         if all(sound):
             return
@@ -203,22 +203,24 @@ def _open_sound(store: Store, keys: Sequence[bytes], report: Reporter, drop: boo
     store.forget()
 
 
-def _space(store: Store, count: int) -> str:
+def _space(store: FeatureCache, count: int) -> str:
     """What so many records more need, and what the disk has. _DoesNotFitError when it has too little."""
-    need, free = count * store.size, shutil.disk_usage(store.folder).free
+    need, free = count * store.entry_bytes, shutil.disk_usage(store.folder).free
     said = f"{format_bytes(need)} to add, {format_bytes(free)} free on its disk"
     if need > (1 - SPARE) * free:
         raise _DoesNotFitError(said)
     return said
 
 
-def _fill(frozen: Frozen, store: Store, before: Sequence[Path], missing: dict[bytes, Wanted], report: Reporter) -> None:
+def _fill(
+    frozen: Frozen, store: FeatureCache, before: Sequence[Path], missing: dict[bytes, Wanted], report: Reporter
+) -> None:
     """Computes what is missing, from the outputs of earlier layers where another store has them, and keeps it."""
     begin, earlier = _earlier(before, missing, report)
     rows = earlier.rows()
     there = [key for key in missing if key in earlier.slots]
     if there:
-        report.note(f"{len(there):,} go on from what store {earlier.name} has before {earlier.about.get('before')}")
+        report.note(f"{len(there):,} go on from what store {earlier.name} has before {earlier.metadata.get('before')}")
 
     def load_rows(keys: Sequence[bytes]) -> Tensor:
         return from_rows(rows[[earlier.slots[key] for key in keys]])
@@ -228,7 +230,7 @@ def _fill(frozen: Frozen, store: Store, before: Sequence[Path], missing: dict[by
 
     done = 0
     rest = [key for key in missing if key not in earlier.slots]
-    with store.writing() as append:
+    with store.appending() as append:
         for first, keys, load in ((begin, there, load_rows), (0, rest, load_pixels)):
             if not keys:
                 continue
@@ -239,12 +241,12 @@ def _fill(frozen: Frozen, store: Store, before: Sequence[Path], missing: dict[by
                 report.progress("frozen layers", done, len(missing))
 
 
-def _earlier(before: Sequence[Path], missing: dict[bytes, Wanted], report: Reporter) -> tuple[int, Store]:
+def _earlier(before: Sequence[Path], missing: dict[bytes, Wanted], report: Reporter) -> tuple[int, FeatureCache]:
     """The store of the latest earlier place in the prefix that has some of what is missing, or an empty one."""
     for begin, folder in reversed(list(enumerate(before))):
-        store = Store(folder)
+        store = FeatureCache(folder)
         _open_sound(store, [*missing], report, drop=False)
         if any(key in store.slots for key in missing):
-            store.use()
+            store.mark_used()
             return begin, store
-    return 0, Store(Path())
+    return 0, FeatureCache(Path())

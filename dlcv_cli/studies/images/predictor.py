@@ -48,7 +48,7 @@ class ImageCheckpoint:
 def open_checkpoint(path: Path) -> ImageCheckpoint:
     """Read an image checkpoint. Raise FileError if anything in it is wrong."""
     stored = tensors.read(path, tensors.CHECKPOINT)
-    metadata, arch = stored.record, read_arch(path, stored.record)
+    metadata, arch = stored.metadata, read_arch(path, stored.metadata)
     classes = metadata.get("classes")
     if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes):
         raise FileError(path, "damaged: its metadata lists no classes")

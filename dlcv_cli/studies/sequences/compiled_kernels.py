@@ -13,8 +13,8 @@ import numpy as np
 from dlcv_cli.config import SeqTrainConfig
 from dlcv_cli.context import Reporter
 from dlcv_cli.errors import DlcvError
+from dlcv_cli.files import kernel_cache
 from dlcv_cli.files.disk import as_object, hash_file, hash_json, read_json, write_json
-from dlcv_cli.files.feature_cache import CODE, CODE_LIST, CODE_LOCK, KERNELS, drop_code
 from dlcv_cli.files.locks import hold_lock
 from dlcv_cli.files.recipes import installed_versions
 from dlcv_cli.sequences import cells, training
@@ -37,7 +37,10 @@ def prepare_kernels(cache: Path | None, report: Reporter) -> Path:
 
     source = Path(training.__file__).with_name("engines") / "kernels.py"
     processor = [llvmlite.binding.get_host_cpu_name(), llvmlite.binding.get_host_cpu_features().flatten()]
-    folder = cache and cache / KERNELS / hash_json([hash_file(source), installed_versions("numba"), processor])[:16]
+    folder = (
+        cache
+        and cache / kernel_cache.FOLDER / hash_json([hash_file(source), installed_versions("numba"), processor])[:16]
+    )
     try:
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
@@ -49,24 +52,26 @@ def prepare_kernels(cache: Path | None, report: Reporter) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="dlcv-kernels-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
-    with hold_lock(folder / CODE_LOCK, lambda: report.note("waiting for another dlcv that compiles the kernels")):
+    with hold_lock(
+        folder / kernel_cache.LOCK, lambda: report.note("waiting for another dlcv that compiles the kernels")
+    ):
         problem = _problem(folder)
         if problem is None:
             return folder
         if problem:
             report.warn(f"{folder}: {problem}; compiling anew")
-        drop_code(folder)
+        kernel_cache.drop_kernels(folder)
         report.note("compiling the kernels for this processor, once (some 10 seconds)")
         if _compile():
-            files = sorted(path for path in folder.rglob("*") if path.suffix in CODE)
+            files = sorted(path for path in folder.rglob("*") if path.suffix in kernel_cache.SUFFIXES)
             listed = {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
-            write_json(folder / CODE_LIST, {"schema": SCHEMA, "files": listed})
+            write_json(folder / kernel_cache.FILE_LIST, {"schema": SCHEMA, "files": listed})
     return folder
 
 
 def _problem(folder: Path) -> str | None:
     """None when all code is there as it was written; empty when there is none; else what is wrong with it."""
-    manifest = folder / CODE_LIST
+    manifest = folder / kernel_cache.FILE_LIST
     if not manifest.exists():
         return ""
     try:
