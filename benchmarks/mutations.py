@@ -36,6 +36,7 @@ from dlcv_cli.stages import train_images as vgg
 from dlcv_cli.stages import train_sequences as seq
 from dlcv_cli.stages.compare import compare
 from dlcv_cli.stages.report import write_report
+from dlcv_cli.studies.images.predictor import open_checkpoint
 from dlcv_cli.studies.sequences import compiled_kernels as compiled_code
 from dlcv_cli.vision.architectures import ARCHITECTURES
 from dlcv_cli.vision.models import random_network, take_weights
@@ -209,7 +210,7 @@ def _arrays(arrays: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
 
 
 def _checkpoint(path: Path) -> Any:
-    stored = vgg.read_checkpoint(path)
+    stored = open_checkpoint(path)
     return _arrays({name: t.numpy() for name, t in stored.network.state_dict().items()}), stored.classes, stored.record
 
 
@@ -365,7 +366,7 @@ def _sound_files(folder: Path, cache: Path) -> Path:
     small = place / "small.safetensors"
     seq.gen(small, GenConfig(count=200))
     sequences_file.write_bytes(small.read_bytes())
-    state = vgg.read_checkpoint(start).network.state_dict()
+    state = open_checkpoint(start).network.state_dict()
     torch.save(state, place / "start.pth")
     torch.save(state, place / "legacy.pth", _use_new_zipfile_serialization=False)
     gru = place / "gru.safetensors"

@@ -71,7 +71,7 @@ def trainer(run: Run, folder: Path) -> Train:
         start = ("--arch", "vgg16_mini") if stage == "head" else ("--from", folder / "head.safetensors")
         result = run("vgg", stage, split or folder / "photos.split.json", *COMMON, *start, "-o", output, *more)
         assert result.exit_code == 0, result.stderr
-        return Trained(output, result.stderr, metrics_of(output)["run"]["store"])
+        return Trained(output, result.stderr, metrics_of(output)["run"]["features"])
 
     return train
 
@@ -164,7 +164,7 @@ def test_no_bit_of_a_prediction_either(run: Run, train: Train, stage: str, preci
     for more, computed in (((), TEST), ((), 0), (("--no-cache",), None)):
         assert run("eval", checkpoint, "--threads", 1, "--force", *more).exit_code == 0
         document = json.loads(checkpoint.with_suffix(".test.eval.json").read_text("utf-8"))
-        assert document["run"]["store"].get("computed") == computed
+        assert document["run"]["features"].get("computed") == computed
         found.append(checkpoint.with_suffix(".test.predictions.safetensors").read_bytes())
     assert found[0] == found[1] == found[2]
 
@@ -298,9 +298,9 @@ def test_images_are_known_by_content(run: Run, train: Train, folder: Path, cache
     assert 0 < len(new) <= TEST
     assert train("head", split=other).store["computed"] == len(new)
     assert run("eval", first.path, "--split", "val").exit_code == 0
-    assert json.loads(first.path.with_suffix(".val.eval.json").read_text())["run"]["store"]["computed"] == 0
+    assert json.loads(first.path.with_suffix(".val.eval.json").read_text())["run"]["features"]["computed"] == 0
     assert run("eval", first.path).exit_code == 0
-    seen = json.loads(first.path.with_suffix(".test.eval.json").read_text())["run"]["store"]
+    seen = json.loads(first.path.with_suffix(".test.eval.json").read_text())["run"]["features"]
     assert (seen["images"], seen["computed"]) == (TEST, TEST - len(new))
     assert sound(cache_folder) == [24]
 
@@ -373,4 +373,4 @@ def test_what_the_metrics_say(run: Run, train: Train, folder: Path) -> None:
                   "--arch", "vgg16_mini")  # fmt: skip
     assert scratch.exit_code == 0
     assert "store" not in scratch.stderr
-    assert metrics_of(folder / "scratch.safetensors")["run"]["store"] == {"used": False, "why": "nothing frozen"}
+    assert metrics_of(folder / "scratch.safetensors")["run"]["features"] == {"used": False, "why": "nothing frozen"}

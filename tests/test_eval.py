@@ -21,8 +21,8 @@ from torchvision.transforms import v2
 from typer.testing import Result
 
 from dlcv_cli.files import sequences, tensors
-from dlcv_cli.stages.train_images import read_checkpoint
 from dlcv_cli.statistics.metrics import Floats, Labels, classification, largest_class, regression, scores
+from dlcv_cli.studies.images.predictor import open_checkpoint
 
 IMAGES = ("scratch", "head")
 CELLS = ("baseline", "elman", "gru")
@@ -209,7 +209,7 @@ def test_eval_keys(evaluated: Path, name: str) -> None:
     predictions = evaluated / f"{name}.test.predictions.safetensors"
     sha256 = hashlib.sha256(predictions.read_bytes()).hexdigest()
     assert found["predictions"] == {"path": predictions.name, "sha256": sha256}
-    machine = ["device", "threads", "precision", "store"] if images else []
+    machine = ["device", "threads", "precision", "features"] if images else []
     assert list(found["run"]) == ["started", "seconds", "machine", "python", "versions", *machine]
     assert ("torch" in found["run"]["versions"], "numba" in found["run"]["versions"]) == (images, not images)
     if images:
@@ -250,7 +250,7 @@ def test_image_predictions(evaluated: Path, name: str) -> None:
     )
     x = torch.stack([transform(Image.open(evaluated / "photos" / example["path"])) for example in test])
     with torch.inference_mode():
-        logits = read_checkpoint(evaluated / f"{name}.safetensors").network.eval()(x).numpy()
+        logits = open_checkpoint(evaluated / f"{name}.safetensors").network.eval()(x).numpy()
     spread = np.ptp(arrays["logits"])
     np.testing.assert_allclose(arrays["logits"], logits, atol=0.02 * spread)  # a pixel may round otherwise
 
@@ -428,7 +428,7 @@ def test_other_classes(run: Run, folder: Path) -> None:
     make_photos(folder / "animals", {"cat": 10, "dog": 10, "straße": 10}, size=(25, 20))
     dlcv("data", "split", folder / "animals", "-o", folder / "animals.split.json")
     result = run("eval", folder / "head.safetensors", "--data", folder / "animals.split.json")
-    refused(result, "trained for other classes", "'tree house'", "'dog'")
+    refused(result, "trained on other classes", "'tree house'", "'dog'")
 
 
 def test_other_task(run: Run, folder: Path) -> None:

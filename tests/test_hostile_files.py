@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.files import sequences, splits, tensors
 from dlcv_cli.results import documents as metrics
-from dlcv_cli.stages import train_images as vgg
 from dlcv_cli.stages import train_sequences as seq
 from dlcv_cli.stages import weights
+from dlcv_cli.studies.images.predictor import open_checkpoint
 from dlcv_cli.vision.architectures import ARCHITECTURES
 
 MINI = ARCHITECTURES["vgg16_mini"]
@@ -42,7 +42,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dlcv("seq", "gen", "--count", 60, "-o", data)
     dlcv("seq", "train", data, "--hidden-size", 3, "--epochs", 1, "-o", gru)
     dlcv("eval", gru)
-    torch.save(vgg.read_checkpoint(head).network.state_dict(), folder / "head.pth")
+    torch.save(open_checkpoint(head).network.state_dict(), folder / "head.pth")
     return folder
 
 
@@ -56,7 +56,7 @@ def of_sequences(path: Path) -> Any:
 READERS: dict[str, Callable[[Path], Any]] = {
     "s.split.json": lambda path: (splits.read(path).classes, splits.read(path).parts),
     "data.safetensors": of_sequences,
-    "head.safetensors": lambda path: [t.tolist() for t in vgg.read_checkpoint(path).network.state_dict().values()],
+    "head.safetensors": lambda path: [t.tolist() for t in open_checkpoint(path).network.state_dict().values()],
     "gru.safetensors": lambda path: tensors.read(path, tensors.CHECKPOINT).metadata,
     "gru.test.predictions.safetensors": lambda path: tensors.read(path, tensors.PREDICTIONS).metadata,
     "gru.test.eval.json": lambda path: metrics.read_eval(path) and None,

@@ -336,7 +336,7 @@ def test_a_killed_run_is_gone_on_with(run: Run, split_file: Path, tmp_path: Path
     result = run(*args, output)
     assert result.exit_code == 0, result.stderr
     assert ": 16 of 28 are there" in result.stderr
-    assert metrics_of(output)["run"]["store"]["computed"] == 12
+    assert metrics_of(output)["run"]["features"]["computed"] == 12
     assert len(only_store(cache_folder).digests) == 28
     assert output.read_bytes() == whole.read_bytes()
 
@@ -361,7 +361,7 @@ def test_two_runs_at_once(run: Run, split_file: Path, tmp_path: Path, cache_fold
                 time.sleep(0.05)
         assert [process.wait(60) for process, _ in started] == [0, 0]
     assert len({output.read_bytes() for output in outputs}) == 1
-    assert sorted(metrics_of(output)["run"]["store"]["computed"] for output in outputs[:2]) == [0, 28]
+    assert sorted(metrics_of(output)["run"]["features"]["computed"] for output in outputs[:2]) == [0, 28]
     assert len(only_store(cache_folder).digests) == 28
 
 

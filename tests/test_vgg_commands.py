@@ -91,18 +91,18 @@ def test_metrics_keys(trained: Path, stage: str) -> None:
     assert found["checkpoint"] == {"path": checkpoint.name, "sha256": sha256}
     run = found["run"]
     assert list(run) == [
-        "started", "seconds", "machine", "python", "versions", "device", "threads", "images_per_second", "store",
+        "started", "seconds", "machine", "python", "versions", "device", "threads", "images_per_second", "features",
         "resumed", "seconds_before", "seconds_saving",
     ]  # fmt: skip
     assert list(run["versions"]) == ["dlcv", "torch", "torchvision", "numpy", "pillow", "safetensors"]
     assert (run["threads"], len(run["images_per_second"])) == (1, 1)
     if stage == "scratch":
-        assert run["store"] == {"used": False, "why": "nothing frozen"}
+        assert run["features"] == {"used": False, "why": "nothing frozen"}
         return
     # float32 of 22 + 6 images: 512 behind classifier.1, 64 channels of 4 x 4 before features.28
     layer, numbers = {"head": ("classifier.2", 512), "finetune": ("features.28", 64 * 4 * 4)}[stage]
-    assert list(run["store"]) == ["used", "before", "bytes_per_image", "images", "computed"]
-    assert [*run["store"].values()] == [True, layer, 4 * numbers, 28, 28]
+    assert list(run["features"]) == ["used", "before", "bytes_per_image", "images", "computed"]
+    assert [*run["features"].values()] == [True, layer, 4 * numbers, 28, 28]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -333,7 +333,7 @@ def test_changed_images_are_named(run: Run, chain: Path, change: str) -> None:
     result = finetune(run, chain)
     assert result.exit_code == 1
     word = "changed" if change == "changed" else "missing"
-    assert f"1 of its images in {chain / 'photos'} are not as they were: {name} ({word})" in result.stderr
+    assert f"1 of its images in {chain / 'photos'} are missing or changed: {name} ({word})" in result.stderr
     assert not (chain / "finetune.safetensors").exists()
 
 
@@ -343,7 +343,7 @@ def test_root(run: Run, chain: Path) -> None:
     output = chain / "new.safetensors"
     lost = finetune(run, chain, "-o", output)
     assert (lost.exit_code, lost.stdout) == (1, "")
-    assert re.search(r"dlcv: .*photos\.split\.json: .*photos is not there.*--root\n$", lost.stderr)
+    assert re.search(r"dlcv: .*photos\.split\.json: .*photos does not exist.*--root\n$", lost.stderr)
     result = finetune(run, chain, "-o", output, "--root", chain / "moved")
     assert result.exit_code == 0, result.stderr
     one, other = (tensors.read(chain / n, tensors.CHECKPOINT) for n in ("new.safetensors", "finetune.safetensors"))
@@ -361,7 +361,7 @@ def test_other_classes_are_refused(run: Run, chain: Path, tmp_path: Path) -> Non
     head, output = chain / "head.safetensors", tmp_path / "out.safetensors"
     refused(
         run("vgg", "finetune", split, *COMMON, "--from", head, "-o", output),
-        f"{head} was trained for other classes than {split} has",
+        f"{head} was trained on other classes than {split} has",
         f"only in {head}: 'tree house'",
         f"only in {split}: 'dog'",
     )

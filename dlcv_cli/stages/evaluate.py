@@ -134,28 +134,15 @@ def _recorded_root(checkpoint: Path, record: JSON, role: str, data: Path | None)
 def _measure_images(
     checkpoint: Path, data: Path, root: Path | None, part: str, machine: Machine, cache: Path | None, report: Reporter
 ) -> Measured:
-    from dlcv_cli.stages.train_images import PACKAGES, parted, read_checkpoint, require_classes, verified
-    from dlcv_cli.studies.images.device import prepare
-    from dlcv_cli.studies.images.features import Frozen, sources
-    from dlcv_cli.vision.inference import has_bfloat16
-    from dlcv_cli.vision.training import predict
+    from dlcv_cli.context import Context
+    from dlcv_cli.studies.images.device import PACKAGES
+    from dlcv_cli.studies.images.predictor import Predictor, load_part, open_checkpoint, require_classes
 
-    stored, file = read_checkpoint(checkpoint), splits.read(data, root)
+    stored, file = open_checkpoint(checkpoint), splits.read(data, root)
     require_classes(checkpoint, stored.classes, data, file.classes)
-    device, threads = prepare(machine)
-    precision: str = stored.precision
-    if precision == "bfloat16" and not has_bfloat16(device):
-        precision = "float32"
-        report.note(f"{checkpoint} was trained in bfloat16, which {device} lacks here: evaluating in float32")
-    images = verified(file, part, stored.preprocessing, report)
-    parts = parted(stored.network, stored.trained, device)
-    frozen = Frozen(parts, stored.arch, device, precision, threads, cache)
-    (source,), store = sources(frozen, (images,), (1,), report)
-    collected, done = [], 0
-    for logits in predict(parts.suffix, source, precision):
-        collected.append(logits.cpu().numpy())
-        done += len(logits)
-        report.progress(f"evaluating {checkpoint.name}", done, len(images.paths))
+    predictor = Predictor(stored, Context(machine=machine, cache=cache, reporter=report))
+    images = load_part(file, part, stored.preprocessing, report)
+    collected = [logits.numpy() for logits in predictor.predict(images)]
     baseline = largest_class(np.array([e.label for e in file.parts["train"]], np.int64))
     about = [{"path": e.path, "sha256": e.sha256} for e in file.parts[part]]
     arrays = {
@@ -169,7 +156,7 @@ def _measure_images(
         _described_images(arrays, file.classes, about) | {"root": relative_path(file.root, checkpoint.parent)},
         arrays,
         PACKAGES,
-        {"device": str(device), "threads": threads, "precision": precision, "store": store},
+        predictor.describe(),
     )
 
 

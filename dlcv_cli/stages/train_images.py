@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from dlcv_cli.config import FinetuneConfig, HeadConfig, Precision, ScratchConfig, TrainConfig, TrainMachine
-from dlcv_cli.context import Outcome, Reporter, map_in_threads
-from dlcv_cli.errors import DivergedError, DlcvError, FileError, list_names, look_up
+from dlcv_cli.config import FinetuneConfig, HeadConfig, ScratchConfig, TrainConfig, TrainMachine
+from dlcv_cli.context import Outcome, Reporter
+from dlcv_cli.errors import DivergedError, FileError, list_names, look_up
 from dlcv_cli.files import splits, tensors
 from dlcv_cli.files.disk import JSON, as_object, check_output, hash_file
 from dlcv_cli.files.recipes import Input, Recipe, RunInfo
@@ -24,31 +22,14 @@ from dlcv_cli.stages.snapshots import SnapshotFile, State, hold_signals, raise_i
 from dlcv_cli.stages.training import claim_training, find_finished, warn_if_unpaired, write_training
 from dlcv_cli.statistics.collapse import of_classes
 from dlcv_cli.statistics.metrics import largest_class
-from dlcv_cli.studies.images.device import bits, prepare
+from dlcv_cli.studies.images.device import PACKAGES, bits, prepare
 from dlcv_cli.studies.images.features import Frozen, sources
-from dlcv_cli.vision import images
+from dlcv_cli.studies.images.predictor import load_part, open_checkpoint, read_arch, require_classes, split_at_frozen
 from dlcv_cli.vision.architectures import ARCHITECTURES
-from dlcv_cli.vision.inference import DTYPES, resolve
-from dlcv_cli.vision.models import Network, count_parameters, random_network, stored_network, take_weights, unfreeze
+from dlcv_cli.vision.inference import resolve
+from dlcv_cli.vision.models import Network, count_parameters, random_network, take_weights
 from dlcv_cli.vision.preprocessing import Preprocessing
-from dlcv_cli.vision.steps import Cut, cut
 from dlcv_cli.vision.training import Epoch, Training
-from dlcv_cli.vision.transforms import Images
-
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")
-
-
-@dataclass(frozen=True)
-class ImageCheckpoint:
-    """A checkpoint of an image network, ready to compute."""
-
-    network: Network
-    arch: str
-    trained: tuple[str, ...]  # the layers that did
-    precision: Precision  # that it was trained in
-    classes: list[str]
-    preprocessing: Preprocessing
-    record: JSON
 
 
 @dataclass(frozen=True)
@@ -124,12 +105,12 @@ def finetune(
     report = report or Reporter()
     record = tensors.read_metadata(source, tensors.CHECKPOINT)
     if config.unfreeze is None:
-        architecture = ARCHITECTURES[_arch(source, record)]
+        architecture = ARCHITECTURES[read_arch(source, record)]
         config = replace(config, unfreeze=",".join(architecture.unfreeze))
 
     def start(file: Split) -> _Start:
         warn_if_unpaired(source, report)
-        stored = read_checkpoint(source)
+        stored = open_checkpoint(source)
         require_classes(source, stored.classes, file.path, file.classes)
         names = tuple(name.strip() for name in str(config.unfreeze).split(","))
         return _Start(stored.network, stored.arch, stored.preprocessing, names)
@@ -192,13 +173,13 @@ def _train(
         partial = SnapshotFile(output, recipe, bits(device, threads, precision, PACKAGES), machine.save_every, report)
         left = partial.load(force)
         start = begin(file)
-        parts = parted(start.network, start.train_layers, device)
+        parts = split_at_frozen(start.network, start.train_layers, device)
         count = count_parameters(start.network)
         trained = f"trains {count['trainable']:,} of {count['total']:,} parameters"
         report.note(f"{trained} ({start.arch}, {len(file.classes)} classes) on {device} in {precision}")
-        train = verified(file, "train", start.preprocessing, report)
+        train = load_part(file, "train", start.preprocessing, report)
         train = replace(train, augment=config.augment, views=config.views, seed=config.seed)
-        val = verified(file, "val", start.preprocessing, report)
+        val = load_part(file, "val", start.preprocessing, report)
         partial.require_space(4 * 4 * count["trainable"], 4 * count["total"])
         frozen = Frozen(parts, start.arch, device, precision, threads, cache)
         (train_source, val_source), store = sources(frozen, (train, val), (config.epochs, 1), report)
@@ -209,7 +190,7 @@ def _train(
             subject = {"arch": start.arch, "precision": precision}
             kept = start.preprocessing.to_json()
             about = {"classes": file.classes, "preprocessing": kept, "trained": start.train_layers}
-            told = {"device": str(device), "threads": threads, "images_per_second": speeds, "store": store}
+            told = {"device": str(device), "threads": threads, "images_per_second": speeds, "features": store}
             best = [record for record in epochs if record["best"]][-1]
             outcome = write_training(
                 output, recipe, run, arrays, subject, about, count, epochs, best, PACKAGES, partial, **told
@@ -280,86 +261,3 @@ def _look(
         remedy = "try a lower --lr, more --epochs, an --arch with batch normalisation, or pretrained weights (vgg head)"
         share = f"{100 * found['share']:.1f} % of the answers are {found['most_frequent']}"
         report.warn(f"collapsed after {epoch.epoch} of {epochs} epochs: {found['why']}; {share}; {remedy}")
-
-
-def parted(network: Network, trains: Sequence[str], device: torch.device) -> Cut:
-    """The network on its device, cut before the first of the layers of those names, or what else is random."""
-    unfreeze(network, trains)
-    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub knows no module form
-    return cut(network)
-
-
-def verified(file: Split, part: str, preprocessing: Preprocessing, report: Reporter) -> Images:
-    """One part of a split, each image checked to be there and unchanged by its sha256.
-
-    Raises:
-        FileError: the part is empty, or images are missing or changed; names them.
-    """
-    examples = file.parts[part]
-    if not examples:
-        raise FileError(file.path, f"has no {part} images")
-    if not file.root.is_dir():
-        raise FileError(file.path, f"its images' folder {file.root} is not there; say where it is with --root")
-    paths = [file.root / e.path for e in examples]
-    hashes = map_in_threads(_sha256_or_none, paths, f"checking {part} images", report)
-    wrong = [
-        f"{e.path} ({'changed' if digest else 'missing'})"
-        for e, digest in zip(examples, hashes, strict=True)
-        if digest != e.sha256
-    ]
-    if wrong:
-        raise FileError(
-            file.path,
-            f"{len(wrong)} of its images in {file.root} are not as they were: {list_names(wrong)}; "
-            "restore them, give their place with --root, or make the split anew",
-        )
-    labels = np.array([e.label for e in examples], np.int64)
-    return Images(paths, [e.sha256 for e in examples], labels, preprocessing)
-
-
-def _sha256_or_none(path: Path) -> str | None:
-    try:
-        return images.sha256(path)
-    except ValueError:
-        return None
-
-
-def read_checkpoint(path: Path) -> ImageCheckpoint:
-    """Reads an image checkpoint of ours. FileError for anything wrong in it."""
-    stored = tensors.read(path, tensors.CHECKPOINT)
-    record, arch = stored.metadata, _arch(path, stored.metadata)
-    classes = record.get("classes")
-    if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes):
-        raise FileError(path, "damaged: its record lists no classes")
-    arrays: dict[str, Tensor] = {name: torch.from_numpy(array) for name, array in stored.arrays.items()}
-    try:
-        network = stored_network(ARCHITECTURES[arch], len(classes), arrays)
-        preprocessing = Preprocessing.from_json(record.get("preprocessing"))
-        trained, precision = record.get("trained", ["features", "classifier"]), record.get("precision", "float32")
-        unfreeze(network, trained)
-        DTYPES[precision]
-    except (ValueError, TypeError, KeyError, DlcvError) as error:
-        raise FileError(path, f"damaged: {error}") from None
-    return ImageCheckpoint(network, arch, tuple(trained), precision, classes, preprocessing, record)
-
-
-def _arch(path: Path, record: JSON) -> str:
-    arch = record.get("arch")
-    if not isinstance(arch, str) or arch not in ARCHITECTURES:
-        raise FileError(path, f"is no checkpoint of an image network that this version knows ({record.get('stage')})")
-    return arch
-
-
-def require_classes(checkpoint: Path, have: list[str], split: Path, want: list[str]) -> None:
-    """DlcvError, with the difference, unless both list the same classes in the same order."""
-    if have == want:
-        return
-    only: list[Any] = [
-        f"only in {path}: {list_names(map(repr, names))}"
-        for path, names in ((checkpoint, sorted({*have} - {*want})), (split, sorted({*want} - {*have})))
-        if names
-    ]
-    raise DlcvError(
-        f"{checkpoint} was trained for other classes than {split} has: "
-        f"{'; '.join(only) or 'the same names in another order'}"
-    )

@@ -15,6 +15,7 @@ from dlcv_cli.errors import DlcvError
 from dlcv_cli.files.disk import JSON
 from dlcv_cli.files.recipes import installed_versions
 
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")  # whose versions image files record
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 

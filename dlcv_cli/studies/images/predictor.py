@@ -1,0 +1,170 @@
+"""Opens an image checkpoint, loads images that it is to see, and computes its logits.
+
+Letters: N images, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlcv_cli.config import Precision
+from dlcv_cli.context import Context, Reporter, map_in_threads
+from dlcv_cli.errors import DlcvError, FileError, list_names
+from dlcv_cli.files import tensors
+from dlcv_cli.files.disk import JSON
+from dlcv_cli.files.splits import Split
+from dlcv_cli.studies.images.device import prepare
+from dlcv_cli.studies.images.features import Frozen, sources
+from dlcv_cli.vision import images as image_files
+from dlcv_cli.vision import inference
+from dlcv_cli.vision.architectures import ARCHITECTURES
+from dlcv_cli.vision.models import Network, stored_network, unfreeze
+from dlcv_cli.vision.preprocessing import Preprocessing
+from dlcv_cli.vision.steps import Cut, cut
+from dlcv_cli.vision.training import predict
+from dlcv_cli.vision.transforms import Images
+
+
+@dataclass(frozen=True)
+class ImageCheckpoint:
+    """A checkpoint of an image network, ready to compute."""
+
+    path: Path
+    network: Network
+    arch: str
+    trained: tuple[str, ...]  # the layers that were trained
+    precision: Precision  # of the arithmetic it was trained in
+    classes: list[str]
+    preprocessing: Preprocessing
+
+
+def open_checkpoint(path: Path) -> ImageCheckpoint:
+    """Read an image checkpoint. Raise FileError if anything in it is wrong."""
+    stored = tensors.read(path, tensors.CHECKPOINT)
+    metadata, arch = stored.metadata, read_arch(path, stored.metadata)
+    classes = metadata.get("classes")
+    if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes):
+        raise FileError(path, "damaged: its metadata lists no classes")
+    arrays: dict[str, Tensor] = {name: torch.from_numpy(array) for name, array in stored.arrays.items()}
+    try:
+        network = stored_network(ARCHITECTURES[arch], len(classes), arrays)
+        preprocessing = Preprocessing.from_json(metadata.get("preprocessing"))
+        trained, precision = metadata.get("trained", ["features", "classifier"]), metadata.get("precision", "float32")
+        unfreeze(network, trained)
+        inference.DTYPES[precision]
+    except (ValueError, TypeError, KeyError, DlcvError) as error:
+        raise FileError(path, f"damaged: {error}") from None
+    return ImageCheckpoint(path, network, arch, tuple(trained), precision, classes, preprocessing)
+
+
+def read_arch(path: Path, metadata: JSON) -> str:
+    """Return the name of a checkpoint's network. Raise FileError if it is none of ours."""
+    arch = metadata.get("arch")
+    if not isinstance(arch, str) or arch not in ARCHITECTURES:
+        raise FileError(path, f"holds no image network that this version knows ({metadata.get('stage')})")
+    return arch
+
+
+def require_classes(checkpoint: Path, trained: list[str], split: Path, expected: list[str]) -> None:
+    """Raise DlcvError, with the difference, unless both list the same classes in the same order."""
+    if trained == expected:
+        return
+    only = [
+        f"only in {path}: {list_names(map(repr, names))}"
+        for path, names in (
+            (checkpoint, sorted({*trained} - {*expected})),
+            (split, sorted({*expected} - {*trained})),
+        )
+        if names
+    ]
+    raise DlcvError(
+        f"{checkpoint} was trained on other classes than {split} has: "
+        f"{'; '.join(only) or 'the same names in another order'}"
+    )
+
+
+def load_part(split: Split, part: str, preprocessing: Preprocessing, reporter: Reporter) -> Images:
+    """Return the images of one part of a split, after checking each file against its sha256.
+
+    Raises:
+        FileError: the part is empty, or images are missing or changed; names them.
+    """
+    examples = split.parts[part]
+    if not examples:
+        raise FileError(split.path, f"has no {part} images")
+    if not split.root.is_dir():
+        raise FileError(split.path, f"its image folder {split.root} does not exist; give the folder with --root")
+    paths = [split.root / e.path for e in examples]
+    hashes = map_in_threads(_hash_or_none, paths, f"checking {part} images", reporter)
+    problems = [
+        f"{e.path} ({'changed' if digest else 'missing'})"
+        for e, digest in zip(examples, hashes, strict=True)
+        if digest != e.sha256
+    ]
+    if problems:
+        raise FileError(
+            split.path,
+            f"{len(problems)} of its images in {split.root} are missing or changed: {list_names(problems)}; "
+            "restore them, give the folder with --root, or make a new split",
+        )
+    labels = np.array([e.label for e in examples], np.int64)
+    return Images(paths, [e.sha256 for e in examples], labels, preprocessing)
+
+
+def _hash_or_none(path: Path) -> str | None:
+    try:
+        return image_files.sha256(path)
+    except ValueError:
+        return None
+
+
+def split_at_frozen(network: Network, trained: Sequence[str], device: torch.device) -> Cut:
+    """Move a network to its device and split it before the first layer that trains or is random."""
+    unfreeze(network, trained)
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub knows no module form
+    return cut(network)
+
+
+class Predictor:
+    """Computes a checkpoint's logits on the context's device, from cached features if the context has a cache."""
+
+    def __init__(self, checkpoint: ImageCheckpoint, context: Context) -> None:
+        self.checkpoint, self.context = checkpoint, context
+        self.device, self.threads = prepare(context.machine)
+        self.precision: str = checkpoint.precision
+        if self.precision == "bfloat16" and not inference.has_bfloat16(self.device):
+            self.precision = "float32"
+            context.reporter.note(
+                f"{checkpoint.path} was trained in bfloat16, which {self.device} does not support: using float32"
+            )
+        self._parts = split_at_frozen(checkpoint.network, checkpoint.trained, self.device)
+        self._features: JSON = {}
+
+    def predict(self, images: Images) -> Iterator[Tensor]:
+        """Yield logits (n, K) float32 on the CPU, batch by batch in the order of the images."""
+        reporter = self.context.reporter
+        frozen = Frozen(
+            self._parts, self.checkpoint.arch, self.device, self.precision, self.threads, self.context.cache
+        )
+        (source,), self._features = sources(frozen, (images,), (1,), reporter)
+        done = 0
+        for logits in predict(self._parts.suffix, source, self.precision):
+            done += len(logits)
+            reporter.progress(f"predicting with {self.checkpoint.path.name}", done, len(images.paths))
+            yield logits.cpu()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a `run` record says of the computation; `features` is about the last `predict`."""
+        return {
+            "device": str(self.device),
+            "threads": self.threads,
+            "precision": self.precision,
+            "features": self._features,
+        }
