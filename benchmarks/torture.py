@@ -183,11 +183,11 @@ def kills(place: Place, count: int, rng: np.random.Generator, problems: list[str
                 killed += code == -signal.SIGKILL
                 again = code == -signal.SIGKILL and rng.random() < 0.25
                 counts["half-written"] += any(p.suffix == ".tmp" for p in folder.iterdir())
-                counts["resumed"] += "going on from" in text
+                counts["resumed"] += "continuing from" in text
             process = start(words, folder, often)
             code, text = ended(process), said(process)
             troubles(counts, code, text, problems)
-            counts["resumed"] += "going on from" in text
+            counts["resumed"] += "continuing from" in text
             wrong = f"exit code {code}" if code else place.wrong(name, folder)
             counts["kills"] += killed
             if killed:  # not done before it came

@@ -184,7 +184,7 @@ class GenConfig(Config):
     task: str = setting("adding", "the task, which says what the target of a sequence is")
     count: int = setting(10_000, "number of sequences in all parts together", low=3, high=100_000_000)
     min_length: int = setting(2, "steps of the shortest sequence", low=2, high=1_000_000)
-    max_length: int = setting(10, "steps of the longest sequence; lengths are uniform in between", low=2, high=1_000_000)
+    max_length: int = setting(10, "steps of the longest sequence; lengths are uniform", low=2, high=1_000_000)
     test_fraction: float = setting(0.2, "share held out for test, rounded up", above=0, high=0.9)
     val_fraction: float = setting(0.2, "share of the rest held out for validation, rounded up", above=0, high=0.9)
     seed: int = setting(0, "which sequences", **SEED)

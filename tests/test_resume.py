@@ -115,7 +115,7 @@ def test_images_go_on(
     assert {p.name for p in place.iterdir()} == {*INPUTS, f"{name}.snapshot"}
     again = run(*command)
     assert (again.exit_code, again.stdout[:5]) == (0, "wrote")
-    assert f"going on from {name}.snapshot: {at}" in again.stderr
+    assert f"continuing from {name}.snapshot: {at}" in again.stderr
     same(place, base, name)
     assert metrics_of(place / f"{name}.safetensors")["run"]["resumed"] == 1
 
@@ -198,7 +198,7 @@ def test_damaged_snapshot(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
         assert (result.exit_code, result.stdout) == (1, "")
         last = result.stderr.splitlines()[-1]
         assert last.startswith(f"dlcv: {path.name}: damaged: "), last
-        assert last.endswith("remove it, or --force to start anew")
+        assert last.endswith("remove it, or use --force to start again")
 
 
 def test_other_circumstances_are_told(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +210,7 @@ def test_other_circumstances_are_told(run: Run, place: Path, monkeypatch: pytest
     result = run(*command, "--threads", 2)
     assert result.exit_code == 0
     assert (
-        "warning: head.snapshot was begun with threads 1, now 2: the result will differ in its last bits"
+        "warning: head.snapshot was saved with threads 1, now 2: the last bits of the result will differ"
         in result.stderr
     )
 
@@ -267,7 +267,10 @@ def test_full_disk(run: Run, place: Path, base: Path, monkeypatch: pytest.Monkey
         assert run(*command).exit_code == 0
     else:
         assert result.exit_code == 0
-        assert "warning: finetune.snapshot: No space left on device; going on, the one before stays" in result.stderr
+        assert (
+            "warning: finetune.snapshot: No space left on device; the training continues, the previous snapshot stays"
+            in result.stderr
+        )
     same(place, base, "finetune")
 
 
@@ -279,7 +282,9 @@ def test_too_little_space(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
     assert (result.exit_code, result.stdout) == (1, "")
     # 625,834 parameters of 4 bytes: twice weights, best weights and two means, and the checkpoint
     need = 4 * 625_834 * (2 * 4 + 1) / 1e6
-    assert f"scratch.safetensors: needs {need:.3g} MB on its way, and the disk at / has 1 MB free" in result.stderr
+    assert (
+        f"scratch.safetensors: needs {need:.3g} MB of temporary space, and the disk at / has 1 MB free" in result.stderr
+    )
     assert contents(place) == before
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Run, contents, dlcv, metrics_of, refused
 
-from dlcv_cli.context import Reporter
+from dlcv_cli.context import Context, Reporter
 from dlcv_cli.files import sequences, tensors
 from dlcv_cli.sequences import cells
 from dlcv_cli.stages import seed_runs
@@ -181,7 +181,7 @@ def test_what_is_said_of_several_runs(folder: Path, tmp_path: Path, run: Run) ->
         "seq", "train", folder / "data.safetensors", *SETTINGS, "--seed", 5, "--seeds", 3, "-o", output, "--json"
     )
     first, *lines = result.stderr.splitlines()
-    assert first == "trains 101 parameters (gru) on 64 sequences, 3 times"
+    assert first == "training 101 parameters (gru) on 64 sequences, 3 times"
     assert [line.split()[:3] for line in lines] == [["seed", str(seed), "iteration"] for seed in (5, 6, 7)]
     assert json.loads(result.stdout) == {"status": "made", "output": str(output), **metrics_of(output)["best"]}
 
@@ -216,7 +216,8 @@ def test_progress_ends_at_its_total(folder: Path, tmp_path: Path, batch: int) ->
             told.append((done, total))
 
     config = seq.SeqTrainConfig(hidden_size=3, batch_size=batch, record_every=10)
-    seq.train(folder / "data.safetensors", tmp_path / "new.safetensors", config, report=Told())
+    output = tmp_path / "new.safetensors"
+    seq.train_sequences(folder / "data.safetensors", output, config, context=Context(reporter=Told()))
     assert told[-1] == (-(-3 * 64 // batch),) * 2
 
 

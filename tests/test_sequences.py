@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from dlcv_cli.config import GenConfig, SeqTrainConfig
 from dlcv_cli.sequences import training
-from dlcv_cli.sequences.cells import CELLS, Parameters, checked, initial_parameters
-from dlcv_cli.sequences.engines import reference
-from dlcv_cli.sequences.tasks import TASKS, Sequences, generate
-from dlcv_cli.sequences.engines import build_engine
+from dlcv_cli.sequences.cells import CELLS, Parameters, check_parameters, initial_parameters
+from dlcv_cli.sequences.engines import build_engine, reference
 from dlcv_cli.sequences.engines.base import Constant, Engine
+from dlcv_cli.sequences.tasks import TASKS, Sequences, generate
 from dlcv_cli.sequences.training import DivergedAtError, Record, Training, mean_squared_error
 
 Floats = NDArray[np.float64]
@@ -241,7 +240,7 @@ def test_a_cell_takes_exactly_its_weights(damage: str) -> None:
 
 @pytest.mark.parametrize("cell", RECURRENT)
 @every_engine
-def test_answers_to_mixed_lengths(engine: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_of_mixed_lengths(engine: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mixed lengths in one go, even in small batches, answer as each sequence alone does, in the data's order."""
     data = made(count=50)
     weights = start(cell, 8)
@@ -250,7 +249,7 @@ def test_answers_to_mixed_lengths(engine: str, cell: str, monkeypatch: pytest.Mo
     with torch.no_grad():
         alone = [module(torch.from_numpy(inputs)[None]).item() for inputs, _ in each(data)]
     np.testing.assert_allclose(answers_of(cell, weights, engine, data), alone, rtol=0, atol=1e-6)
-    monkeypatch.setattr(reference, "ANSWER_STEPS", 12)
+    monkeypatch.setattr(reference, "PREDICT_STEPS", 12)
     np.testing.assert_allclose(answers_of(cell, weights, engine, data), alone, rtol=0, atol=1e-6)
     expected = np.mean((np.array(alone) - data.targets) ** 2)
     settings: Any = {"engine": engine}

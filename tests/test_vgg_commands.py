@@ -294,7 +294,7 @@ def test_without_its_metrics_it_trains_again(run: Run, trained: Path, chain: Pat
         shutil.copy(chain / "head.metrics.json", metrics)
     result = finetune(run, chain)
     assert result.exit_code == 0
-    assert "metrics are missing or another run's; training again" in result.stderr
+    assert "metrics are missing or belong to another checkpoint; training again" in result.stderr
     assert result.stdout.startswith("wrote ")
     assert (chain / "finetune.safetensors").read_bytes() == (trained / "finetune.safetensors").read_bytes()
     assert metrics_of(chain / "finetune.safetensors")["stage"] == "vgg.finetune"

@@ -64,7 +64,7 @@ def adding(rng: Generator, steps: int, _: int) -> tuple[Floats, float]:
 
 
 def adding_1997(rng: Generator, steps: int, shortest: int) -> tuple[Floats, float]:
-    """Return a sequence of the original adding problem: values in [-1, 1], markers -1 at both ends, the sum scaled to 0..1.
+    """Return a sequence of the original adding problem: values in [-1, 1], markers -1 at both ends, sum scaled to 0..1.
 
     One mark is among the first ten steps, the other among the first T/2 - 1 of the shortest T; a marked first step
     counts 0.

@@ -71,6 +71,7 @@ class SeedRuns:
         self.runs = {seed: SeedRun() for seed in range(config.seed, config.seed + config.seeds)}
         self.steps = math.ceil(config.epochs * len(setup.train.lengths) / config.batch_size)
         self.stop = threading.Event()
+        self._reported: dict[int, int] = {}  # how many records of each seed; -1: the best one of a seed that is done
         if saved:
             try:
                 self._restore(saved)
@@ -84,6 +85,7 @@ class SeedRuns:
             DivergedError: a loss was no longer finite before there were weights to keep.
             Interrupted: a signal came; the snapshot is saved.
         """
+        self._reported = {seed: -1 if run.done else len(run.records) for seed, run in self.runs.items()}
         with ThreadPoolExecutor(count_processors() if ENGINES[self.setup.config.engine].compiled else 1) as pool:
             jobs = {seed: pool.submit(self._train, seed) for seed, run in self.runs.items() if not run.done}
             try:
@@ -100,13 +102,12 @@ class SeedRuns:
 
     def _watch(self, jobs: Jobs, caught: Caught, reporter: Reporter) -> None:
         """Report progress, save snapshots and mind signals until all jobs are done. Never waits longer than a tick."""
-        shown = {seed: -1 if run.done else len(run.records) for seed, run in self.runs.items()}
         epochs, requested = self._epochs(), list[int]()
         while True:
             active = [job for job in jobs.values() if not job.done()]
             wait(active, TICK / 10 if requested else TICK, FIRST_COMPLETED)
             _raise_errors(jobs)
-            self._report(shown, reporter)
+            self._report(reporter)
             if (number := caught()) is not None:
                 self._stop(jobs)
                 if self._has_state():
@@ -150,20 +151,20 @@ class SeedRuns:
             run.diverged = error.iteration
         run.best, run.done = training.best, True
 
-    def _report(self, shown: dict[int, int], reporter: Reporter) -> None:
+    def _report(self, reporter: Reporter) -> None:
         """Report a single run's records as they come; of several runs the best record of each, in seed order."""
         for done, (seed, run) in enumerate(self.runs.items(), 1):
-            new = run.records[shown[seed] :]
+            new = run.records[self._reported[seed] :]
             if len(self.runs) == 1:
-                shown[seed] += len(new)
+                self._reported[seed] += len(new)
                 for record in new:
                     reporter.record(asdict(record))
                 if new:
                     reporter.progress("training", new[-1].iteration, self.steps)
             elif not run.done:
                 break
-            elif shown[seed] >= 0:
-                shown[seed] = -1
+            elif self._reported[seed] >= 0:
+                self._reported[seed] = -1
                 best = [record for record in run.records if record.best][-1]
                 reporter.record({"seed": seed, **asdict(best), "best": False})
                 reporter.progress("runs", done, len(self.runs))
@@ -222,7 +223,7 @@ class SeedRuns:
                 run.best = {n.removeprefix("best."): a for n, a in arrays.items()}
                 check_parameters(self.setup.cell, run.best, self.setup.train.inputs.shape[1])
             else:
-                run.snapshot = (arrays, state, len(records))
+                run.snapshot, run.epochs = (arrays, state, len(records)), state["at"] // len(self.setup.train.lengths)
                 self.setup.training(int(name)).restore(arrays, state)  # raises if it does not fit
 
 

@@ -97,8 +97,8 @@ class SnapshotFile:
         for key, before in as_object(metadata.get("machine")).items():
             if before != self.machine.get(key):
                 self.context.reporter.warn(
-                    f"{self.path} was saved with {key} {before}, now {self.machine.get(key)}: the result will differ in "
-                    "its last bits from that of an uninterrupted run"
+                    f"{self.path} was saved with {key} {before}, now {self.machine.get(key)}: the last bits of the "
+                    "result will differ from that of an uninterrupted run"
                 )
         self.context.reporter.note(f"continuing from {self.path}: {position}")
         return snapshot

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from dlcv_cli.config import FinetuneConfig, HeadConfig, ScratchConfig, TrainConfig, TrainMachine
-from dlcv_cli.context import Outcome, Reporter
+from dlcv_cli.context import Context, Outcome, Reporter
 from dlcv_cli.errors import DivergedError, FileError, list_names, look_up
 from dlcv_cli.files import splits, tensors
 from dlcv_cli.files.disk import JSON, as_object, check_output, hash_file
@@ -19,7 +19,7 @@ from dlcv_cli.files.recipes import Input, Recipe, RunInfo
 from dlcv_cli.files.splits import Split
 from dlcv_cli.stages import weights
 from dlcv_cli.stages.snapshots import SnapshotFile, State, hold_signals, raise_if_signalled
-from dlcv_cli.stages.training import claim_training, find_finished, warn_if_unpaired, write_training
+from dlcv_cli.stages.training import TrainingResult, claim_training, find_finished, warn_if_unpaired, write_training
 from dlcv_cli.statistics.collapse import of_classes
 from dlcv_cli.statistics.metrics import largest_class
 from dlcv_cli.studies.images.device import PACKAGES, bits, prepare
@@ -164,14 +164,15 @@ def _train(
     check_output(output, ".safetensors")
     machine = machine or TrainMachine()
     file = splits.read(split, root)
-    recipe = Recipe(stage, config.to_json(), {"split": Input(hash_file(split), split, root=root), **inputs})
-    if done := find_finished(output, recipe, force, report):
+    context = Context(machine, cache, root, force, machine.save_every, report)
+    recipe = Recipe(stage, config, {"split": Input(hash_file(split), split, root=root), **inputs})
+    if done := find_finished(output, recipe, context):
         return done
     with claim_training(output):
         device, threads = prepare(machine)
         precision = resolve(config.precision, device)
-        partial = SnapshotFile(output, recipe, bits(device, threads, precision, PACKAGES), machine.save_every, report)
-        left = partial.load(force)
+        partial = SnapshotFile(output, recipe, bits(device, threads, precision, PACKAGES), context)
+        left = partial.load()
         start = begin(file)
         parts = split_at_frozen(start.network, start.train_layers, device)
         count = count_parameters(start.network)
@@ -192,9 +193,8 @@ def _train(
             about = {"classes": file.classes, "preprocessing": kept, "trained": start.train_layers}
             told = {"device": str(device), "threads": threads, "images_per_second": speeds, "features": store}
             best = [record for record in epochs if record["best"]][-1]
-            outcome = write_training(
-                output, recipe, run, arrays, subject, about, count, epochs, best, PACKAGES, partial, **told
-            )
+            result = TrainingResult(arrays, subject, about, count, epochs, best, PACKAGES, told)
+            outcome = write_training(output, recipe, result, run, partial)
             raise_if_signalled(caught, output)
     return outcome
 

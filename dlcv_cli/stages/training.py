@@ -36,9 +36,7 @@ class TrainingResult:
 
 def find_finished(output: Path, recipe: Recipe, context: Context) -> Outcome | None:
     """Return the outcome if checkpoint and metrics exist and belong together; None if it has to be trained."""
-    refuse_overwrite(
-        metrics.metrics_path(output), recipe, lambda path: read_json(path, metrics.SCHEMA), context.force
-    )
+    refuse_overwrite(metrics.metrics_path(output), recipe, lambda path: read_json(path, metrics.SCHEMA), context.force)
     if not is_up_to_date(output, recipe, lambda path: tensors.read_metadata(path, tensors.CHECKPOINT), context.force):
         return None
     if not metrics.belongs_to(output, hash_file(output)):

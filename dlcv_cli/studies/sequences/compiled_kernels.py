@@ -28,9 +28,9 @@ def prepare_kernels(cache: Path | None, reporter: Reporter) -> Path:
     """Compile or load all kernels; return the folder with numba's files. Call it before the kernels are imported.
 
     The folder is in the cache, because the installed package may not be writable; without one, a temporary folder of
-    this process. numba trusts what it reads, so the files are checked first: a list of them with their sha256 is written
-    once all is compiled, and files without a list, or that differ from it, are compiled again. They are loaded while
-    the lock is held, so `cache clear` in another process cannot delete them halfway.
+    this process. numba trusts what it reads, so the files are checked first: a list of them with their sha256 is
+    written once all is compiled; files without a list, or that differ from it, are compiled again. They are loaded
+    while the lock is held, so that `cache clear` in another process cannot delete them halfway.
     """
     if "NUMBA_CACHE_DIR" in os.environ:  # the user's own, or this function was called before
         return Path(os.environ["NUMBA_CACHE_DIR"])
