@@ -391,7 +391,7 @@ def twins(place: Place, count: int, rng: np.random.Generator, problems: list[str
             troubles(counts, code, text, problems)
             counts["made it"] += code == 0 and "wrote" in text
             counts["up to date"] += code == 0 and "up to date" in text
-            counts["gave way in one line"] += code == 1 and "another dlcv is writing it" in text
+            counts["gave way in one line"] += code == 1 and "in use by another dlcv process" in text
         wrong = place.wrong(name, folder)
         counts["tried"] += 1
         counts["the same bytes"] += not wrong

@@ -395,7 +395,7 @@ def test_twins(place: Path) -> None:
     second = started(*LONG)
     out, told = second.communicate(timeout=30)
     assert (second.returncode, out) == (1, "")
-    assert told == "dlcv: long.safetensors: another dlcv is writing it: let it finish, or give another output\n"
+    assert told == "dlcv: long.safetensors is in use by another dlcv process: let it finish, or choose another -o\n"
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=20)
     assert first.returncode == 143
