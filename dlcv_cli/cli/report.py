@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from dlcv_cli.cli.console import Terminal, print_outcome
-from dlcv_cli.cli.evaluate import short_names
+from dlcv_cli.cli.inputs import name_checkpoints
 from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, NoCache, OutputFile, configured
 from dlcv_cli.config import EvalConfig, Machine
-from dlcv_cli.errors import SettingError, look_up
 
 
 @configured(EvalConfig, Machine)
@@ -48,11 +47,7 @@ def report(
     """Write one HTML page of checkpoints: comparison, curves, confusions, calibration, pictures, the line of files."""
     from dlcv_cli.stages.report import write_report
 
-    if len({path.resolve() for path in checkpoints}) < len(checkpoints):
-        raise SettingError("a checkpoint is given twice")
-    names = short_names(checkpoints)
-    if reference:
-        look_up(dict.fromkeys(names), reference, "reference")
+    names = name_checkpoints(checkpoints, reference)
     outcome = write_report(
         list(zip(names, checkpoints, strict=True)),
         output,

@@ -22,11 +22,10 @@ from dlcv_cli.sequences.tasks import TASKS, Task, generate
 from dlcv_cli.stages.seed_runs import SeedRun, SeedRuns, SeedSetup
 from dlcv_cli.stages.snapshots import SnapshotFile, hold_signals, raise_if_signalled
 from dlcv_cli.stages.training import TrainingResult, claim_training, find_finished, write_training
-from dlcv_cli.statistics.collapse import of_numbers
+from dlcv_cli.statistics.collapse import judge_numbers
+from dlcv_cli.studies.sequences.checkpoints import PACKAGES, look_up_task
 from dlcv_cli.studies.sequences.compiled_kernels import prepare_kernels
 from dlcv_cli.vision.splits import PARTS, count_held_out
-
-PACKAGES = {name: (engine.package, "numpy", "safetensors") for name, engine in ENGINES.items()}
 
 
 def generate_sequences(output: Path, config: GenConfig, *, context: Context | None = None) -> Outcome:
@@ -63,7 +62,7 @@ def train_sequences(data: Path, output: Path, config: SeqTrainConfig, *, context
     check_output(output, ".safetensors")
     cell = _find_cell(config)
     file = sequences.read(data)
-    task = known_task(file)
+    task = look_up_task(file)
     recipe = Recipe("seq.train", config, {"data": Input(hash_file(data), data)})
     if finished := find_finished(output, recipe, context):
         _require_finite(output)
@@ -131,10 +130,10 @@ def warn_if_collapsed(setup: SeedSetup, weights: list[Parameters], reporter: Rep
     if setup.cell.module is None:
         return
     predictions = np.stack([build_engine(setup.cell, run, setup.config).predict(setup.val) for run in weights])
-    collapse = of_numbers(predictions, setup.val.targets, setup.task.constant)
-    if collapse["collapsed"]:
+    collapse = judge_numbers(predictions, setup.val.targets, setup.task.constant)
+    if collapse.collapsed:
         remedy = "try more --epochs, another --lr, --clip-norm 1, a gated --cell, or --chrono"
-        reporter.warn(f"collapsed on the validation part: {collapse['why']}; {remedy}")
+        reporter.warn(f"collapsed on the validation part: {collapse.why}; {remedy}")
 
 
 def _require_finite(output: Path) -> None:
@@ -149,25 +148,3 @@ def _require_finite(output: Path) -> None:
             f"{f' (and of {len(diverged) - 1} others)' if len(diverged) > 1 else ''}; the file has the best weights "
             "before that: try a lower --lr, or --clip-norm 1"
         )
-
-
-def known_task(file: sequences.SequenceFile) -> Task:
-    """Return the file's task. FileError if this version does not know it, or the sequences have another width."""
-    if file.task not in TASKS:
-        raise FileError(file.path, f"is of the task {file.task!r}, which this version does not know")
-    task, width = TASKS[file.task], file.parts["train"].inputs.shape[1]
-    if width != task.inputs:
-        raise FileError(file.path, f"damaged: {width} inputs a step, but {file.task} has {task.inputs}")
-    return task
-
-
-def runs_of(file: tensors.Tensors) -> dict[int, Parameters]:
-    """Return the weights of each run of a checkpoint, by seed. ValueError if they are not all there."""
-    seeds = file.metadata.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
-        raise ValueError("its metadata lists no seeds")
-    if len(seeds) == 1:
-        return {seeds[0]: file.arrays}
-    if any(array.shape[:1] != (len(seeds),) for array in file.arrays.values()):
-        raise ValueError(f"its tensors are not those of {len(seeds)} runs")
-    return {seed: {name: array[k] for name, array in file.arrays.items()} for k, seed in enumerate(seeds)}
