@@ -1,4 +1,4 @@
-"""`dlcv report`: what came out, in pictures."""
+"""`dlcv report`: results as pictures."""
 
 from __future__ import annotations
 
@@ -20,52 +20,48 @@ def report(
     machine: Machine,
     checkpoints: Annotated[
         list[Path],
-        typer.Argument(metavar="CHECKPOINT...", help="Of one study, or of both.", show_default=False, **UNCHECKED),
+        typer.Argument(metavar="CHECKPOINT...", help="Checkpoints of any study.", show_default=False, **UNCHECKED),
     ],
     output: OutputFile,
     cache: CacheFolder,
     figures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write each figure as SVG, PDF and PNG too, for papers.")
+        Path | None, typer.Option(metavar="DIR", help="Also write each figure as SVG, PDF and PNG, for papers.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Split or sequence file, when not where it was.", **UNCHECKED)
+        Path | None, typer.Option(metavar="FILE", help="Split or sequence file, if it has moved.", **UNCHECKED)
     ] = None,
-    root: Annotated[Path | None, typer.Option(metavar="DIR", help="The images' folder, when not where it was.")] = None,
+    root: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the images, if it has moved.")] = None,
     reference: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Whom the others are tested against; default: the first of each study."),
+        typer.Option(metavar="NAME", help="Network that the others are compared with; default: the first of each study."),
     ] = None,
     common: Annotated[
-        bool, typer.Option("--common", help="Compare on the examples they share, if measured on different ones.")
+        bool, typer.Option("--common", help="Compare on the examples that all share, if they were evaluated on different ones.")
     ] = False,
     allow_contaminated: Annotated[
-        bool, typer.Option("--allow-contaminated", help="Measure on examples that were trained on, and say so.")
+        bool, typer.Option("--allow-contaminated", help="Evaluate on training examples too, with a warning on the page.")
     ] = False,
     no_cache: NoCache = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write one HTML page of checkpoints: comparison, curves, confusions, calibration, pictures, the line of files."""
-    from dlcv_cli.stages.report import write_report
+    """Write one HTML page about checkpoints: metrics, learning curves, errors, pictures and lineage.
+
+    Example: dlcv report head.safetensors finetune.safetensors -o report.html
+    """
+    from dlcv_cli.context import Context
+    from dlcv_cli.stages.report import ReportOptions, write_report
 
     if len({path.resolve() for path in checkpoints}) < len(checkpoints):
-        raise SettingError("a checkpoint is given twice")
+        raise SettingError("the same checkpoint is listed twice")
     names = short_names(checkpoints)
     if reference:
-        look_up(dict.fromkeys(names), reference, "reference")
+        look_up(dict.fromkeys(names), reference, "--reference")
     outcome = write_report(
         list(zip(names, checkpoints, strict=True)),
         output,
         config,
-        figures_folder=figures,
-        reference=reference,
-        common=common,
-        data=data,
-        root=root,
-        machine=machine,
-        force=force,
-        allow_contaminated=allow_contaminated,
-        cache=None if no_cache else cache,
-        report=Terminal(),
+        options=ReportOptions(figures, reference, common, data, allow_contaminated),
+        context=Context(machine, None if no_cache else cache, root, force, reporter=Terminal()),
     )
     print_outcome(outcome, as_json)
