@@ -225,4 +225,4 @@ class SeqTrainConfig(Config):
 class EvalConfig(Config):
     """`eval`."""
 
-    split: Part = setting("test", "which part to evaluate on")
+    part: Part = setting("test", "part of the data to evaluate on")

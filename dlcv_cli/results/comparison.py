@@ -22,6 +22,19 @@ class Column(Struct, frozen=True, kw_only=True, omit_defaults=True):
     percent: bool = False
     small: bool = True  # values near 0 are shown with significant digits
 
+    def format(self, value: float, signed: bool = False) -> str:
+        """Return a value as people read it: `12.34` percent, `0.1234`, or `6.91e-05`."""
+        sign = "+" if signed else ""
+        if self.percent:
+            return f"{100 * value:{sign}.2f}"
+        return f"{value:{sign}.3g}" if self.small and abs(value) < 1e-2 else f"{value:{sign}.4f}"
+
+    def format_interval(self, interval: Interval) -> str:
+        """Return an interval, as short as a table needs it."""
+        ends = (interval.low, interval.high)
+        low, high = (f"{100 * x:.1f}" if self.percent else f"{x:.{2 if abs(x) < 1e-2 else 3}g}" for x in ends)
+        return f"{low} to {high}"
+
 
 class Row(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A network, or a baseline: then without collapse."""
@@ -82,6 +95,3 @@ class Comparison(Document, frozen=True, kw_only=True):
         """The columns whose differences are tested."""
         keys = {pair.metric for pair in self.pairs}
         return [column for column in self.columns if column.key in keys]
-
-
-from dlcv_cli.results.columns import COLUMNS as COLUMNS  # noqa: E402  # until report/ reads Comparison.columns

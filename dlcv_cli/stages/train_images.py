@@ -20,7 +20,7 @@ from dlcv_cli.files.splits import Split
 from dlcv_cli.stages import weights
 from dlcv_cli.stages.snapshots import SnapshotFile, State, hold_signals, raise_if_signalled
 from dlcv_cli.stages.training import claim_training, find_finished, warn_if_unpaired, write_training
-from dlcv_cli.statistics.collapse import of_classes
+from dlcv_cli.statistics.collapse import judge_classes
 from dlcv_cli.statistics.metrics import largest_class
 from dlcv_cli.studies.images.device import PACKAGES, bits, prepare
 from dlcv_cli.studies.images.features import Frozen, sources
@@ -256,8 +256,8 @@ def _look(
     if epoch.epoch not in ((epochs + 1) // 2, epochs):
         return
     right = round(epoch.val_accuracy * len(val))
-    found = of_classes(np.array(epoch.val_answered), val, right, largest_class(train), classes)
-    if found["collapsed"]:
+    found = judge_classes(np.array(epoch.val_answered), val, right, largest_class(train), classes)
+    if found.collapsed:
         remedy = "try a lower --lr, more --epochs, an --arch with batch normalisation, or pretrained weights (vgg head)"
-        share = f"{100 * found['share']:.1f} % of the answers are {found['most_frequent']}"
-        report.warn(f"collapsed after {epoch.epoch} of {epochs} epochs: {found['why']}; {share}; {remedy}")
+        share = f"{100 * found.share:.1f} % of the predictions are {found.most_frequent}"
+        report.warn(f"collapsed after {epoch.epoch} of {epochs} epochs: {found.why}; {share}; {remedy}")

@@ -17,18 +17,15 @@ from dlcv_cli.files.disk import as_object, check_output, hash_file
 from dlcv_cli.files.locks import claim_outputs
 from dlcv_cli.files.recipes import Input, Recipe, RunInfo, installed_versions, is_up_to_date
 from dlcv_cli.sequences.cells import CELLS, Cell, Parameters, shapes
-from dlcv_cli.sequences.tasks import TASKS, Task, generate
+from dlcv_cli.sequences.tasks import TASKS, generate
 from dlcv_cli.sequences.training import begin
 from dlcv_cli.stages.seed_runs import OneRun, Runs
 from dlcv_cli.stages.snapshots import SnapshotFile, hold_signals, raise_if_signalled
 from dlcv_cli.stages.training import claim_training, find_finished, write_training
-from dlcv_cli.statistics.collapse import of_numbers
+from dlcv_cli.statistics.collapse import judge_numbers
+from dlcv_cli.studies.sequences.checkpoints import PACKAGES, look_up_task
 from dlcv_cli.studies.sequences.compiled_kernels import prepare_kernels
 from dlcv_cli.vision.splits import PARTS, count_held_out
-
-PACKAGES = {
-    engine: (package, "numpy", "safetensors") for engine, package in (("compiled", "numba"), ("torch", "torch"))
-}
 
 
 def gen(output: Path, config: GenConfig, *, force: bool = False) -> Outcome:
@@ -81,7 +78,7 @@ def train(
     if config.chrono and cell.keeps is None:
         raise SettingError(f"--chrono sets gates that keep a state, and the cell {config.cell!r} has none")
     file = sequences.read(data)
-    task = known_task(file)
+    task = look_up_task(file)
     recipe = Recipe("seq.train", config, {"data": Input(hash_file(data), data)})
     if done := find_finished(output, recipe, force, report):
         _complain(output)
@@ -144,10 +141,10 @@ def _look(
         return
     val = file.parts["val"]
     answers = np.stack([begin(cell, weights, config).answers(val) for weights in kept])
-    found = of_numbers(answers, val.targets, known_task(file).constant)
-    if found["collapsed"]:
+    found = judge_numbers(answers, val.targets, look_up_task(file).constant)
+    if found.collapsed:
         remedy = "try more --epochs, another --lr, --clip-norm 1, a gated --cell, or --chrono"
-        report.warn(f"collapsed on the validation part: {found['why']}; {remedy}")
+        report.warn(f"collapsed on the validation part: {found.why}; {remedy}")
 
 
 def _complain(output: Path) -> None:
@@ -162,25 +159,3 @@ def _complain(output: Path) -> None:
             f"{f' (and of {len(diverged) - 1} others)' if len(diverged) > 1 else ''}; the file has the best weights "
             "before that: try a lower --lr, or --clip-norm 1"
         )
-
-
-def known_task(file: sequences.SequenceFile) -> Task:
-    """The file's task. FileError when this version does not know it, or its sequences are not of its width."""
-    if file.task not in TASKS:
-        raise FileError(file.path, f"is of the task {file.task!r}, which this version does not know")
-    task, found = TASKS[file.task], file.parts["train"].inputs.shape[1]
-    if found != task.inputs:
-        raise FileError(file.path, f"damaged: {found} inputs a step, where {file.task} has {task.inputs}")
-    return task
-
-
-def runs_of(file: tensors.Tensors) -> dict[int, Parameters]:
-    """The weights of each run of a checkpoint, by seed. ValueError when they are not there."""
-    seeds = file.metadata.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
-        raise ValueError("its record lists no seeds")
-    if len(seeds) == 1:
-        return {seeds[0]: file.arrays}
-    if any(array.shape[:1] != (len(seeds),) for array in file.arrays.values()):
-        raise ValueError(f"its tensors are not those of {len(seeds)} runs")
-    return {seed: {name: array[k] for name, array in file.arrays.items()} for k, seed in enumerate(seeds)}

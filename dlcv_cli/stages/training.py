@@ -14,16 +14,17 @@ from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON, hash_file, read_json
 from dlcv_cli.files.locks import claim_outputs, list_leftovers
 from dlcv_cli.files.recipes import Recipe, RunInfo, installed_versions, is_up_to_date, refuse_overwrite
-from dlcv_cli.results import documents as metrics
+from dlcv_cli.results import metrics
+from dlcv_cli.results.codec import decode
 from dlcv_cli.stages.snapshots import SnapshotFile, snapshot_path
 
 
 def find_finished(output: Path, recipe: Recipe, force: bool, report: Reporter) -> Outcome | None:
     """The outcome when checkpoint and metrics are there and belong together, else None: it has to be trained."""
-    refuse_overwrite(metrics.metrics_path(output), recipe, lambda path: read_json(path, metrics.METRICS), force)
+    refuse_overwrite(metrics.metrics_path(output), recipe, lambda path: read_json(path, metrics.SCHEMA), force)
     if not is_up_to_date(output, recipe, lambda path: tensors.read_metadata(path, tensors.CHECKPOINT), force):
         return None
-    if not metrics.belongs(output, hash_file(output)):
+    if not metrics.belongs_to(output, hash_file(output)):
         report.note(f"{output}: its metrics are missing or another run's; training again")
         return None
     _tidy(output, recipe)
@@ -46,7 +47,7 @@ def _tidy(output: Path, recipe: Recipe) -> None:
 
 def warn_if_unpaired(checkpoint: Path, report: Reporter) -> None:
     """Warns when the metrics beside a checkpoint are not its own."""
-    if metrics.metrics_path(checkpoint).is_file() and not metrics.belongs(checkpoint, hash_file(checkpoint)):
+    if metrics.metrics_path(checkpoint).is_file() and not metrics.belongs_to(checkpoint, hash_file(checkpoint)):
         report.warn(f"{checkpoint} is not what its metrics file says: damaged or exchanged since it was trained")
 
 
@@ -79,9 +80,16 @@ def write_training(
     tensors.write(
         output, tensors.CHECKPOINT, arrays, {**common, **about, "best": best, "versions": installed_versions(*packages)}
     )
-    record = {**common, "parameters": dict(parameters), "records": plain, "best": best}
-    told = run.to_json(*packages, **machine, **partial.run())
-    metrics.write_metrics(output, hash_file(output), {**record, "run": told})
+    document = {
+        **common,
+        "schema": metrics.SCHEMA,
+        "parameters": dict(parameters),
+        "records": plain,
+        "best": best,
+        "checkpoint": {"path": output.name, "sha256": hash_file(output)},
+        "run": run.to_json(*packages, **machine, **partial.run()),
+    }
+    metrics.write_metrics(output, decode(metrics.metrics_path(output), metrics.TrainingMetrics, document))
     partial.remove()
     return Outcome(output, True, best)
 

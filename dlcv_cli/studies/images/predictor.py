@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from dlcv_cli.config import Precision
-from dlcv_cli.context import Context, Reporter, map_in_threads
+from dlcv_cli.context import Context, Reporter
 from dlcv_cli.errors import DlcvError, FileError, list_names
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON
 from dlcv_cli.files.splits import Split
 from dlcv_cli.studies.images.device import prepare
 from dlcv_cli.studies.images.features import Frozen, sources
-from dlcv_cli.vision import images as image_files
+from dlcv_cli.studies.images.part_files import require_images
 from dlcv_cli.vision import inference
 from dlcv_cli.vision.architectures import ARCHITECTURES
 from dlcv_cli.vision.models import Network, stored_network, unfreeze
@@ -96,33 +96,9 @@ def load_part(split: Split, part: str, preprocessing: Preprocessing, reporter: R
     Raises:
         FileError: the part is empty, or images are missing or changed; names them.
     """
-    examples = split.parts[part]
-    if not examples:
-        raise FileError(split.path, f"has no {part} images")
-    if not split.root.is_dir():
-        raise FileError(split.path, f"its image folder {split.root} does not exist; give the folder with --root")
-    paths = [split.root / e.path for e in examples]
-    hashes = map_in_threads(_hash_or_none, paths, f"checking {part} images", reporter)
-    problems = [
-        f"{e.path} ({'changed' if digest else 'missing'})"
-        for e, digest in zip(examples, hashes, strict=True)
-        if digest != e.sha256
-    ]
-    if problems:
-        raise FileError(
-            split.path,
-            f"{len(problems)} of its images in {split.root} are missing or changed: {list_names(problems)}; "
-            "restore them, give the folder with --root, or make a new split",
-        )
+    paths, examples = require_images(split, part, reporter), split.parts[part]
     labels = np.array([e.label for e in examples], np.int64)
     return Images(paths, [e.sha256 for e in examples], labels, preprocessing)
-
-
-def _hash_or_none(path: Path) -> str | None:
-    try:
-        return image_files.sha256(path)
-    except ValueError:
-        return None
 
 
 def split_at_frozen(network: Network, trained: Sequence[str], device: torch.device) -> Cut:
