@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dlcv_cli.results.columns import Evaluated, compare
 from scipy import stats
 
 from dlcv_cli.errors import DlcvError
-from dlcv_cli.results.columns import Evaluated, compare
 from dlcv_cli.statistics import measurement
 from dlcv_cli.statistics.collapse import of_classes, of_numbers
 from dlcv_cli.statistics.metrics import scores

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dlcv_cli.report.markup import plain
+from dlcv_cli.report.page_parts import Network, Study
+from dlcv_cli.report.svg import draw
 from test_report import Page
 
 from dlcv_cli.report import figures
 from dlcv_cli.report.axes import Axis, over
 from dlcv_cli.report.kinds import AnyFigure, Forest, Graph, Node, Panel
-from dlcv_cli.report.markup import plain
 from dlcv_cli.report.page import page
-from dlcv_cli.report.page_parts import Network, Study
-from dlcv_cli.report.svg import draw
 
 
 def many(classes: int, rng: np.random.Generator) -> dict[str, Any]:

@@ -67,7 +67,9 @@ class Axis:
         return [round(k * step, 12) / scale for k in range(first, last + 1)]
 
 
-def spanning_axis(title: str, values: Iterable[float], *, log: bool = False, percent: bool = False, whole: bool = False) -> Axis:
+def spanning_axis(
+    title: str, values: Iterable[float], *, log: bool = False, percent: bool = False, whole: bool = False
+) -> Axis:
     """Return the axis that spans the values with a small margin; linear if one of them is not above 0."""
     spanned = list(values) or [0.0, 1.0]
     low, high = min(spanned), max(spanned)

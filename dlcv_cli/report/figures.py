@@ -28,9 +28,13 @@ def draw_comparison(comparison: Comparison) -> Forest:
         axis = spanning_axis(column.heading, ends, log=not column.higher_is_better, percent=column.percent)
         panels.append(Panel(replace(axis, small=column.small), values))
     headings = {column.key: column.heading for column in comparison.columns}
-    best = "; ".join(f"{row.name} in {', '.join(headings[key] for key in row.best)}" for row in comparison.rows if row.best)
-    text = f"Metrics of {len(comparison.rows)} rows with 95 % intervals. Best: {best}."
-    return Forest("comparison", "Metrics with 95 % intervals", text, tuple(r.name for r in comparison.rows), tuple(panels))
+    best = "; ".join(
+        f"{row.name} in {', '.join(headings[key] for key in row.best)}" for row in comparison.rows if row.best
+    )
+    text = f"Metrics of {len(comparison.rows)} rows with 95 % intervals. Best: {'; '.join(best)}."
+    return Forest(
+        "comparison", "Metrics with 95 % intervals", text, tuple(r.name for r in comparison.rows), tuple(panels)
+    )
 
 
 def _estimate(row: Row, key: str) -> tuple[float, Range | None] | None:
@@ -51,7 +55,9 @@ def draw_differences(comparison: Comparison) -> list[Forest]:
         ends = [0.0, *(end for value, interval in spanned for end in (value, *interval))]
         axis = spanning_axis(f"difference in {column.heading}", ends, percent=column.percent)
         better = "right" if column.higher_is_better else "left"
-        text = f"Differences in {column.heading} from {comparison.reference} with 95 % intervals; the {better} is better. "
+        text = (
+            f"Differences in {column.heading} from {comparison.reference} with 95 % intervals; the {better} is better. "
+        )
         text += " ".join(f"{pair.sentence}." for pair in pairs)
         title = f"{column.heading}: difference from {comparison.reference}"
         names = tuple(pair.name for pair in pairs)
@@ -96,7 +102,7 @@ def draw_learning(trainings: Sequence[tuple[str, TrainingMetrics]], step: str, l
         y = spanning_axis(quantity.unit, ends, log=log_loss and not accuracy, percent=accuracy)
         for name, metrics in trainings:
             best = _best_records(metrics, quantity.val)
-            lines = (
+            lines: tuple[Line, ...] = (
                 _line("validation", metrics.records, quantity.val, style=0, marks=best),
                 _line("training", metrics.records, quantity.train, style=1),
             )

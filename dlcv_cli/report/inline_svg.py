@@ -1,4 +1,4 @@
-"""Turns matplotlib's SVG into compact SVG for the page: no ids, no addresses, and the page's CSS variables as colours."""
+"""Turns matplotlib's SVG into compact SVG for the page: no ids, no addresses, colours as the page's CSS variables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 LINK = "{http://www.w3.org/1999/xlink}href"
 Shape = tuple[str, str]  # path data, and style with the transform
 # Said once for all figures, by the page's style sheet.
-DEFAULTS = {"fill": INK, "font-size": "11px", "text-anchor": "start", "stroke-linecap": "butt", "stroke-linejoin": "round"}
+SHARED = {"stroke-linecap": "butt", "stroke-linejoin": "round"}
+TEXT = {"fill": INK, "font-size": "11px", "text-anchor": "start"}
 
 
 def compact(svg: bytes) -> Markup:
@@ -39,7 +40,7 @@ def compact(svg: bytes) -> Markup:
             content.append(_text(element))
     if pending:
         content.append(f'<path d="{pending[0]}"{pending[1]}/>')
-    return Markup("".join(content))  # noqa: S704  # all of it is built here; text from data is escaped by _text
+    return Markup("".join(content))  # all of it is built here; text from data is escaped by _text
 
 
 def _visible(element: ElementTree.Element) -> Iterator[ElementTree.Element]:
@@ -64,7 +65,7 @@ def _style(element: ElementTree.Element) -> dict[str, str]:
 
 def _declare(style: dict[str, str], text: bool = False) -> str:
     """Return a style attribute in the page's colours, without what is the default."""
-    known = DEFAULTS if text else {key: value for key, value in DEFAULTS.items() if key.startswith("stroke")}
+    known = TEXT if text else SHARED
     entries = [
         f"{key}:{f'var({VARIABLES[value]})' if value in VARIABLES else _round(value)}"
         for key, value in style.items()

@@ -35,7 +35,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric of a forest: each row's value and interval, if it has them. `zero` draws a line at 0: no difference."""
+    """One metric of a forest: each row's value and interval, if it has them. `zero` draws a line at 0."""
 
     axis: Axis
     values: tuple[tuple[float, Range | None] | None, ...]

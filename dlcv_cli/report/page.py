@@ -91,7 +91,9 @@ class Section:
     def hints(self) -> list[str]:
         """Return how to read the table, in sentences."""
         comparison, panels = self.comparison, self.forest.panels
-        scales = "; ".join(f"{p.axis.title} {p.axis.low_high()}{' (logarithmic)' if p.axis.log else ''}" for p in panels)
+        scales = "; ".join(
+            f"{p.axis.title} {p.axis.low_high()}{' (logarithmic)' if p.axis.log else ''}" for p in panels
+        )
         hints = [f"The bars span {scales}. An arrow marks a value beyond that."]
         if over_seeds := [row.name for row in comparison.rows if row.intervals_over == "seeds"]:
             hints.append(f"Intervals of {', '.join(over_seeds)} are over seeds, the others over examples.")
@@ -202,6 +204,6 @@ def write_page(sections: Sequence[Section], recipe: Mapping[str, Any]) -> str:
         names=[network.name for section in sections for network in section.networks],
         recipe=json.dumps(recipe, separators=(",", ":")),
         recipe_name=RECIPE,
-        css=Markup(css),  # noqa: S704  # a file of this package
+        css=Markup(css),  # a file of this package
         version=__version__,
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -171,9 +170,11 @@ def _curves(figure: Curves) -> Canvas:
         dashes: Any = DASHES[line.style % len(DASHES)]
         handles += axes.plot(line.x, line.y, linestyle=dashes, linewidth=2, color=_colour(line))
         axes.plot(line.x, line.y, linestyle="", marker=marker, markersize=4, markeredgewidth=0, color=_colour(line))
-    ring = {"linestyle": "", "markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.75, "marker": "o"}
+    ring: dict[str, Any] = {"linestyle": "", "marker": "o", "markerfacecolor": "none", "markeredgecolor": INK}
     for (x, y), siblings in marks:
-        [handle] = axes.plot(x, y, markersize=10 if siblings <= 4 else 5, zorder=5, clip_on=False, **ring)
+        [handle] = axes.plot(
+            x, y, markersize=10 if siblings <= 4 else 5, markeredgewidth=1.75, zorder=5, clip_on=False, **ring
+        )
     canvas.legend(
         handles + ([handle] if marks else []), labels, loc="outside upper left", ncols=columns, handlelength=2.2,
         borderpad=0, borderaxespad=0, columnspacing=1.2, labelspacing=0.3,
@@ -257,7 +258,7 @@ def _matrix(figure: Matrix) -> Canvas:
     axes.add_patch(PathPatch(grid, edgecolor=RULE, facecolor="none", linewidth=1, clip_on=False))
     for place, label in enumerate(labels):
         axes.text(-4 / size, place + 0.5, label, ha="right", va="center_baseline", fontsize=font)
-        turned = {"rotation": 90, "rotation_mode": "anchor", "va": "center_baseline"}
+        turned: dict[str, Any] = {"rotation": 90, "rotation_mode": "anchor", "va": "center_baseline"}
         axes.text(place + 0.5, -4 / size, label, fontsize=font, **turned)
     if size == 26:
         for true, answer, n, share in figure.cells:

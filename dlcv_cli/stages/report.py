@@ -140,7 +140,9 @@ def _make_section(networks: Sequence[Reported], options: ReportOptions, context:
         *study.draw_figures(networks),
     ]
     shown = tuple(
-        Network(network.name, network.evaluation, network.metrics, study.load_pictures(network, context.root, options.data))
+        Network(
+            network.name, network.evaluation, network.metrics, study.load_pictures(network, context.root, options.data)
+        )
         for network in networks
     )
     lineage = draw_lineage(networks, comparison)
