@@ -156,7 +156,7 @@ def _curves(figure: Curves) -> Canvas:
     marks = [(mark, len(line.marks)) for line in figure.lines for mark in line.marks]
     names = [shorten(line.name, 44) for line in figure.lines]
     labels = [*names, figure.mark] if marks else names
-    columns = max(1, min(len(labels), int(WIDTH / (42 + LETTER * max(map(len, labels))))))
+    columns = max(1, min(len(labels), int(WIDTH / (36 + LETTER * max(map(len, labels))))))
     canvas = _canvas(WIDTH, 250 + 17 * math.ceil(len(labels) / columns))
     axes = canvas.subplots()
     _set_axes(axes, figure.x, figure.y)
