@@ -29,7 +29,7 @@ from dlcv_cli.files import sequences, splits, tensors
 from dlcv_cli.files.disk import write_json
 from dlcv_cli.files.feature_cache import FeatureCache
 from dlcv_cli.report import report_file as pages
-from dlcv_cli.results import documents as metrics
+from dlcv_cli.results import metrics
 from dlcv_cli.stages import data, evaluate, weights
 from dlcv_cli.stages import seed_runs as runs
 from dlcv_cli.stages import train_images as vgg
@@ -38,6 +38,8 @@ from dlcv_cli.stages.compare import compare
 from dlcv_cli.stages.report import write_report
 from dlcv_cli.studies.images.predictor import open_checkpoint
 from dlcv_cli.studies.sequences import compiled_kernels as compiled_code
+from dlcv_cli.studies.sequences.checkpoints import look_up_task
+from dlcv_cli.studies.stored import read_evaluation
 from dlcv_cli.vision.architectures import ARCHITECTURES
 from dlcv_cli.vision.models import random_network, take_weights
 
@@ -232,7 +234,7 @@ def _predictions(path: Path) -> Any:
 
 def _sequences(path: Path) -> Any:
     found = sequences.read(path)
-    seq.known_task(found)
+    look_up_task(found)
     return {part: _arrays(vars(data)) for part, data in found.parts.items()}, found.metadata
 
 
@@ -243,11 +245,11 @@ def _split(path: Path) -> Any:
 
 
 def _metrics(path: Path) -> Any:
-    metrics.belongs(path.with_name("gru.safetensors"), "0" * 64)
+    metrics.belongs_to(path.with_name("gru.safetensors"), "0" * 64)
 
 
 def _compared(path: Path) -> Any:
-    metrics.read_eval(path)
+    read_evaluation(path)
     compare([("one", path), ("other", path)])
 
 

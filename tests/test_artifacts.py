@@ -21,7 +21,7 @@ from dlcv_cli.files import disk as files
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import check_output, hash_json, path_beside, read_json, relative_path, write_json, write_whole
 from dlcv_cli.files.recipes import Input, Recipe, is_up_to_date
-from dlcv_cli.results import documents as metrics
+from dlcv_cli.results import metrics
 
 SCHEMA = "dlcv.test/1"
 
@@ -449,11 +449,9 @@ def test_output_names(tmp_path: Path, name: str) -> None:
 def test_metrics_belong_to_their_checkpoint(tmp_path: Path) -> None:
     """Metrics are a checkpoint's own if they name its hash; missing ones, and another's, are not."""
     checkpoint = tmp_path / "head.safetensors"
-    assert not metrics.belongs(checkpoint, "a" * 64)
-    metrics.write_metrics(checkpoint, "a" * 64, {"stage": "vgg.head", "run": {"seconds": 1}})
-    assert metrics.belongs(checkpoint, "a" * 64)
-    assert not metrics.belongs(checkpoint, "b" * 64)
-    found = read_json(tmp_path / "head.metrics.json", metrics.METRICS)
-    assert list(found) == ["schema", "stage", "checkpoint", "run"]
-    write_json(tmp_path / "head.metrics.json", {"schema": metrics.METRICS, "checkpoint": "a" * 64})
-    assert not metrics.belongs(checkpoint, "a" * 64)
+    assert not metrics.belongs_to(checkpoint, "a" * 64)
+    write_json(metrics.metrics_path(checkpoint), {"schema": metrics.SCHEMA, "checkpoint": {"sha256": "a" * 64}})
+    assert metrics.belongs_to(checkpoint, "a" * 64)
+    assert not metrics.belongs_to(checkpoint, "b" * 64)
+    write_json(metrics.metrics_path(checkpoint), {"schema": metrics.SCHEMA, "checkpoint": "a" * 64})
+    assert not metrics.belongs_to(checkpoint, "a" * 64)

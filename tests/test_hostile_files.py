@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.files import sequences, splits, tensors
-from dlcv_cli.results import documents as metrics
-from dlcv_cli.stages import train_sequences as seq
+from dlcv_cli.results import metrics
 from dlcv_cli.stages import weights
 from dlcv_cli.studies.images.predictor import open_checkpoint
+from dlcv_cli.studies.sequences.checkpoints import look_up_task
+from dlcv_cli.studies.stored import read_evaluation
 from dlcv_cli.vision.architectures import ARCHITECTURES
 
 MINI = ARCHITECTURES["vgg16_mini"]
@@ -48,7 +49,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def of_sequences(path: Path) -> Any:
     found = sequences.read(path)
-    seq.known_task(found)
+    look_up_task(found)
     return {part: (d.inputs.tolist(), d.lengths.tolist(), d.targets.tolist()) for part, d in found.parts.items()}
 
 
@@ -59,8 +60,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "head.safetensors": lambda path: [t.tolist() for t in open_checkpoint(path).network.state_dict().values()],
     "gru.safetensors": lambda path: tensors.read(path, tensors.CHECKPOINT).metadata,
     "gru.test.predictions.safetensors": lambda path: tensors.read(path, tensors.PREDICTIONS).metadata,
-    "gru.test.eval.json": lambda path: metrics.read_eval(path) and None,
-    "gru.metrics.json": lambda path: metrics.belongs(path.with_name("gru.safetensors"), "0" * 64) and None,
+    "gru.test.eval.json": lambda path: read_evaluation(path) and None,
+    "gru.metrics.json": lambda path: metrics.belongs_to(path.with_name("gru.safetensors"), "0" * 64) and None,
     "head.pth": lambda path: weights.read(path, None, MINI) and None,
 }
 

@@ -6,7 +6,7 @@ Nothing is predicted again. Letters: N examples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,8 @@ def compare_networks(networks: Sequence[Network], reference: str | None = None, 
     if counts:
         summaries = [summarize(study, own) for own in systems]
     metrics = [metric for metric in study.metrics if metric.column.key in summaries[0].metrics]
-    tested = [own[0] for own in systems] + systems[0][1:]
+    tested = [own[0] for own in systems]
+    tested += [replace(baseline, name=f"baseline: {baseline.name}") for baseline in systems[0][1:]]
     return Comparison(
         data=msgspec.structs.replace(first.evaluation.data, n=len(first.arrays["examples"])),
         common=counts,
@@ -98,7 +99,7 @@ def compare_networks(networks: Sequence[Network], reference: str | None = None, 
 
 
 def _systems_of(study: Study[Any], network: Network) -> list[System[Any]]:
-    baselines = [f"baseline: {baseline.name}" for baseline in network.evaluation.baselines]
+    baselines = [baseline.name for baseline in network.evaluation.baselines]
     return systems_of(study, network.arrays, network.name, network.evaluation.seeds, baselines)
 
 

@@ -199,7 +199,7 @@ def t_test(a: Array, b: Array | float, paired: bool) -> tuple[float, Interval, f
 def _t(mean: float, error: float, freedom: float) -> tuple[float, Interval, float]:
     from scipy.special import stdtr, stdtrit
 
-    mean = float(mean)
+    mean, error = float(mean), float(error)
     if error <= 1e-14 * abs(mean) or error == 0:  # all the same, but for rounding
         return mean, (mean, mean), 1.0 if mean == 0 else 0.0
     half = float(stdtrit(freedom, 1 - TAIL)) * error

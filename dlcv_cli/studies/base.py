@@ -172,7 +172,7 @@ def summarize(study: Study[S], systems: Sequence[System[S]]) -> Summary:
     by_run = [{metric.column.key: metric.value(scores) for metric in metrics} for scores in network.runs]
     values = {key: [run[key] for run in by_run] for key in by_run[0]}
     if several:
-        own = {m.column.key: Interval(*np.clip(t_interval(np.array(values[m.column.key])), *m.range)) for m in metrics}
+        own = {m.column.key: _clip(t_interval(np.array(values[m.column.key])), m.range) for m in metrics}
     else:
         own = {metric.column.key: next(intervals) for metric in metrics if metric.interval}
     described = [
@@ -193,3 +193,9 @@ def summarize(study: Study[S], systems: Sequence[System[S]]) -> Summary:
         else [],
         seed_spread={key: Spread(**over_runs(of)) for key, of in values.items()} if several else {},
     )
+
+
+def _clip(interval: tuple[float, float], range: tuple[float, float]) -> Interval:
+    """Return an interval without what lies beyond a metric's range."""
+    low, high = np.clip(interval, *range).tolist()
+    return Interval(low, high)
