@@ -15,6 +15,7 @@ from dlcv_cli.context import Context
 from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.files import sequences, tensors
 from dlcv_cli.files.disk import as_object
+from dlcv_cli.report.kinds import FigureGroup
 from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import AnyEvaluation, ByLength, Collapse, SequenceDetails
 from dlcv_cli.sequences.tasks import TASKS, Sequences
@@ -145,7 +146,7 @@ class SequenceStudy(Study[Predicted]):
         runs, targets = np.atleast_2d(arrays["predictions"]), arrays["targets"]
         return [Predicted(run, targets) for run in runs], [Predicted(rule, targets) for rule in arrays["baselines"]]
 
-    def draw_figures(self, networks: Sequence[Reported]) -> dict[str, list[Any]]:
+    def draw_figures(self, networks: Sequence[Reported]) -> list[FigureGroup]:
         """Draw predictions against targets, and the error by length."""
         from dlcv_cli.studies.sequences.report import draw_figures
 
