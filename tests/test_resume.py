@@ -141,11 +141,11 @@ def test_only_what_was_taken_is_saved(run: Run, place: Path, monkeypatch: pytest
         stop_after(patch, 6)
         run(*STAGES["head"], "-o", "head.safetensors")
     found = tensors.read(place / "head.snapshot", tensors.SNAPSHOT)
-    kinds = ("now", "step", "exp_avg", "exp_avg_sq", "best")
+    kinds = ("now", "optimizer.step", "optimizer.exp_avg", "optimizer.exp_avg_sq", "best")
     assert {*found.arrays} == {f"{kind}.classifier.6.{p}" for kind in kinds for p in ("weight", "bias")}
-    assert found.arrays["step.classifier.6.bias"].tolist() == 5
+    assert found.arrays["optimizer.step.classifier.6.bias"].tolist() == 5
     numbers = found.metadata["state"]
-    assert (numbers["epoch"], numbers["done"], len(numbers["epochs"])) == (1, 10, 1)
+    assert (numbers["epoch"], numbers["done"], len(numbers["records"])) == (1, 10, 1)
     assert (found.metadata["stage"], found.metadata["resumed"]) == ("vgg.head", 0)
 
 
