@@ -1,4 +1,4 @@
-"""What a user can cause. The command line turns each into one line on stderr and its exit code."""
+"""Errors that a user can cause. The command line turns each into one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class DlcvError(Exception):
-    """Something the user can fix; the message says what, where and what to do next."""
+    """A problem the user can fix; the message says what, where and what to do next."""
 
     exit_code = 1
 
@@ -29,19 +29,20 @@ class FileError(DlcvError):
 
 
 class ExistsError(DlcvError):
-    """An output that is there already and was made differently."""
+    """An output that exists and was made by another recipe.
 
-    def __init__(
-        self,
-        path: Path | str,
-        differences: Iterable[str],
-        remedy: str = "give another -o, or --force to replace it",
-    ) -> None:
-        super().__init__(f"{path} exists and was made differently ({'; '.join(differences)}): {remedy}")
+    Args:
+        differences: clauses that complete "PATH already exists, but ...".
+    """
+
+    def __init__(self, path: Path | str, differences: Iterable[str], remedy: str = "use --force to replace it") -> None:
+        *clauses, last = differences
+        text = f"{', '.join(clauses)} and {last}" if clauses else last
+        super().__init__(f"{path} already exists, but {text}; {remedy}")
 
 
 class DivergedError(DlcvError):
-    """A loss stopped being a finite number: the same run would come to the same end."""
+    """A loss that is no longer a finite number: the same run would end the same way."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -53,19 +54,19 @@ class Interrupted(KeyboardInterrupt):
 
 
 def list_names(names: Iterable[object], most: int = 5) -> str:
-    """A short enumeration for a message: the first `most` names, and how many more there are."""
+    """Return a short enumeration for a message: the first `most` names, and how many more there are."""
     listed = [str(name) for name in names]
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
 
 
 def escape_controls(text: str) -> str:
-    """The text with control characters as escapes: names in files must not command a terminal."""
+    """Return the text with control characters as escapes: names in files must not command a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def look_up(table: dict[str, T], name: str, what: str) -> T:
-    """The table's entry of that name; SettingError, with the names there are, when it has none."""
+    """Return the table's entry of that name; SettingError, which lists all names, if it has none."""
     if name not in table:
         raise SettingError(f"unknown {what} {name!r}: choose from {', '.join(table)}")
     return table[name]
@@ -75,6 +76,6 @@ UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def format_bytes(count: int) -> str:
-    """A number of bytes in words, such as `57.3 MB`."""
+    """Return a number of bytes for people, such as `57.3 MB`."""
     unit = max((u for u in UNITS if count >= UNITS[u]), key=lambda u: UNITS[u], default="")
     return f"{count / UNITS[unit]:.3g} {unit}B"

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from dlcv_cli.errors import DlcvError
-from dlcv_cli.results.comparison import Evaluated, compare
+from dlcv_cli.results.columns import Evaluated, compare
 from dlcv_cli.statistics import measurement
 from dlcv_cli.statistics.collapse import of_classes, of_numbers
 from dlcv_cli.statistics.metrics import scores

@@ -359,7 +359,7 @@ def test_retrained_checkpoint(run: Run, folder: Path) -> None:
     dlcv("eval", gru)
     before = read(folder / "gru.test.eval.json")
     dlcv("seq", "train", folder / "data.safetensors", "--cell", "gru", "--hidden-size", 5, "-o", gru, "--force")
-    refused(run("eval", gru), folder / "gru.test.eval.json", "another checkpoint", "--force")
+    refused(run("eval", gru), folder / "gru.test.eval.json", "a different checkpoint", "--force")
     assert read(folder / "gru.test.eval.json") == before
     assert run("eval", gru, "--force").exit_code == 0
     assert read(folder / "gru.test.eval.json")["metrics"] != before["metrics"]

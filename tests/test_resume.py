@@ -156,7 +156,7 @@ def test_another_commands_snapshot(run: Run, place: Path, base: Path, monkeypatc
         stop_after(patch, 3)
         run(*command, "--lr", 0.1)
     before = contents(place)
-    refused(run(*command), "head.snapshot was left by another command (lr was 0.1, now 0.005)", "--force to start anew")
+    refused(run(*command), "head.snapshot belongs to a different training: --lr was 0.1, now 0.005", "--force")
     assert contents(place) == before
     result = run(*command, "--force")
     assert result.exit_code == 0

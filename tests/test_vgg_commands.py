@@ -224,36 +224,36 @@ def test_up_to_date_after_moving(run: Run, trained: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("more", "difference"),
     [
-        (("--lr", 0.01), "lr was 5e-05, now 0.01"),
-        (("--epochs", 2), "epochs was 1, now 2"),
-        (("--unfreeze", "classifier"), "unfreeze was classifier,features.28, now classifier"),
-        (("--augment", "flip", "--views", 3), "augment was none, now flip; views was None, now 3"),
-        (("--precision", "bfloat16"), "precision was float32, now bfloat16"),
-        (("--seed", 1, "--schedule", "cosine"), "schedule was constant, now cosine; seed was 0, now 1"),
+        (("--lr", 0.01), "--lr was 5e-05, now 0.01"),
+        (("--epochs", 2), "--epochs was 1, now 2"),
+        (("--unfreeze", "classifier"), "--unfreeze was classifier,features.28, now classifier"),
+        (("--augment", "flip", "--views", 3), "--augment was none, now flip and --views was not set, now 3"),
+        (("--precision", "bfloat16"), "--precision was float32, now bfloat16"),
+        (("--seed", 1, "--schedule", "cosine"), "--schedule was constant, now cosine and --seed was 0, now 1"),
     ],
 )
 def test_other_settings_are_refused(run: Run, chain: Path, more: tuple[object, ...], difference: str) -> None:
     """An output made with other settings is left alone; the message names what differs and the ways out."""
     before = contents(chain)
     output = chain / "finetune.safetensors"
-    refused(finetune(run, chain, *more), f"{output} exists", f"({difference})", "--force", "another -o")
+    refused(finetune(run, chain, *more), f"{output} already exists", difference, "--force")
     assert contents(chain) == before
 
 
 def test_other_inputs_are_refused(run: Run, chain: Path) -> None:
     """An output made from another split or another checkpoint is left alone, and the message says which."""
     before = contents(chain)
-    refused(finetune(run, chain, "--from", chain / "scratch.safetensors"), "(another checkpoint)")
+    refused(finetune(run, chain, "--from", chain / "scratch.safetensors"), "it was made from a different checkpoint")
     assert contents(chain) == before
     dlcv("data", "split", chain / "photos", "-o", chain / "photos.split.json", "--seed", 1, "--force")
-    refused(finetune(run, chain), "(another split)")
+    refused(finetune(run, chain), "it was trained on a different split")
 
 
 def test_output_of_another_stage_is_refused(run: Run, chain: Path) -> None:
     """An output that another stage made is named as such."""
     before = contents(chain)
     result = finetune(run, chain, "-o", chain / "scratch.safetensors")
-    refused(result, chain / "scratch.safetensors", "it is the output of vgg.scratch")
+    refused(result, chain / "scratch.safetensors", "it is an output of dlcv vgg scratch")
     assert contents(chain) == before
 
 
@@ -262,7 +262,7 @@ def test_output_that_is_the_input_is_refused(run: Run, chain: Path, name: str) -
     """The checkpoint that is gone on from is not replaced, under whatever name and even with --force."""
     (chain / "link.safetensors").symlink_to("head.safetensors")
     before = contents(chain)
-    refused(finetune(run, chain, "-o", chain / name, "--force"), chain / name, "another -o")
+    refused(finetune(run, chain, "-o", chain / name, "--force"), chain / name, "another name")
     assert contents(chain) == before
 
 
@@ -271,7 +271,7 @@ def test_foreign_output_is_refused(run: Run, chain: Path, content: bytes) -> Non
     """A file that is no checkpoint is not overwritten without --force."""
     output = chain / "finetune.safetensors"
     output.write_bytes(content)
-    refused(finetune(run, chain), f"{output} exists and was made differently")
+    refused(finetune(run, chain), f"{output} already exists")
     assert output.read_bytes() == content
     assert finetune(run, chain, "--force").exit_code == 0
     assert tensors.read_metadata(output, tensors.CHECKPOINT)["stage"] == "vgg.finetune"

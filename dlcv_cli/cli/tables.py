@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from dlcv_cli.report.axes import number
-from dlcv_cli.results.comparison import COLUMNS, Column
+from dlcv_cli.results.columns import COLUMNS, Column
 
 JSON = dict[str, Any]
 SPREAD = ("std", "min", "max")  # of a row's runs

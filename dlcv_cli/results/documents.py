@@ -7,7 +7,7 @@ from typing import Any
 
 from dlcv_cli.errors import FileError, list_names
 from dlcv_cli.files.disk import JSON, as_object, path_beside, read_json, write_json
-from dlcv_cli.results.comparison import COLUMNS
+from dlcv_cli.results.columns import COLUMNS
 
 METRICS = "dlcv.metrics/1"
 EVAL = "dlcv.eval/1"

@@ -11,8 +11,8 @@ from dlcv_cli.errors import FileError
 from dlcv_cli.files.disk import JSON
 from dlcv_cli.results import documents as metrics
 from dlcv_cli.results import predictions
-from dlcv_cli.results.comparison import Evaluated
-from dlcv_cli.results.comparison import compare as compared
+from dlcv_cli.results.columns import Evaluated
+from dlcv_cli.results.columns import compare as compared
 
 COMPARISON = "dlcv.comparison/1"
 

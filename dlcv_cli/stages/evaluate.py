@@ -92,7 +92,7 @@ def _write(
 ) -> JSON:
     """Writes the predictions, then the evaluation that carries their sha256, which is returned."""
     common = recipe.to_json(output.parent)
-    where = {"study": found.study, "split": recipe.config["split"], "n": len(examples)}
+    where = {"study": found.study, "split": common["config"]["split"], "n": len(examples)}
     where |= {"path": common["inputs"]["data"]["path"], "fingerprint": found.fingerprint}
     names = np.frombuffer(bytes.fromhex("".join(examples)), np.uint8).reshape(-1, 32)
     tensors.write(predictions, tensors.PREDICTIONS, {**found.arrays, "examples": names}, {**common, "data": where})

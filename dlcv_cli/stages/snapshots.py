@@ -79,10 +79,10 @@ class SnapshotFile:
             self.remove()
         if not self.path.exists():
             return None
-        remedy = "finish that one, give another -o, or --force to start anew"
+        remedy = "finish that one, or use --force to start again"
         recorded = tensors.read_metadata(self.path, tensors.SNAPSHOT)
         if differences := self.recipe.differences(recorded):
-            raise DlcvError(f"{self.path} was left by another command ({'; '.join(differences)}): {remedy}")
+            raise DlcvError(f"{self.path} belongs to a different training: {'; '.join(differences)}; {remedy}")
         try:
             found = tensors.read(self.path, tensors.SNAPSHOT)
             self.before, self.resumed = float(found.metadata["seconds"]), int(found.metadata["resumed"]) + 1

@@ -44,7 +44,7 @@ def gen(output: Path, config: GenConfig, *, force: bool = False) -> Outcome:
     counts = {"train": config.count - test - val, "val": val, "test": test}
     if min(counts.values()) < 1:
         raise SettingError(f"count is {config.count}: that leaves a part empty ({counts}); give more")
-    recipe = Recipe("seq.gen", config.to_json())
+    recipe = Recipe("seq.gen", config)
     if is_up_to_date(output, recipe, lambda path: tensors.read(path, tensors.SEQUENCES).metadata, force):
         return Outcome(output, False, {"counts": counts})
     with claim_outputs(output):
@@ -82,7 +82,7 @@ def train(
         raise SettingError(f"--chrono sets gates that keep a state, and the cell {config.cell!r} has none")
     file = sequences.read(data)
     task = known_task(file)
-    recipe = Recipe("seq.train", config.to_json(), {"data": Input(hash_file(data), data)})
+    recipe = Recipe("seq.train", config, {"data": Input(hash_file(data), data)})
     if done := find_finished(output, recipe, force, report):
         _complain(output)
         return done
