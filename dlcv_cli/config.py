@@ -99,25 +99,25 @@ class DrawConfig(Config):
 
 @dataclass(frozen=True)
 class TrainConfig(Config):
-    """What every `vgg` stage has. Adam throughout; the best validation epoch is kept."""
+    """What every `vgg` stage has. The epoch with the best validation accuracy is kept."""
 
     epochs: int = setting(6, "passes over the training part", low=1, high=100_000)
-    batch_size: int = setting(64, "images a step", low=1, high=65_536)
-    lr: float = setting(0.005, "Adam's learning rate in the first epoch", above=0)
-    schedule: Literal["exponential", "cosine", "constant"] = setting("exponential", "how lr changes by epoch")
+    batch_size: int = setting(64, "images per step", low=1, high=65_536)
+    lr: float = setting(0.005, "learning rate in the first epoch", above=0)
+    schedule: Literal["exponential", "cosine", "constant"] = setting("exponential", "how lr changes over the epochs")
     decay: float = setting(0.9, "exponential: lr is multiplied by this after each epoch", above=0, high=1)
-    weight_decay: float = setting(0.0, "Adam's L2 penalty", low=0)
-    augment: Augment = setting("none", "how training images vary: mirrored; a random part of them, mirrored")
+    weight_decay: float = setting(0.0, "L2 penalty on the weights", low=0)
+    augment: Augment = setting("none", "how training images vary: mirrored; or a random part, mirrored")
     views: int | None = setting(
-        None, "with augment: so many random views of each image, in turn; default: another in every epoch", low=1
+        None, "with --augment: number of random views of each image, used in turn; default: a new one each epoch", low=1
     )
-    precision: Precision = setting("auto", "of the arithmetic; auto: bfloat16 where the device has it natively")
-    seed: int = setting(0, "initial weights, order, dropout and augmentation", **SEED)
+    precision: Precision = setting("auto", "of the arithmetic; auto: bfloat16 if the device supports it natively")
+    seed: int = setting(0, "seed of initial weights, order, dropout and augmentation", **SEED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.views and self.augment == "none":
-            raise SettingError("--views says how many random views there are; without --augment there is one")
+            raise SettingError("--views needs --augment: without it every image has one view")
 
     def lr_at(self, epoch: int) -> float:
         """Learning rate of an epoch (0 is the first)."""
@@ -134,7 +134,7 @@ class HeadConfig(TrainConfig):
     """`vgg head`, by the published recipe: lr 0.005, exponential decay, 6 epochs."""
 
     arch: str = setting("vgg16", "the network")
-    partial: bool = setting(False, "accept weights that leave more than the head to chance")
+    partial: bool = setting(False, "accept weights that lack more than the head")
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,10 @@ class FinetuneConfig(TrainConfig):
     """`vgg finetune`, by the published recipe: fixed lr 5e-5, 4 epochs."""
 
     epochs: int = setting(4, "passes over the training part", low=1, high=100_000)
-    lr: float = setting(5e-5, "Adam's learning rate in the first epoch", above=0)
-    schedule: Literal["exponential", "cosine", "constant"] = setting("constant", "how lr changes by epoch")
+    lr: float = setting(5e-5, "learning rate in the first epoch", above=0)
+    schedule: Literal["exponential", "cosine", "constant"] = setting("constant", "how lr changes over the epochs")
     unfreeze: str | None = setting(
-        None, "layers that train, comma-separated; default: by network, classifier,features.28 for vgg16"
+        None, "layers to train, comma-separated; default: by network, classifier,features.28 for vgg16"
     )
 
 

@@ -98,7 +98,7 @@ def same(place: Path, base: Path, name: str) -> None:
     assert {p.name for p in place.iterdir()} == {*INPUTS, f"{name}.safetensors", f"{name}.metrics.json"}
 
 
-# an epoch is 3 steps, a batch of validation and the record: 5 looks
+# an epoch is 3 steps, a batch of validation and the record: 5 looks; epoch 0 of finetune is the last two
 @pytest.mark.parametrize("looks", [0, 1, 3, 4, 7, 14])
 @pytest.mark.parametrize("name", ["head", "finetune", "scratch"])
 def test_images_go_on(
@@ -110,7 +110,7 @@ def test_images_go_on(
         stop_after(patch, looks)
         result = run(*command)
     assert (result.exit_code, result.stdout) == (143, "")
-    at = f"{(looks + 1) // 5} of 3 epochs done"
+    at = f"{max(0, looks + 1 - 2 * (name == 'finetune')) // 5} of 3 epochs done"
     assert f"interrupted: {name}.snapshot is saved ({at}" in result.stderr
     assert {p.name for p in place.iterdir()} == {*INPUTS, f"{name}.snapshot"}
     again = run(*command)
@@ -141,11 +141,11 @@ def test_only_what_was_taken_is_saved(run: Run, place: Path, monkeypatch: pytest
         stop_after(patch, 6)
         run(*STAGES["head"], "-o", "head.safetensors")
     found = tensors.read(place / "head.snapshot", tensors.SNAPSHOT)
-    kinds = ("now", "step", "exp_avg", "exp_avg_sq", "best")
+    kinds = ("now", "optimizer.step", "optimizer.exp_avg", "optimizer.exp_avg_sq", "best")
     assert {*found.arrays} == {f"{kind}.classifier.6.{p}" for kind in kinds for p in ("weight", "bias")}
-    assert found.arrays["step.classifier.6.bias"].tolist() == 5
+    assert found.arrays["optimizer.step.classifier.6.bias"].tolist() == 5
     numbers = found.metadata["state"]
-    assert (numbers["epoch"], numbers["done"], len(numbers["epochs"])) == (1, 10, 1)
+    assert (numbers["epoch"], numbers["done"], len(numbers["records"])) == (1, 10, 1)
     assert (found.metadata["stage"], found.metadata["resumed"]) == ("vgg.head", 0)
 
 
