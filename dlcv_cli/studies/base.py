@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlcv_cli.context import Context
+from dlcv_cli.report.kinds import FigureGroup
+from dlcv_cli.report.pictures import Gallery
 from dlcv_cli.results.codec import Struct
 from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import AnyEvaluation, Baseline, Collapse, Interval, Over, PerSeed, Spread
@@ -125,10 +127,10 @@ class Study(ABC, Generic[S]):
         return []
 
     @abstractmethod
-    def draw_figures(self, networks: Sequence[Reported]) -> dict[str, list[Any]]:
-        """Return the figures of a report beside table and learning curves, by section."""
+    def draw_figures(self, networks: Sequence[Reported]) -> list[FigureGroup]:
+        """Return the figures of a report beside table and learning curves."""
 
-    def load_pictures(self, network: Reported, root: Path | None, data: Path | None) -> tuple[Any, ...]:
+    def load_pictures(self, network: Reported, root: Path | None, data: Path | None) -> tuple[Gallery, ...]:
         """Return pictures of single examples for a report."""
         return ()
 

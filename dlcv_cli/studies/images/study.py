@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,8 @@ from dlcv_cli.context import Context
 from dlcv_cli.errors import FileError
 from dlcv_cli.files import splits
 from dlcv_cli.files.disk import relative_path
+from dlcv_cli.report.kinds import FigureGroup
+from dlcv_cli.report.pictures import Gallery
 from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import (
     AnyEvaluation,
@@ -165,13 +166,13 @@ class ImageStudy(Study[Scores]):
         """Return the names of the classes, by number."""
         return [row.name for row in evaluation.details.per_class]
 
-    def draw_figures(self, networks: Sequence[Reported]) -> dict[str, list[Any]]:
+    def draw_figures(self, networks: Sequence[Reported]) -> list[FigureGroup]:
         """Draw confusion matrices, recall by class and calibration."""
         from dlcv_cli.studies.images.report import draw_figures
 
         return draw_figures(networks)
 
-    def load_pictures(self, network: Reported, root: Path | None, data: Path | None) -> tuple[Any, ...]:
+    def load_pictures(self, network: Reported, root: Path | None, data: Path | None) -> tuple[Gallery, ...]:
         """Return the images most confused, and those with the highest loss."""
         from dlcv_cli.studies.images.report import load_pictures
 

@@ -15,6 +15,7 @@ from dlcv_cli.context import Context
 from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.files import sequences, tensors
 from dlcv_cli.files.disk import as_object
+from dlcv_cli.report.kinds import FigureGroup
 from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import AnyEvaluation, ByLength, Collapse, SequenceDetails
 from dlcv_cli.sequences.tasks import TASKS, Sequences
@@ -145,7 +146,7 @@ class SequenceStudy(Study[Predicted]):
         runs, targets = np.atleast_2d(arrays["predictions"]), arrays["targets"]
         return [Predicted(run, targets) for run in runs], [Predicted(rule, targets) for rule in arrays["baselines"]]
 
-    def draw_figures(self, networks: Sequence[Reported]) -> dict[str, list[Any]]:
+    def draw_figures(self, networks: Sequence[Reported]) -> list[FigureGroup]:
         """Draw predictions against targets, and the error by length."""
         from dlcv_cli.studies.sequences.report import draw_figures
 
@@ -158,8 +159,8 @@ def predict_runs(stored: tensors.Tensors, examples: Sequences, context: Context)
     Raises:
         FileError: the checkpoint is damaged, or of a cell that this version lacks.
     """
-    from dlcv_cli.sequences.cells import CELLS, checked
-    from dlcv_cli.sequences.training import begin
+    from dlcv_cli.sequences.cells import CELLS, check_parameters
+    from dlcv_cli.sequences.engines import build_engine
     from dlcv_cli.studies.sequences.checkpoints import read_runs
     from dlcv_cli.studies.sequences.compiled_kernels import prepare_kernels
 
@@ -173,8 +174,8 @@ def predict_runs(stored: tensors.Tensors, examples: Sequences, context: Context)
     try:
         runs = read_runs(stored)
         for weights in runs.values():
-            checked(cell, weights, examples.inputs.shape[1])
-        predictions = {seed: begin(cell, weights, settings).answers(examples) for seed, weights in runs.items()}
+            check_parameters(cell, weights, examples.inputs.shape[1])
+        predictions = {seed: build_engine(cell, weights, settings).predict(examples) for seed, weights in runs.items()}
     except ValueError as error:
         raise FileError(stored.path, f"damaged: {error}") from None
     return predictions, settings.engine, cell.module is not None
