@@ -24,6 +24,7 @@ import torch
 from numpy.random import Generator
 
 from dlcv_cli.config import EvalConfig, GenConfig, HeadConfig, Saving, SeqTrainConfig, TrainMachine
+from dlcv_cli.context import Context
 from dlcv_cli.errors import DlcvError, Interrupted
 from dlcv_cli.files import sequences, splits, tensors
 from dlcv_cli.files.disk import write_json
@@ -41,7 +42,7 @@ from dlcv_cli.studies.sequences import compiled_kernels as compiled_code
 from dlcv_cli.studies.sequences.checkpoints import look_up_task
 from dlcv_cli.studies.stored import read_evaluation
 from dlcv_cli.vision.architectures import ARCHITECTURES
-from dlcv_cli.vision.models import random_network, take_weights
+from dlcv_cli.vision.models import build_random_network, copy_weights
 
 HOSTILE: list[Any] = [
     None, True, -1, 0, 1, 7, 2**31, 2**63, 2**64, 10**400, -(10**30), 0.5, 1e308, -0.0, math.nan, math.inf, "", "\0",
@@ -213,13 +214,17 @@ def _arrays(arrays: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
 
 def _checkpoint(path: Path) -> Any:
     stored = open_checkpoint(path)
-    return _arrays({name: t.numpy() for name, t in stored.network.state_dict().items()}), stored.classes, stored.record
+    return (
+        _arrays({name: t.numpy() for name, t in stored.network.state_dict().items()}),
+        stored.classes,
+        stored.preprocessing,
+    )
 
 
 def _weights(path: Path) -> Any:
     architecture = ARCHITECTURES["vgg16_mini"]
-    stored = weights.read(path, None, architecture)
-    take_weights(random_network(architecture, 8, 0), stored.tensors, architecture.head)
+    stored = weights.read_weights(weights.locate_weights(str(path), architecture))
+    copy_weights(build_random_network(architecture, 8, 0), stored.tensors, architecture.head)
 
 
 def _sealed_weights(path: Path) -> Any:
@@ -283,7 +288,7 @@ def _vgg_head(path: Path) -> Any:
     output = path.with_suffix(".safetensors")
     for file in (output, metrics.metrics_path(output)):
         file.unlink(missing_ok=True)
-    vgg.head(path.with_name("drawn.split.json"), output, HEAD, machine=TrainMachine(threads=1))
+    vgg.train_head(path.with_name("drawn.split.json"), output, HEAD, context=Context(TrainMachine(threads=1)))
     return output.read_bytes()
 
 
@@ -383,7 +388,7 @@ def _sound_files(folder: Path, cache: Path) -> Path:
             if stage is seq:
                 seq.train(sequences_file, output, TRAIN, cache=cache)
             else:
-                vgg.head(split, output, HEAD, machine=TrainMachine(threads=1))
+                vgg.train_head(split, output, HEAD, context=Context(TrainMachine(threads=1)))
         except Interrupted:
             pass
         stage.held_back = held

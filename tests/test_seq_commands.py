@@ -121,11 +121,11 @@ def test_gen_like_make(run: Run, folder: Path) -> None:
     [
         ("--count 2", 2, "count is 2"),
         ("--min-length 1", 2, "min_length is 1"),
-        ("--min-length 9 --max-length 8", 2, "max_length is 8"),
+        ("--min-length 9 --max-length 8", 2, "--max-length is 8"),
         ("--test-fraction 0", 2, "test_fraction is 0.0"),
         ("--task sorting", 2, "temporal-order"),
-        ("--task adding-1997", 2, "min_length is 2: adding-1997 needs at least 20"),
-        ("--task adding-1997 --min-length 19 --max-length 40", 2, "min_length is 19"),
+        ("--task adding-1997", 2, "--min-length is 2: adding-1997 needs at least 20"),
+        ("--task adding-1997 --min-length 19 --max-length 40", 2, "--min-length is 19"),
         ("--count 3 --test-fraction 0.9", 2, "leaves a part empty"),
         ("--name", 2, ""),
     ],
@@ -277,7 +277,9 @@ def test_other_data_is_refused(run: Run, folder: Path) -> None:
     before = contents(folder)
     refused(train(run, folder), "it was made from different data")
     refused(train(run, folder, "-o", folder / "other.safetensors"), "dlcv.sequences/1")
-    refused(train(run, folder, "-o", folder / "data.safetensors", "--force"), folder / "data.safetensors", "another name")
+    refused(
+        train(run, folder, "-o", folder / "data.safetensors", "--force"), folder / "data.safetensors", "another name"
+    )
     assert contents(folder) == before
 
 
@@ -404,7 +406,7 @@ def test_json(run: Run, folder: Path) -> None:
         assert document == {"status": status, "output": str(output), **metrics_of(output)["best"]}
         assert list(document) == ["status", "output", "seed", "iteration", "train_loss", "val_loss"]
     lines = forced.stderr.splitlines()
-    assert lines[0] == "trains 101 parameters (gru) on 64 sequences"
+    assert lines[0] == "training 101 parameters (gru) on 64 sequences"
     assert [line.split()[1] for line in lines[1:]] == ["30", "60", "90", "120", "128"]
 
 
@@ -457,7 +459,7 @@ def test_an_exchanged_checkpoint_is_noticed(run: Run, folder: Path) -> None:
     result = run("eval", folder / "gru.safetensors")
     assert result.exit_code == 0
     assert "warning: " in result.stderr
-    assert "not what its metrics file says" in result.stderr
+    assert "not the checkpoint that its metrics file names" in result.stderr
 
 
 def test_a_link_to_itself(run: Run, folder: Path) -> None:

@@ -84,7 +84,7 @@ def test_values_of_1997() -> None:
 
 def test_shorter_than_1997(run: Run, tmp_path: Path) -> None:
     """Sequences too short for the definition are refused, and the shortest that fit are made."""
-    with pytest.raises(SettingError, match="min_length is 19: adding-1997 needs at least 20"):
+    with pytest.raises(SettingError, match="--min-length is 19: adding-1997 needs at least 20"):
         made("adding-1997", 3, 19, 40)
     assert made("adding-1997", 3, 20, 20).lengths.tolist() == [20] * 3
     result = run("seq", "gen", "--task", "adding-1997", "-o", tmp_path / "d.safetensors")

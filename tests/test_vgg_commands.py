@@ -21,6 +21,7 @@ from typer.testing import Result
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.files import tensors
 from dlcv_cli.stages import train_images as vgg
+from dlcv_cli.studies.images.predictor import require_classes
 
 CLASSES = {"cat": 10, "straße": 10, "tree house": 15}
 COMMON = ("--epochs", 1, "--threads", 1, "--precision", "float32")
@@ -81,7 +82,9 @@ def test_metrics_keys(trained: Path, stage: str) -> None:
     assert (found["schema"], found["stage"]) == ("dlcv.metrics/1", f"vgg.{stage}")
     assert list(found["config"]) == [*TRAIN_CONFIG, *STAGES[stage]]
     assert list(found["parameters"]) == ["total", "trainable"]
-    [epoch] = found["records"]
+    *start, epoch = found["records"]
+    assert [record["epoch"] for record in start] == ([0] if stage == "finetune" else [])
+    assert all(record["train_loss"] is None for record in start)
     assert list(epoch) == ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
     assert found["best"] == epoch
     assert epoch["epoch"] == 1
@@ -91,11 +94,11 @@ def test_metrics_keys(trained: Path, stage: str) -> None:
     assert found["checkpoint"] == {"path": checkpoint.name, "sha256": sha256}
     run = found["run"]
     assert list(run) == [
-        "started", "seconds", "machine", "python", "versions", "device", "threads", "images_per_second", "features",
+        "started", "seconds", "machine", "python", "versions", "device", "threads", "features", "images_per_second",
         "resumed", "seconds_before", "seconds_saving",
     ]  # fmt: skip
     assert list(run["versions"]) == ["dlcv", "torch", "torchvision", "numpy", "pillow", "safetensors"]
-    assert (run["threads"], len(run["images_per_second"])) == (1, 1)
+    assert (run["threads"], len(run["images_per_second"])) == (1, 2 if stage == "finetune" else 1)
     if stage == "scratch":
         assert run["features"] == {"used": False, "why": "nothing frozen"}
         return
@@ -294,7 +297,7 @@ def test_without_its_metrics_it_trains_again(run: Run, trained: Path, chain: Pat
         shutil.copy(chain / "head.metrics.json", metrics)
     result = finetune(run, chain)
     assert result.exit_code == 0
-    assert "metrics are missing or another run's; training again" in result.stderr
+    assert "metrics are missing or belong to another checkpoint; training again" in result.stderr
     assert result.stdout.startswith("wrote ")
     assert (chain / "finetune.safetensors").read_bytes() == (trained / "finetune.safetensors").read_bytes()
     assert metrics_of(chain / "finetune.safetensors")["stage"] == "vgg.finetune"
@@ -370,9 +373,9 @@ def test_other_classes_are_refused(run: Run, chain: Path, tmp_path: Path) -> Non
 
 def test_classes_in_another_order_are_refused() -> None:
     """The same classes in another order are other classes."""
-    vgg.require_classes(Path("c"), ["a", "b"], Path("s"), ["a", "b"])
+    require_classes(Path("c"), ["a", "b"], Path("s"), ["a", "b"])
     with pytest.raises(DlcvError, match="the same names in another order"):
-        vgg.require_classes(Path("c"), ["a", "b"], Path("s"), ["b", "a"])
+        require_classes(Path("c"), ["a", "b"], Path("s"), ["b", "a"])
 
 
 Write = Callable[[Path, Path], Any]  # (path to write, the chain's folder)
@@ -538,8 +541,8 @@ def test_exit_codes(run: Run, chain: Path, option: str, code: int) -> None:
 
 
 def test_unknown_network(run: Run, split_file: Path, tmp_path: Path) -> None:
-    """An unknown --arch is wrong usage, and the names there are are listed."""
-    result = run("vgg", "scratch", split_file, "--arch", "resnet18", "-o", tmp_path / "x.safetensors")
+    """An unknown --arch is wrong usage, and the message lists the names."""
+    result = run("vgg", "scratch", split_file, "--arch", "resnet9", "-o", tmp_path / "x.safetensors")
     assert result.exit_code == 2
     assert "vgg16_mini" in result.stderr
 
@@ -572,14 +575,15 @@ def test_json(run: Run, chain: Path) -> None:
 
 def test_what_is_told(run: Run, chain: Path) -> None:
     """stderr says what trains, what is frozen and kept, and one plain line an epoch; stdout only what was written."""
-    told = [
+    notes = [
         r"trains [\d,]+ of [\d,]+ parameters \(vgg16_mini, 3 classes\) on \w+ in float32",
-        r"frozen before features\.28: 9\d\.\d % of the 0\.\d+ GFLOP .* forward; 4,096 bytes an image to keep",
+        r"frozen before features\.28: 9\d\.\d % of the 0\.\d+ GFLOP .*; features take 4,096 bytes per image",
     ]
-    for kept in (r"0 of 28 are there, 115 [Kk]B to add, [^,]+ free on its disk", r"28 of 28 are there"):
+    cold = r"0 of 28 images are cached, 115 [Kk]B to add, [^,]+ free on its disk"
+    for cached in (cold, r"28 of 28 images are cached"):
         result = finetune(run, chain, "--force", "--epochs", 2)
         lines = result.stderr.splitlines()
-        for line, expected in zip(lines, [*told, f"store [0-9a-f]{{12}}: {kept}"], strict=False):
+        for line, expected in zip(lines, [*notes, f"feature cache [0-9a-f]{{12}}: {cached}"], strict=False):
             assert re.fullmatch(expected, line)
-        assert [line.split()[:2] for line in lines[3:]] == [["epoch", "1"], ["epoch", "2"]]
+        assert [line.split()[:2] for line in lines[3:]] == [["epoch", str(number)] for number in range(3)]
         assert len(result.stdout.splitlines()) == 1

@@ -78,6 +78,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(vgg.app, name="vgg")
+app.add_typer(vgg.app, name="image", help="The same as vgg, for networks of every kind.")
 app.add_typer(seq.app, name="seq")
 app.command("eval")(evaluate.evaluate)
 app.command("report")(report.report)

@@ -55,7 +55,7 @@ def split(
     }
     identity = [(p, label, h) for (p, label), (h, _) in zip(listing.images, hashes, strict=True)]
     source = Input(hash_json([listing.classes, identity, sorted(bad)]))
-    recipe = Recipe("data.split", config.to_json(), {"images": source})
+    recipe = Recipe("data.split", config, {"images": source})
     made = is_up_to_date(output, recipe, lambda path: read_json(path, splits.SCHEMA), force)
     if made and splits.read(output).root.resolve() == root.resolve():  # else the images have moved since
         return Outcome(output, False, show(output))
@@ -151,7 +151,7 @@ def draw(folder: Path, config: DrawConfig, *, force: bool = False, report: Repor
     """Writes drawn figures as a folder of class folders of PNGs."""
     from dlcv_cli.vision import drawing
 
-    recipe = Recipe("data.draw", config.to_json())
+    recipe = Recipe("data.draw", config)
     total = config.classes * config.per_class
     made = made_folder(folder, recipe, lambda: drawing.draw(config), total, force, report or Reporter())
     return Outcome(folder, made, {"images": total})

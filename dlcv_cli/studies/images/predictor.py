@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlcv_cli.config import Precision
 from dlcv_cli.context import Context, Reporter
@@ -21,13 +21,13 @@ from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON
 from dlcv_cli.files.splits import Split
 from dlcv_cli.studies.images.device import prepare
-from dlcv_cli.studies.images.features import Frozen, sources
+from dlcv_cli.studies.images.features import FrozenLayers, open_sources
 from dlcv_cli.studies.images.part_files import require_images
 from dlcv_cli.vision import inference
 from dlcv_cli.vision.architectures import ARCHITECTURES
-from dlcv_cli.vision.models import Network, stored_network, unfreeze
+from dlcv_cli.vision.models import build_loaded_network, list_top_layers, unfreeze
 from dlcv_cli.vision.preprocessing import Preprocessing
-from dlcv_cli.vision.steps import Cut, cut
+from dlcv_cli.vision.steps import SplitNetwork, split_at_frozen
 from dlcv_cli.vision.training import predict
 from dlcv_cli.vision.transforms import Images
 
@@ -37,7 +37,7 @@ class ImageCheckpoint:
     """A checkpoint of an image network, ready to compute."""
 
     path: Path
-    network: Network
+    network: nn.Module
     arch: str
     trained: tuple[str, ...]  # the layers that were trained
     precision: Precision  # of the arithmetic it was trained in
@@ -48,15 +48,13 @@ class ImageCheckpoint:
 def open_checkpoint(path: Path) -> ImageCheckpoint:
     """Read an image checkpoint. Raise FileError if anything in it is wrong."""
     stored = tensors.read(path, tensors.CHECKPOINT)
-    metadata, arch = stored.metadata, read_arch(path, stored.metadata)
-    classes = metadata.get("classes")
-    if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes):
-        raise FileError(path, "damaged: its metadata lists no classes")
+    metadata, arch, classes = stored.metadata, read_arch(path, stored.metadata), read_classes(path, stored.metadata)
     arrays: dict[str, Tensor] = {name: torch.from_numpy(array) for name, array in stored.arrays.items()}
     try:
-        network = stored_network(ARCHITECTURES[arch], len(classes), arrays)
+        network = build_loaded_network(ARCHITECTURES[arch], len(classes), arrays)
         preprocessing = Preprocessing.from_json(metadata.get("preprocessing"))
-        trained, precision = metadata.get("trained", ["features", "classifier"]), metadata.get("precision", "float32")
+        # checkpoints of the first versions say neither: in all of them every layer was trained, in float32
+        trained, precision = metadata.get("trained", list_top_layers(network)), metadata.get("precision", "float32")
         unfreeze(network, trained)
         inference.DTYPES[precision]
     except (ValueError, TypeError, KeyError, DlcvError) as error:
@@ -70,6 +68,14 @@ def read_arch(path: Path, metadata: JSON) -> str:
     if not isinstance(arch, str) or arch not in ARCHITECTURES:
         raise FileError(path, f"holds no image network that this version knows ({metadata.get('stage')})")
     return arch
+
+
+def read_classes(path: Path, metadata: JSON) -> list[str]:
+    """Return the names of a checkpoint's classes. Raise FileError if there are none."""
+    classes = metadata.get("classes")
+    if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes):
+        raise FileError(path, "damaged: its metadata lists no classes")
+    return classes
 
 
 def require_classes(checkpoint: Path, trained: list[str], split: Path, expected: list[str]) -> None:
@@ -101,11 +107,11 @@ def load_part(split: Split, part: str, preprocessing: Preprocessing, reporter: R
     return Images(paths, [e.sha256 for e in examples], labels, preprocessing)
 
 
-def split_at_frozen(network: Network, trained: Sequence[str], device: torch.device) -> Cut:
-    """Move a network to its device and split it before the first layer that trains or is random."""
+def place_and_split(network: nn.Module, arch: str, trained: Sequence[str], device: torch.device) -> SplitNetwork:
+    """Move a network to its device, let these layers train, and split it before the first that trains or is random."""
     unfreeze(network, trained)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub knows no module form
-    return cut(network)
+    return split_at_frozen(network, ARCHITECTURES[arch])
 
 
 class Predictor:
@@ -120,18 +126,16 @@ class Predictor:
             context.reporter.note(
                 f"{checkpoint.path} was trained in bfloat16, which {self.device} does not support: using float32"
             )
-        self._parts = split_at_frozen(checkpoint.network, checkpoint.trained, self.device)
+        split = place_and_split(checkpoint.network, checkpoint.arch, checkpoint.trained, self.device)
+        self._frozen = FrozenLayers(split, checkpoint.arch, self.device, self.precision, self.threads)
         self._features: JSON = {}
 
     def predict(self, images: Images) -> Iterator[Tensor]:
         """Yield logits (n, K) float32 on the CPU, batch by batch in the order of the images."""
         reporter = self.context.reporter
-        frozen = Frozen(
-            self._parts, self.checkpoint.arch, self.device, self.precision, self.threads, self.context.cache
-        )
-        (source,), self._features = sources(frozen, (images,), (1,), reporter)
+        (source,), self._features = open_sources(self._frozen, (images,), (1,), self.context)
         done = 0
-        for logits in predict(self._parts.suffix, source, self.precision):
+        for logits in predict(self._frozen.split.tail, source, self.precision):
             done += len(logits)
             reporter.progress(f"predicting with {self.checkpoint.path.name}", done, len(images.paths))
             yield logits.cpu()

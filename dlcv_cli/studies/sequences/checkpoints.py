@@ -6,12 +6,11 @@ from dlcv_cli.errors import FileError
 from dlcv_cli.files import tensors
 from dlcv_cli.files.sequences import SequenceFile
 from dlcv_cli.sequences.cells import Parameters
+from dlcv_cli.sequences.engines import ENGINES
 from dlcv_cli.sequences.tasks import TASKS, Task
 
 # engine -> the packages whose versions its results depend on
-PACKAGES = {
-    engine: (package, "numpy", "safetensors") for engine, package in (("compiled", "numba"), ("torch", "torch"))
-}
+PACKAGES = {name: (engine.package, "numpy", "safetensors") for name, engine in ENGINES.items()}
 
 
 def look_up_task(file: SequenceFile) -> Task:

@@ -159,8 +159,8 @@ def predict_runs(stored: tensors.Tensors, examples: Sequences, context: Context)
     Raises:
         FileError: the checkpoint is damaged, or of a cell that this version lacks.
     """
-    from dlcv_cli.sequences.cells import CELLS, checked
-    from dlcv_cli.sequences.training import begin
+    from dlcv_cli.sequences.cells import CELLS, check_parameters
+    from dlcv_cli.sequences.engines import build_engine
     from dlcv_cli.studies.sequences.checkpoints import read_runs
     from dlcv_cli.studies.sequences.compiled_kernels import prepare_kernels
 
@@ -174,8 +174,8 @@ def predict_runs(stored: tensors.Tensors, examples: Sequences, context: Context)
     try:
         runs = read_runs(stored)
         for weights in runs.values():
-            checked(cell, weights, examples.inputs.shape[1])
-        predictions = {seed: begin(cell, weights, settings).answers(examples) for seed, weights in runs.items()}
+            check_parameters(cell, weights, examples.inputs.shape[1])
+        predictions = {seed: build_engine(cell, weights, settings).predict(examples) for seed, weights in runs.items()}
     except ValueError as error:
         raise FileError(stored.path, f"damaged: {error}") from None
     return predictions, settings.engine, cell.module is not None
