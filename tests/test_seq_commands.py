@@ -277,7 +277,9 @@ def test_other_data_is_refused(run: Run, folder: Path) -> None:
     before = contents(folder)
     refused(train(run, folder), "it was made from different data")
     refused(train(run, folder, "-o", folder / "other.safetensors"), "dlcv.sequences/1")
-    refused(train(run, folder, "-o", folder / "data.safetensors", "--force"), folder / "data.safetensors", "another name")
+    refused(
+        train(run, folder, "-o", folder / "data.safetensors", "--force"), folder / "data.safetensors", "another name"
+    )
     assert contents(folder) == before
 
 
