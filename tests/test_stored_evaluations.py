@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,3 +123,17 @@ def test_other_examples_under_one_fingerprint(run: Run, judged: Path) -> None:
     result = run("eval", "--compare", *paths)
     assert result.exit_code == 1
     assert "its examples differ from those of" in result.stderr
+
+
+def test_stored_evaluations_need_no_torch(judged: Path) -> None:
+    """Comparing what is evaluated already imports neither torch nor numba."""
+    code = (
+        "import sys; from typer.testing import CliRunner; from dlcv_cli.cli.app import app;"
+        "result = CliRunner().invoke(app, sys.argv[1:]); assert result.exit_code == 0, result.stderr;"
+        "print([name for name in ('torch', 'torchvision', 'numba') if name in sys.modules])"
+    )
+    names = [str(judged / f"{name}.safetensors") for name in ("head", "finetune")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "eval", "--compare", *names], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

@@ -294,18 +294,18 @@ def _write(run: _Run, plan: _Plan, info: RunInfo) -> Outcome:
     start, network = run.start, run.training.network
     best = [record for record in run.records if record["best"]][-1]
     result = TrainingResult(
-        {name: t.detach().cpu().contiguous().numpy() for name, t in network.state_dict().items()},
-        {"arch": start.arch, "precision": run.training.precision},
-        {
+        arrays={name: t.detach().cpu().contiguous().numpy() for name, t in network.state_dict().items()},
+        subject={"arch": start.arch, "precision": run.training.precision},
+        metadata={
             "classes": plan.split.classes,
             "preprocessing": start.preprocessing.to_json(),
             "trained": start.trained,
         },
-        count_parameters(network),
-        run.records,
-        best,
-        PACKAGES,
-        {**run.machine, "images_per_second": run.speeds},
+        parameters=count_parameters(network),
+        records=run.records,
+        best=best,
+        packages=PACKAGES,
+        run={**run.machine, "images_per_second": run.speeds},
     )
     return write_training(plan.output, plan.recipe, result, info, run.snapshots)
 
@@ -320,5 +320,5 @@ def warn_if_collapsed(
     collapse = judge_classes(np.array(epoch.val_predicted), val, correct, largest_class(train), classes)
     if collapse.collapsed:
         remedy = "try a lower --lr, more --epochs, an --arch with batch normalisation, or pretrained weights (vgg head)"
-        share = f"{100 * collapse.share:.1f} % of the answers are {collapse.most_frequent}"
+        share = f"{100 * collapse.share:.1f} % of the predictions are {collapse.most_frequent}"
         reporter.warn(f"collapsed after {epoch.epoch} of {epochs} epochs: {collapse.why}; {share}; {remedy}")
