@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -59,9 +60,21 @@ def list_names(names: Iterable[object], most: int = 5) -> str:
     return ", ".join(listed[:most]) + more
 
 
+# Characters that reverse the text around them: Unicode's bidirectional controls.
+BIDIRECTIONAL = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+
+
 def escape_controls(text: str) -> str:
-    """The text with control characters as escapes: names in files must not command a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    r"""Return the text with each control character but \n as an escape such as `\x1b`.
+
+    Names in files must neither command a terminal nor change the order of the text around them. Everything else, such
+    as the wide space U+3000, stays as it is.
+    """
+    return "".join(char.encode("unicode_escape").decode() if _is_control(char) else char for char in text)
+
+
+def _is_control(char: str) -> bool:
+    return char != "\n" and (unicodedata.category(char) in ("Cc", "Cn", "Cs", "Zl", "Zp") or ord(char) in BIDIRECTIONAL)
 
 
 def look_up(table: dict[str, T], name: str, what: str) -> T:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlcv_cli.cli.console import Terminal, described, print_outcome
+from dlcv_cli.cli.console import Terminal, describe_record, print_outcome
 from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, NoCache, OutputFile, Root, SplitFile, configured
 from dlcv_cli.config import FinetuneConfig, HeadConfig, ScratchConfig, TrainMachine
 from dlcv_cli.context import Outcome
@@ -93,4 +93,4 @@ def scratch(
 
 
 def _print(outcome: Outcome, as_json: bool) -> None:
-    print_outcome(outcome, as_json, f"best {described(outcome.summary)}")
+    print_outcome(outcome, as_json, f"best {describe_record(outcome.summary)}")

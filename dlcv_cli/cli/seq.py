@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlcv_cli.cli.console import Terminal, described, print_outcome
+from dlcv_cli.cli.console import Terminal, describe_record, print_outcome
 from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, OutputFile, configured
 from dlcv_cli.config import GenConfig, Saving, SeqTrainConfig
 from dlcv_cli.sequences.cells import CELLS
@@ -44,4 +44,4 @@ def train(
     from dlcv_cli.stages import train_sequences as seq
 
     outcome = seq.train(data, output, config, saving=saving, cache=cache, force=force, report=Terminal())
-    print_outcome(outcome, as_json, f"best {described(outcome.summary)}")
+    print_outcome(outcome, as_json, f"best {describe_record(outcome.summary)}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dlcv_cli.config import EvalConfig, Machine
-from dlcv_cli.context import Outcome, Reporter
+from dlcv_cli.context import Context, Outcome, Reporter
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON, hash_file
@@ -26,7 +26,7 @@ from dlcv_cli.report.page import page
 from dlcv_cli.report.page_parts import Network, Study
 from dlcv_cli.results import documents as metrics
 from dlcv_cli.stages.compare import compare
-from dlcv_cli.stages.data import made_folder
+from dlcv_cli.stages.data import fill_folder
 from dlcv_cli.stages.evaluate import evaluate
 from dlcv_cli.stages.lineage import line_of_files
 from dlcv_cli.studies.images.thumbnails import confused, highest_loss, root_of
@@ -91,7 +91,10 @@ def write_report(
         studies = cached(lambda: _studies(found, reference, common, data, root))  # made when first needed
         if figures_folder:
             paper = Recipe("report.figures", settings, recipe.inputs)
-            drawn = made_folder(figures_folder, paper, lambda: _paper(studies()), 0, force, report, ("matplotlib",))
+            saving = Context(force=force, reporter=report)
+            drawn = fill_folder(
+                figures_folder, paper, lambda: _paper(studies()), 0, context=saving, packages=("matplotlib",)
+            )
             report.note(f"{figures_folder}: {'written' if drawn else 'up to date'}")
         if not fresh:
             pages.write(output, page(studies(), {"schema": pages.SCHEMA, **recipe.to_json(output.parent)}))
