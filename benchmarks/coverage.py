@@ -15,12 +15,13 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from dlcv_cli.statistics.metrics import Scores, calibration_of, r2_of, recall_of
+from dlcv_cli.statistics.metrics import calibration_of, r2_of, recall_of, score_answers
 from dlcv_cli.statistics.significance import (
     Interval,
     bca,
@@ -121,8 +122,8 @@ def calibration(rng: Generator, draws: int) -> Iterator[Outcome]:
     for name, wrong in (("8 points: BCa (not what is reported)", 0.08), ("2 points: BCa (not what is reported)", 0.02)):
         confidences = 0.25 + 0.75 * rng.beta(4, 1, 1736)
         right = rng.random(1736) < confidences - wrong
-        nothing = np.zeros(0)
-        scores = Scores(nothing, nothing.astype(np.int64), right, right, confidences)
+        labels = np.zeros(len(right), np.int64)
+        scores = replace(score_answers(labels, labels, CLASSES), right=right, confidences=confidences)
         yield name, holds(bca([calibration_of(scores)], draws)[0], wrong)
 
 

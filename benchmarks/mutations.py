@@ -24,21 +24,25 @@ import torch
 from numpy.random import Generator
 
 from dlcv_cli.config import EvalConfig, GenConfig, HeadConfig, Saving, SeqTrainConfig, TrainMachine
+from dlcv_cli.context import Context
 from dlcv_cli.errors import DlcvError, Interrupted
 from dlcv_cli.files import sequences, splits, tensors
 from dlcv_cli.files.disk import write_json
 from dlcv_cli.files.feature_cache import FeatureCache
 from dlcv_cli.report import report_file as pages
-from dlcv_cli.results import documents as metrics
+from dlcv_cli.results import metrics
 from dlcv_cli.stages import data, evaluate, weights
 from dlcv_cli.stages import seed_runs as runs
 from dlcv_cli.stages import train_images as vgg
 from dlcv_cli.stages import train_sequences as seq
 from dlcv_cli.stages.compare import compare
 from dlcv_cli.stages.report import write_report
+from dlcv_cli.studies.images.predictor import open_checkpoint
 from dlcv_cli.studies.sequences import compiled_kernels as compiled_code
+from dlcv_cli.studies.sequences.checkpoints import look_up_task
+from dlcv_cli.studies.stored import read_evaluation
 from dlcv_cli.vision.architectures import ARCHITECTURES
-from dlcv_cli.vision.models import random_network, take_weights
+from dlcv_cli.vision.models import build_random_network, copy_weights
 
 HOSTILE: list[Any] = [
     None, True, -1, 0, 1, 7, 2**31, 2**63, 2**64, 10**400, -(10**30), 0.5, 1e308, -0.0, math.nan, math.inf, "", "\0",
@@ -209,14 +213,18 @@ def _arrays(arrays: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
 
 
 def _checkpoint(path: Path) -> Any:
-    stored = vgg.read_checkpoint(path)
-    return _arrays({name: t.numpy() for name, t in stored.network.state_dict().items()}), stored.classes, stored.record
+    stored = open_checkpoint(path)
+    return (
+        _arrays({name: t.numpy() for name, t in stored.network.state_dict().items()}),
+        stored.classes,
+        stored.preprocessing,
+    )
 
 
 def _weights(path: Path) -> Any:
     architecture = ARCHITECTURES["vgg16_mini"]
-    stored = weights.read(path, None, architecture)
-    take_weights(random_network(architecture, 8, 0), stored.tensors, architecture.head)
+    stored = weights.read_weights(weights.locate_weights(str(path), architecture))
+    copy_weights(build_random_network(architecture, 8, 0), stored.tensors, architecture.head)
 
 
 def _sealed_weights(path: Path) -> Any:
@@ -231,7 +239,7 @@ def _predictions(path: Path) -> Any:
 
 def _sequences(path: Path) -> Any:
     found = sequences.read(path)
-    seq.known_task(found)
+    look_up_task(found)
     return {part: _arrays(vars(data)) for part, data in found.parts.items()}, found.metadata
 
 
@@ -242,11 +250,11 @@ def _split(path: Path) -> Any:
 
 
 def _metrics(path: Path) -> Any:
-    metrics.belongs(path.with_name("gru.safetensors"), "0" * 64)
+    metrics.belongs_to(path.with_name("gru.safetensors"), "0" * 64)
 
 
 def _compared(path: Path) -> Any:
-    metrics.read_eval(path)
+    read_evaluation(path)
     compare([("one", path), ("other", path)])
 
 
@@ -280,7 +288,7 @@ def _vgg_head(path: Path) -> Any:
     output = path.with_suffix(".safetensors")
     for file in (output, metrics.metrics_path(output)):
         file.unlink(missing_ok=True)
-    vgg.head(path.with_name("drawn.split.json"), output, HEAD, machine=TrainMachine(threads=1))
+    vgg.train_head(path.with_name("drawn.split.json"), output, HEAD, context=Context(TrainMachine(threads=1)))
     return output.read_bytes()
 
 
@@ -365,7 +373,7 @@ def _sound_files(folder: Path, cache: Path) -> Path:
     small = place / "small.safetensors"
     seq.gen(small, GenConfig(count=200))
     sequences_file.write_bytes(small.read_bytes())
-    state = vgg.read_checkpoint(start).network.state_dict()
+    state = open_checkpoint(start).network.state_dict()
     torch.save(state, place / "start.pth")
     torch.save(state, place / "legacy.pth", _use_new_zipfile_serialization=False)
     gru = place / "gru.safetensors"
@@ -380,7 +388,7 @@ def _sound_files(folder: Path, cache: Path) -> Path:
             if stage is seq:
                 seq.train(sequences_file, output, TRAIN, cache=cache)
             else:
-                vgg.head(split, output, HEAD, machine=TrainMachine(threads=1))
+                vgg.train_head(split, output, HEAD, context=Context(TrainMachine(threads=1)))
         except Interrupted:
             pass
         stage.held_back = held

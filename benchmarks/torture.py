@@ -183,11 +183,11 @@ def kills(place: Place, count: int, rng: np.random.Generator, problems: list[str
                 killed += code == -signal.SIGKILL
                 again = code == -signal.SIGKILL and rng.random() < 0.25
                 counts["half-written"] += any(p.suffix == ".tmp" for p in folder.iterdir())
-                counts["resumed"] += "going on from" in text
+                counts["resumed"] += "continuing from" in text
             process = start(words, folder, often)
             code, text = ended(process), said(process)
             troubles(counts, code, text, problems)
-            counts["resumed"] += "going on from" in text
+            counts["resumed"] += "continuing from" in text
             wrong = f"exit code {code}" if code else place.wrong(name, folder)
             counts["kills"] += killed
             if killed:  # not done before it came
@@ -391,7 +391,7 @@ def twins(place: Place, count: int, rng: np.random.Generator, problems: list[str
             troubles(counts, code, text, problems)
             counts["made it"] += code == 0 and "wrote" in text
             counts["up to date"] += code == 0 and "up to date" in text
-            counts["gave way in one line"] += code == 1 and "another dlcv is writing it" in text
+            counts["gave way in one line"] += code == 1 and "in use by another dlcv process" in text
         wrong = place.wrong(name, folder)
         counts["tried"] += 1
         counts["the same bytes"] += not wrong

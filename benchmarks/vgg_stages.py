@@ -33,13 +33,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from dlcv_cli.config import Machine, TrainConfig
-from dlcv_cli.stages.train_images import parted
 from dlcv_cli.studies.images.device import prepare
+from dlcv_cli.studies.images.predictor import place_and_split
 from dlcv_cli.vision.architectures import ARCHITECTURES
-from dlcv_cli.vision.batches import computed, groups, kept, to_rows
-from dlcv_cli.vision.inference import Forward, outputs, resolve
-from dlcv_cli.vision.models import random_network
-from dlcv_cli.vision.steps import work
+from dlcv_cli.vision.batches import source_of_images, source_of_rows, split_evenly, to_rows
+from dlcv_cli.vision.inference import FeatureExtractor, extract_in_threads, resolve_precision
+from dlcv_cli.vision.models import build_random_network
+from dlcv_cli.vision.steps import measure_cost
 from dlcv_cli.vision.training import Progress, Training, evaluate
 from dlcv_cli.vision.transforms import PLAIN, Images
 
@@ -105,45 +105,46 @@ def plain(stage: str, paths: list[Path], threads: int, device: str) -> Found:
 
 def frozen(stage: str, paths: list[Path], threads: int, device: str, precision: Any) -> Found:
     """ms an image of decoding and the frozen layers, once."""
-    _, parts, place, exact = begin(stage, threads, device, precision)
+    split, place, exact = begin(stage, threads, device, precision)
     images = images_of(paths)
-    forward = Forward(list(parts.prefix), images.preprocessing, place, exact)
+    extractor = FeatureExtractor([*split.frozen], images.preprocessing, place, exact)
 
-    def load(group: Any) -> Tensor:
-        return torch.stack([images.pixels(index, PLAIN) for index in group])
+    def load(batch: Any) -> Tensor:
+        return torch.stack([images.pixels(index, PLAIN) for index in batch])
 
     def steps() -> Iterator[int]:
-        for group, x in outputs(forward, groups(range(len(paths)), forward.group), load, threads):
+        batches = split_evenly(range(len(paths)), extractor.batch_size)
+        for batch, x in extract_in_threads(extractor, batches, load, threads):
             to_rows(x)
-            yield len(group)
+            yield len(batch)
 
-    forward(load(range(4)))  # the first call prepares what later ones reuse
+    extractor(load(range(4)))  # the first call prepares what later ones reuse
     begun = time.perf_counter()
     count = sum(steps())
     ms = 1e3 * (time.perf_counter() - begun) / count
-    return {"ms": ms, "gflop": work(parts, images.preprocessing.crop).flops / 1e9, "memory": peak()}
+    return {"ms": ms, "gflop": measure_cost(split, images.preprocessing.crop).flops / 1e9, "memory": peak()}
 
 
-def steps_from_store(stage: str, paths: list[Path], threads: int, device: str, precision: Any) -> Found:
+def train_from_cache(stage: str, paths: list[Path], threads: int, device: str, precision: Any) -> Found:
     """ms an image of training (and of validation) behind the frozen layers; for scratch, of all of it."""
-    network, parts, place, exact = begin(stage, threads, device, precision)
+    split, place, exact = begin(stage, threads, device, precision)
     images = images_of([path for path, _ in zip(cycle(paths), range(3 * BATCH), strict=False)])
     config = TrainConfig(epochs=1, batch_size=BATCH, lr=1e-5)
-    if len(parts.prefix):
-        shape = work(parts, images.preprocessing.crop).shape
+    if len(split.frozen):
+        shape = measure_cost(split, images.preprocessing.crop).shape
         count = 10 * BATCH  # costs nothing to have, and takes the noise out of short steps
         dtype = torch.bfloat16 if exact == "bfloat16" else torch.float32
         rows = to_rows(torch.rand(count, *shape).to(dtype))
         labels = np.arange(count) % CLASSES
-        train = kept(rows, lambda epoch: np.arange(count), labels, place)
+        train = source_of_rows(rows, lambda epoch: np.arange(count), labels, place)
     else:
-        train = computed(images, Forward([], images.preprocessing, place, exact), threads)
+        train = source_of_images(images, FeatureExtractor([], images.preprocessing, place, exact), threads)
     val = train
     evaluate_ms = 0.0
 
     def steps() -> Iterator[int]:
         done = 0
-        for event in Training(network, parts, train, val, config, place, exact):
+        for event in Training(split, train, val, config, exact):
             if isinstance(event, Progress):
                 yield event.done - done
                 done = event.done
@@ -151,19 +152,19 @@ def steps_from_store(stage: str, paths: list[Path], threads: int, device: str, p
                     return
 
     ms = per_image(steps())
-    if len(parts.prefix):
+    if len(split.frozen):
         begun = time.perf_counter()
-        [*evaluate(parts.suffix, val, exact)]
+        [*evaluate(split.tail, val, exact)]
         evaluate_ms = 1e3 * (time.perf_counter() - begun) / len(val)
     found = {"ms": ms, "val_ms": evaluate_ms, "memory": peak()}
     return {**found, **({"gflop": GFLOP[stage]} if stage in GFLOP else {})}
 
 
-def begin(stage: str, threads: int, device: str, precision: Any) -> tuple[Any, Any, torch.device, str]:
-    """What a stage begins with: network, where it is cut, device, precision."""
+def begin(stage: str, threads: int, device: str, precision: Any) -> tuple[Any, torch.device, str]:
+    """Return what a stage begins with: network, split; device; precision."""
     place, _ = prepare(Machine(device=device, threads=threads))  # type: ignore[arg-type]
-    network = random_network(VGG16, CLASSES, 0)
-    return network, parted(network, TRAINED[stage], place), place, resolve(precision, place)
+    network = build_random_network(VGG16, CLASSES, 0)
+    return place_and_split(network, "vgg16", TRAINED[stage], place), place, resolve_precision(precision, place)
 
 
 def images_of(paths: list[Path]) -> Images:
@@ -240,7 +241,7 @@ def main() -> None:
             results.setdefault(f"plain {stage}", []).append(alone(plain, stage, *some))
         for stage in TRAINED:
             results.setdefault(f"dlcv {stage}", []).append(
-                alone(steps_from_store, stage, paths, *machine, args.precision)
+                alone(train_from_cache, stage, paths, *machine, args.precision)
             )
         for name, stage, precision in (
             ("frozen head", "head", args.precision),

@@ -119,27 +119,27 @@ class DrawConfig(Config):
 
 @dataclass(frozen=True)
 class TrainConfig(Config):
-    """What every `vgg` stage has. Adam throughout; the best validation epoch is kept."""
+    """What every `vgg` stage has. The epoch with the best validation accuracy is kept."""
 
     PANEL = "How to train"
 
     epochs: int = setting(6, "passes over the training part", low=1, high=100_000)
-    batch_size: int = setting(64, "images a step", low=1, high=65_536)
-    lr: float = setting(0.005, "Adam's learning rate in the first epoch", above=0)
-    schedule: Literal["exponential", "cosine", "constant"] = setting("exponential", "how lr changes by epoch")
+    batch_size: int = setting(64, "images per step", low=1, high=65_536)
+    lr: float = setting(0.005, "learning rate in the first epoch", above=0)
+    schedule: Literal["exponential", "cosine", "constant"] = setting("exponential", "how lr changes over the epochs")
     decay: float = setting(0.9, "exponential: lr is multiplied by this after each epoch", above=0, high=1)
-    weight_decay: float = setting(0.0, "Adam's L2 penalty", low=0)
-    augment: Augment = setting("none", "how training images vary: mirrored; a random part of them, mirrored")
+    weight_decay: float = setting(0.0, "L2 penalty on the weights", low=0)
+    augment: Augment = setting("none", "how training images vary: mirrored; or a random part, mirrored")
     views: int | None = setting(
-        None, "with augment: so many random views of each image, in turn; default: another in every epoch", low=1
+        None, "with --augment: number of random views of each image, used in turn; default: a new one each epoch", low=1
     )
-    precision: Precision = setting("auto", "of the arithmetic; auto: bfloat16 where the device has it natively")
-    seed: int = setting(0, "initial weights, order, dropout and augmentation", **SEED)
+    precision: Precision = setting("auto", "of the arithmetic; auto: bfloat16 if the device supports it natively")
+    seed: int = setting(0, "seed of initial weights, order, dropout and augmentation", **SEED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.views and self.augment == "none":
-            raise SettingError("--views says how many random views there are; without --augment there is one")
+            raise SettingError("--views needs --augment: without it every image has one view")
 
     def lr_at(self, epoch: int) -> float:
         """Learning rate of an epoch (0 is the first)."""
@@ -156,7 +156,7 @@ class HeadConfig(TrainConfig):
     """`vgg head`, by the published recipe: lr 0.005, exponential decay, 6 epochs."""
 
     arch: str = setting("vgg16", "the network")
-    partial: bool = setting(False, "accept weights that leave more than the head to chance")
+    partial: bool = setting(False, "accept weights that lack more than the head")
 
 
 @dataclass(frozen=True)
@@ -164,10 +164,10 @@ class FinetuneConfig(TrainConfig):
     """`vgg finetune`, by the published recipe: fixed lr 5e-5, 4 epochs."""
 
     epochs: int = setting(4, "passes over the training part", low=1, high=100_000)
-    lr: float = setting(5e-5, "Adam's learning rate in the first epoch", above=0)
-    schedule: Literal["exponential", "cosine", "constant"] = setting("constant", "how lr changes by epoch")
+    lr: float = setting(5e-5, "learning rate in the first epoch", above=0)
+    schedule: Literal["exponential", "cosine", "constant"] = setting("constant", "how lr changes over the epochs")
     unfreeze: str | None = setting(
-        None, "layers that train, comma-separated; default: by network, classifier,features.28 for vgg16"
+        None, "layers to train, comma-separated; default: by network, classifier,features.28 for vgg16"
     )
 
 
@@ -209,10 +209,10 @@ class GenConfig(Config):
 
     PANEL = "How to generate"
 
-    task: str = setting("adding", "what is asked about a sequence")
-    count: int = setting(10_000, "sequences in all", low=3, high=100_000_000)
-    min_length: int = setting(2, "steps of the shortest", low=2, high=1_000_000)
-    max_length: int = setting(10, "steps of the longest; lengths are uniform between", low=2, high=1_000_000)
+    task: str = setting("adding", "the task, which says what the target of a sequence is")
+    count: int = setting(10_000, "number of sequences in all parts together", low=3, high=100_000_000)
+    min_length: int = setting(2, "steps of the shortest sequence", low=2, high=1_000_000)
+    max_length: int = setting(10, "steps of the longest sequence; lengths are uniform", low=2, high=1_000_000)
     test_fraction: float = setting(0.2, "share held out for test, rounded up", above=0, high=0.9)
     val_fraction: float = setting(0.2, "share of the rest held out for validation, rounded up", above=0, high=0.9)
     seed: int = setting(0, "which sequences", **SEED)
@@ -229,10 +229,8 @@ class SeqTrainConfig(Config):
 
     PANEL = "How to train"
 
-    cell: str = setting("gru", "the network")
-    engine: Literal["compiled", "torch"] = setting(
-        "compiled", "what computes: dlcv's kernels, or torch.nn with autograd"
-    )
+    cell: str = setting("gru", "the recurrent cell")
+    engine: str = setting("compiled", "what computes: dlcv's kernels, or torch.nn with autograd")
     hidden_size: int = setting(32, "width of the hidden state", low=1, high=8192)
     epochs: int = setting(3, "passes over the training part", low=1, high=100_000)
     batch_size: int = setting(1, "sequences a step", low=1, high=65_536)
@@ -241,8 +239,8 @@ class SeqTrainConfig(Config):
     chrono: int | None = setting(
         None, "lstm, gru: steps to remember from the start, by the gates' biases; default: torch's random ones", low=3
     )
-    record_every: int = setting(500, "iterations between two looks at the losses", low=1)
-    seeds: int = setting(1, "independent runs, with seed, seed + 1, ...", low=1, high=100_000)
+    record_every: int = setting(500, "iterations between two validation passes", low=1)
+    seeds: int = setting(1, "independent runs, with the seeds SEED, SEED + 1, ...", low=1, high=100_000)
     seed: int = setting(0, "initial weights and order of the first run", **SEED)
 
     def __post_init__(self) -> None:
@@ -259,4 +257,4 @@ class EvalConfig(Config):
 
     PANEL = "What to evaluate"
 
-    split: Part = setting("test", "which part to evaluate on")
+    part: Part = setting("test", "part of the data to evaluate on")

@@ -1,4 +1,4 @@
-"""What a user can cause. The command line turns each into one line on stderr and its exit code."""
+"""Errors that a user can cause. The command line turns each into one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class DlcvError(Exception):
-    """Something the user can fix; the message says what, where and what to do next."""
+    """A problem the user can fix; the message says what, where and what to do next."""
 
     exit_code = 1
 
@@ -30,19 +30,20 @@ class FileError(DlcvError):
 
 
 class ExistsError(DlcvError):
-    """An output that is there already and was made differently."""
+    """An output that exists and was made by another recipe.
 
-    def __init__(
-        self,
-        path: Path | str,
-        differences: Iterable[str],
-        remedy: str = "give another -o, or --force to replace it",
-    ) -> None:
-        super().__init__(f"{path} exists and was made differently ({'; '.join(differences)}): {remedy}")
+    Args:
+        differences: clauses that complete "PATH already exists, but ...".
+    """
+
+    def __init__(self, path: Path | str, differences: Iterable[str], remedy: str = "use --force to replace it") -> None:
+        *clauses, last = differences
+        text = f"{', '.join(clauses)} and {last}" if clauses else last
+        super().__init__(f"{path} already exists, but {text}; {remedy}")
 
 
 class DivergedError(DlcvError):
-    """A loss stopped being a finite number: the same run would come to the same end."""
+    """A loss that is no longer a finite number: the same run would end the same way."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -54,7 +55,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def list_names(names: Iterable[object], most: int = 5) -> str:
-    """A short enumeration for a message: the first `most` names, and how many more there are."""
+    """Return a short enumeration for a message: the first `most` names, and how many more there are."""
     listed = [str(name) for name in names]
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
@@ -78,7 +79,7 @@ def _is_control(char: str) -> bool:
 
 
 def look_up(table: dict[str, T], name: str, what: str) -> T:
-    """The table's entry of that name; SettingError, with the names there are, when it has none."""
+    """Return the table's entry of that name; SettingError, which lists all names, if it has none."""
     if name not in table:
         raise SettingError(f"unknown {what} {name!r}: choose from {', '.join(table)}")
     return table[name]
@@ -88,6 +89,6 @@ UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def format_bytes(count: int) -> str:
-    """A number of bytes in words, such as `57.3 MB`."""
+    """Return a number of bytes for people, such as `57.3 MB`."""
     unit = max((u for u in UNITS if count >= UNITS[u]), key=lambda u: UNITS[u], default="")
     return f"{count / UNITS[unit]:.3g} {unit}B"

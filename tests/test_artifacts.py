@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from dlcv_cli.config import FinetuneConfig
 from dlcv_cli.errors import DlcvError, ExistsError, FileError
 from dlcv_cli.files import disk as files
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import check_output, hash_json, path_beside, read_json, relative_path, write_json, write_whole
 from dlcv_cli.files.recipes import Input, Recipe, is_up_to_date
-from dlcv_cli.results import documents as metrics
+from dlcv_cli.results import metrics
 
 SCHEMA = "dlcv.test/1"
 
@@ -329,23 +330,46 @@ RECIPE = Recipe(
     ("changes", "differences"),
     [
         ({}, []),
-        ({"stage": "vgg.scratch"}, ["it is the output of vgg.scratch"]),
+        ({"stage": "vgg.scratch"}, ["it is an output of dlcv vgg scratch"]),
         ({"stage": None}, ["it does not say how it was made"]),
-        ({"config": {"lr": 0.01, "epochs": 6, "unfreeze": None}}, ["lr was 0.01, now 0.005"]),
-        ({"config": {"lr": 1, "epochs": 2, "unfreeze": None}}, ["lr was 1, now 0.005", "epochs was 2, now 6"]),
-        ({"config": {"lr": 0.005, "unfreeze": None}}, ["epochs was None, now 6"]),
-        ({"config": {"lr": 0.005, "epochs": 6, "unfreeze": None, "old": 3}}, ["old was 3, now None"]),
-        ({"config": 3}, ["lr was None, now 0.005", "epochs was None, now 6"]),
-        ({"inputs": {"split": {"sha256": "b" * 64}}}, ["another split"]),
-        ({"inputs": {}}, ["another split"]),
-        ({"inputs": {"split": {"sha256": "a" * 64}, "weights": {"sha256": "c" * 64}}}, ["another weights"]),
-        ({"inputs": {"split": "a" * 64}}, ["another split"]),
+        ({"config": {"lr": 0.01, "epochs": 6, "unfreeze": None}}, ["--lr was 0.01, now 0.005"]),
+        ({"config": {"lr": 1, "epochs": 2, "unfreeze": None}}, ["--lr was 1, now 0.005", "--epochs was 2, now 6"]),
+        ({"config": {"lr": 0.005, "unfreeze": None}}, ["--epochs was not set, now 6"]),
+        ({"config": {"lr": 0.005, "epochs": 6, "unfreeze": None, "old": 3}}, ["--old was 3, now not set"]),
+        ({"config": {"lr": 0.005, "epochs": 6, "unfreeze": None, "old": None}}, []),
+        ({"config": 3}, ["its settings are unreadable"]),
+        ({"inputs": {"split": {"sha256": "b" * 64}}}, ["it was trained on a different split"]),
+        ({"inputs": {}}, ["it was trained on a different split"]),
+        (
+            {"inputs": {"split": {"sha256": "a" * 64}, "weights": {"sha256": "c" * 64}}},
+            ["it was made from different weights"],
+        ),
+        ({"inputs": {"split": "a" * 64}}, ["it was trained on a different split"]),
         ({"inputs": {"split": {"sha256": "a" * 64, "path": "moved/s.split.json"}}}, []),
     ],
 )
 def test_differences_in_words(tmp_path: Path, changes: dict[str, Any], differences: list[str]) -> None:
     """What differs from an existing output's record: stage, each setting, each input; not where a file lies."""
     assert RECIPE.differences(RECIPE.to_json(tmp_path) | changes) == differences
+
+
+@pytest.mark.parametrize(
+    ("recorded", "differences"),
+    [
+        ({}, []),
+        ({"epochs": 4}, []),
+        ({"unfreeze": "classifier,features.28"}, []),
+        ({"unfreeze": " classifier , features.28 "}, []),
+        ({"unfreeze": "classifier"}, ["--unfreeze was classifier, now classifier, features.28"]),
+        ({"batch_size": 32, "stratify": True}, ["--batch-size was 32, now 64", "--stratify was on, now not set"]),
+        ({"dropped": None}, []),
+    ],
+)
+def test_settings_may_grow(recorded: dict[str, Any], differences: list[str]) -> None:
+    """A setting that a file does not record had its default; spaces in lists do not matter."""
+    recipe = Recipe("vgg.finetune", FinetuneConfig(unfreeze="classifier, features.28"))
+    config = {"unfreeze": "classifier,features.28"} | recorded
+    assert recipe.differences({"stage": "vgg.finetune", "config": config}) == differences
 
 
 def test_recipe_in_json(tmp_path: Path) -> None:
@@ -376,10 +400,14 @@ def test_up_to_date(tmp_path: Path) -> None:
     assert is_up_to_date(path, RECIPE, recorded, force=False)
     assert not is_up_to_date(path, RECIPE, recorded, force=True)
     write_json(path, {"schema": SCHEMA, **RECIPE.to_json(tmp_path), "config": {"lr": 1}})
-    with pytest.raises(ExistsError, match=r"out\.json exists and was made differently \(lr was 1, now 0\.005; epochs"):
+    with pytest.raises(
+        ExistsError, match=r"out\.json already exists, but --lr was 1, now 0\.005 and --epochs .*--force"
+    ):
         is_up_to_date(path, RECIPE, recorded, force=False)
     path.write_text("foreign")
-    with pytest.raises(ExistsError, match=r"made differently \(is not the dlcv\.test/1 file expected here: .*--force"):
+    with pytest.raises(
+        ExistsError, match=r"already exists, but it is not the dlcv\.test/1 file expected here: .*--force"
+    ):
         is_up_to_date(path, RECIPE, recorded, force=False)
 
 
@@ -421,11 +449,9 @@ def test_output_names(tmp_path: Path, name: str) -> None:
 def test_metrics_belong_to_their_checkpoint(tmp_path: Path) -> None:
     """Metrics are a checkpoint's own if they name its hash; missing ones, and another's, are not."""
     checkpoint = tmp_path / "head.safetensors"
-    assert not metrics.belongs(checkpoint, "a" * 64)
-    metrics.write_metrics(checkpoint, "a" * 64, {"stage": "vgg.head", "run": {"seconds": 1}})
-    assert metrics.belongs(checkpoint, "a" * 64)
-    assert not metrics.belongs(checkpoint, "b" * 64)
-    found = read_json(tmp_path / "head.metrics.json", metrics.METRICS)
-    assert list(found) == ["schema", "stage", "checkpoint", "run"]
-    write_json(tmp_path / "head.metrics.json", {"schema": metrics.METRICS, "checkpoint": "a" * 64})
-    assert not metrics.belongs(checkpoint, "a" * 64)
+    assert not metrics.belongs_to(checkpoint, "a" * 64)
+    write_json(metrics.metrics_path(checkpoint), {"schema": metrics.SCHEMA, "checkpoint": {"sha256": "a" * 64}})
+    assert metrics.belongs_to(checkpoint, "a" * 64)
+    assert not metrics.belongs_to(checkpoint, "b" * 64)
+    write_json(metrics.metrics_path(checkpoint), {"schema": metrics.SCHEMA, "checkpoint": "a" * 64})
+    assert not metrics.belongs_to(checkpoint, "a" * 64)

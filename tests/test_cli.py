@@ -341,5 +341,6 @@ def test_science_prints_nothing() -> None:
 
 @every_command
 def test_readme_mentions_every_command(words: tuple[str, ...]) -> None:
-    """Every command is in the README as it is typed."""
+    """Every command is in the README as it is typed, under its first name."""
+    words = ("vgg", *words[1:]) if words[0] == "image" else words
     assert f"dlcv {' '.join(words)}" in README.read_text("utf-8")

@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from scipy import stats
 
 from dlcv_cli.errors import DlcvError
-from dlcv_cli.results.comparison import Evaluated, compare
-from dlcv_cli.statistics import measurement
-from dlcv_cli.statistics.collapse import of_classes, of_numbers
-from dlcv_cli.statistics.metrics import scores
+from dlcv_cli.results import codec
+from dlcv_cli.results.comparison import Comparison
+from dlcv_cli.results.evaluation import (
+    Collapse,
+    Contamination,
+    Data,
+    Evaluation,
+    PredictionsFile,
+)
+from dlcv_cli.stages.compare import Network, compare_networks
+from dlcv_cli.statistics.collapse import Verdict, judge_classes, judge_numbers
+from dlcv_cli.statistics.metrics import score_logits
+from dlcv_cli.studies.base import summarize, systems_of
+from dlcv_cli.studies.images.study import ImageStudy, describe_errors
+from dlcv_cli.studies.sequences.study import SequenceStudy, measure_by_length
+from dlcv_cli.vision.splits import Example
 
 # ----------------------------------------------------------------------------------------------------------- collapse
 
 
-def verdict(answers: list[int], labels: list[int]) -> dict[str, Any]:
-    """What is said of these answers, where class 0 is the baseline's."""
+def verdict(answers: list[int], labels: list[int]) -> Verdict:
+    """Return what is said of these answers, where class 0 is the baseline's."""
     classes = max(labels) + 1
     right = sum(a == b for a, b in zip(answers, labels, strict=True))
     answered = np.bincount(answers, minlength=classes)
-    return of_classes(answered, np.array(labels), right, 0, [f"c{k}" for k in range(classes)])
+    return judge_classes(answered, np.array(labels), right, 0, [f"c{k}" for k in range(classes)])
 
 
 def test_collapsed_to_one_answer() -> None:
     """Always the largest class: called so, with what it answers and how often."""
     labels = [0] * 40 + [k for k in range(1, 20) for _ in range(5)]
     found = verdict([0] * len(labels), labels)
-    assert found["collapsed"] is True
-    assert (found["answers"], found["most_frequent"], found["share"]) == (1, "c0", 1.0)
-    assert "1 of 20 classes" in found["why"]
+    assert found.collapsed is True
+    assert (found.answers, found.most_frequent, found.share) == (1, "c0", 1.0)
+    assert "1 of 20 classes" in found.why
 
 
 def test_collapsed_to_few_classes() -> None:
     """Right well above the baseline, but with a quarter of the classes: collapsed; with more, and as right, not."""
     labels = [k for k in range(8) for _ in range(25)]
-    assert verdict([label if label < 2 else 1 for label in labels], labels)["why"] == "answers with 2 of 8 classes"
-    assert not verdict([label if label < 3 else 1 for label in labels], labels)["collapsed"]
+    assert verdict([label if label < 2 else 1 for label in labels], labels).why == "predicts 2 of 8 classes"
+    assert not verdict([label if label < 3 else 1 for label in labels], labels).collapsed
 
 
 def test_no_better_than_the_baseline() -> None:
@@ -46,11 +60,11 @@ def test_no_better_than_the_baseline() -> None:
     labels = [0] * 30 + [k for k in range(1, 10) for _ in range(10)]
     shuffled = np.random.default_rng(0).permutation(labels).tolist()
     found = verdict(shuffled, labels)
-    assert found["collapsed"] is True
-    assert "no better than always c0" in found["why"]
-    assert not verdict(labels, labels)["collapsed"]
-    assert verdict([0, 1] * 15, [0, 0, 1] * 10)["collapsed"], "30 examples"
-    assert not verdict([0, 1] * 14, [0, 0, 1, 1] * 7)["collapsed"], "fewer say nothing"
+    assert found.collapsed is True
+    assert "no better than always c0" in found.why
+    assert not verdict(labels, labels).collapsed
+    assert verdict([0, 1] * 15, [0, 0, 1] * 10).collapsed, "30 examples"
+    assert not verdict([0, 1] * 14, [0, 0, 1, 1] * 7).collapsed, "fewer say nothing"
 
 
 @pytest.mark.parametrize(
@@ -62,43 +76,64 @@ def test_collapsed_cells(noise: float, scale: float, why: str | None) -> None:
     rng = np.random.default_rng(0)
     targets = rng.random((2, 400)).sum(0).astype(np.float32)
     answers = (1 + scale * (targets - 1) + rng.normal(0, noise, 400)).astype(np.float32)
-    found = of_numbers(answers[None], targets, 1.0)
-    assert found["collapsed"] is (why is not None)
-    assert (why or "") in (found["why"] or "")
+    found = judge_numbers(answers[None], targets, 1.0)
+    assert found.collapsed is (why is not None)
+    assert (why or "") in (found.why or "")
     good = targets + rng.normal(0, 0.01, 400).astype(np.float32)
-    several = of_numbers(np.array([answers, good, good]), targets, 1.0)
-    assert (several["why"] or "").startswith("1 of 3 runs") is (why is not None)
-    assert not of_numbers(answers[None], targets, 1.0, learns=False)["collapsed"]
+    several = judge_numbers(np.array([answers, good, good]), targets, 1.0)
+    assert (several.why or "").startswith("1 of 3 runs") is (why is not None)
+    assert not judge_numbers(answers[None], targets, 1.0, learns=False).collapsed
 
 
 # -------------------------------------------------------------------------------------------------------- comparisons
 
 
-def images(name: str, logits: Any, labels: Any, examples: Any, fingerprint: str = "f" * 64) -> Evaluated:
-    """An evaluation of images by these logits."""
+NO_LEAK = Contamination(
+    checked=[], unchecked=[], unrecorded=[], examples=0, chosen=0, of=0, by_chance=False, allowed=False
+)
+GOOD = Collapse(collapsed=False, why=None, answers=None, most_frequent="", share=0)
+
+
+def stored(
+    study: Any, name: str, arrays: Any, details: Any, seeds: list[int], baseline: str, fingerprint: str
+) -> Network:
+    """Return an evaluation as it is stored, with its predictions."""
+    data = Data(study=study.name, part="test", n=len(arrays["examples"]), path=name, fingerprint=fingerprint)
+    summary = summarize(study, systems_of(study, arrays, name, seeds, [baseline]))
+    evaluation: Any = Evaluation(
+        stage="eval", config={}, inputs={}, data=data, **vars(summary), collapse=GOOD, details=details,
+        contamination=NO_LEAK, predictions=PredictionsFile(path="", sha256=""), run={},
+    )  # fmt: skip
+    return Network(name, evaluation, arrays)
+
+
+def images(name: str, logits: Any, labels: Any, examples: Any, fingerprint: str = "f" * 64) -> Network:
+    """Return an evaluation of images by these logits."""
     labels = np.asarray(labels)
     arrays = {"logits": logits.astype(np.float32), "labels": labels, "examples": np.asarray(examples)}
     arrays["baselines"] = np.zeros((1, len(labels)), np.int64)
-    found = scores(arrays["logits"], labels)
-    data = {"study": "images", "split": "test", "n": len(labels), "path": name, "fingerprint": fingerprint}
-    document = {
-        "data": data, **measurement.images(found, labels, arrays["baselines"], ["always c0"]),
-        "collapse": {}, "contamination": {"examples": 0, "by_chance": False},
-        "per_class": [{"class": f"c{k}"} for k in range(logits.shape[1])],
-    }  # fmt: skip
-    return Evaluated(name, document, arrays)
+    names = [f"c{k}" for k in range(logits.shape[1])]
+    known = [Example(f"{k}.png", int(label), "0" * 64) for k, label in enumerate(labels)]
+    details = describe_errors(score_logits(arrays["logits"], labels), names, known, "photos")
+    return stored(ImageStudy(), name, arrays, details, [], "always c0", fingerprint)
 
 
-def cells(name: str, errors: Any, seeds: list[int], fingerprint: str = "f" * 64) -> Evaluated:
-    """An evaluation of sequences by these errors (runs, N)."""
+def cells(name: str, errors: Any, seeds: list[int], fingerprint: str = "f" * 64) -> Network:
+    """Return an evaluation of sequences by these errors (runs, N)."""
     n = errors.shape[1]
     targets = np.linspace(0, 2, n, dtype=np.float32)
-    arrays = {"predictions": (targets + errors).astype(np.float32), "targets": targets}
+    predictions = (targets + errors).astype(np.float32)
+    arrays = {"predictions": predictions, "targets": targets, "lengths": np.full(n, 5)}
     arrays |= {"baselines": np.ones((1, n), np.float32), "examples": unique(n)}
-    content = measurement.sequences(arrays["predictions"], targets, arrays["baselines"], ["constant 1"])
-    data = {"study": "sequences", "split": "test", "n": n, "path": name, "fingerprint": fingerprint}
-    leak = {"examples": 0, "by_chance": False}
-    return Evaluated(name, {"data": data, **content, "seeds": seeds, "collapse": {}, "contamination": leak}, arrays)
+    rows = measure_by_length(predictions, targets, arrays["lengths"])
+    details = SequenceStudy.details(by_length=rows)
+    return stored(SequenceStudy(), name, arrays, details, seeds, "constant 1", fingerprint)
+
+
+def compare(networks: list[Network], reference: str | None = None, common: bool = False) -> dict[str, Any]:
+    """Return the comparison's document."""
+    comparison: Comparison = compare_networks(networks, reference, common)
+    return codec.encode(comparison)
 
 
 def some_logits(seed: int, labels: Any, right: float) -> Any:
@@ -152,7 +187,7 @@ def test_sentences() -> None:
     given = [images(n, some_logits(s, LABELS, r), LABELS, unique(400)) for n, s, r in
              (("a", 0, 0.7), ("b", 1, 0.9), ("c", 2, 0.7), ("same", 0, 0.7))]  # fmt: skip
     sentences = [pair["sentence"] for pair in compare(given)["pairs"][:4]]
-    points = 100 * (given[1].document["metrics"]["top1_accuracy"] - given[0].document["metrics"]["top1_accuracy"])
+    points = 100 * (given[1].evaluation.metrics["top1_accuracy"] - given[0].evaluation.metrics["top1_accuracy"])
     assert sentences[0].startswith(f"b beats a by {points:.1f} points in top-1 accuracy (95 % interval ")
     assert sentences[0].endswith(", p < 0.001)")
     assert sentences[1].startswith("no evidence of a difference between c and a in top-1 accuracy (")
@@ -188,14 +223,14 @@ def test_common_examples() -> None:
     logits = some_logits(1, LABELS, 0.9)
     order = np.random.default_rng(0).permutation(400)[:300]
     extra = images("b", logits[order], LABELS[order], unique(400)[order], "e" * 64)
-    with pytest.raises(DlcvError, match=r"b and a were measured on different data .*--common compares on the 300"):
+    with pytest.raises(DlcvError, match=r"b and a were evaluated on different .* --common .* the 300"):
         compare([a, extra])
     found = compare([a, extra], common=True)
     kept = np.sort(order)
     one, other = (images(n, x[kept], LABELS[kept], unique(400)[kept]) for n, x in
                   (("a", a.arrays["logits"]), ("b", logits)))  # fmt: skip
     alone = compare([one, other])
-    assert (found["n"], found["common"], alone["common"]) == (300, {"a": 400, "b": 300}, None)
+    assert (found["data"]["n"], found["common"], alone["common"]) == (300, {"a": 400, "b": 300}, None)
     for mine, theirs in zip(found["rows"] + found["pairs"], alone["rows"] + alone["pairs"], strict=True):
         assert mine == theirs
     stranger = images("s", logits, LABELS, unique(800)[400:], "d" * 64)
@@ -208,16 +243,28 @@ def test_common_examples() -> None:
 
 def test_equal_networks_are_both_best() -> None:
     """Where two networks share the best value, both carry the star, and the better baseline carries none."""
-    given = [cells("a", np.full((1, 9), 3.0), [0]), cells("b", np.full((1, 9), 3.0), [0])]
-    rows = compare(given)["rows"]
+    networks = [cells("a", np.full((1, 9), 3.0), [0]), cells("b", np.full((1, 9), 3.0), [0])]
+    rows = compare(networks)["rows"]
     assert [row["best"] for row in rows] == [["mse", "mae", "close", "r2"]] * 2 + [[]]
     assert rows[2]["metrics"]["mse"] < rows[0]["metrics"]["mse"], "the case can tell"
 
 
-@pytest.mark.parametrize(("key", "what"), [("study", "kind of study"), ("split", "part"), ("fingerprint", "data")])
+def test_a_collapsed_network_is_never_best() -> None:
+    """Whatever its calibration or loss, a collapsed network carries no star; the best of the others does."""
+    best, other = (images(n, some_logits(s, LABELS, r), LABELS, unique(400)) for n, s, r in
+                   (("a", 1, 0.9), ("b", 0, 0.7)))  # fmt: skip
+    fallen = msgspec.structs.replace(best.evaluation, collapse=msgspec.structs.replace(GOOD, collapsed=True, why="x"))
+    rows = compare([replace(best, evaluation=fallen), other])["rows"]
+    assert rows[0]["best"] == []
+    assert rows[1]["best"] == [*other.evaluation.metrics]
+    assert not any(row["best"] for row in compare([replace(best, evaluation=fallen)])["rows"])
+
+
+@pytest.mark.parametrize(("key", "what"), [("study", "study"), ("part", "part"), ("fingerprint", "data file")])
 def test_compare_refuses_different_data(key: str, what: str) -> None:
     """Evaluations of another study, part or data are not put in one table; both are named."""
     a, b, c = (cells(name, np.full((1, 9), 3.0), [0]) for name in "abc")
-    c.document["data"][key] = "different" * 8
-    with pytest.raises(DlcvError, match=rf"c and a were measured on different data \(another {what}: "):
+    data = msgspec.structs.replace(c.evaluation.data, **{key: "different" * 8})
+    c = replace(c, evaluation=msgspec.structs.replace(c.evaluation, data=data))
+    with pytest.raises(DlcvError, match=rf"c and a were evaluated on different data \(another {what}: "):
         compare([a, b, c])

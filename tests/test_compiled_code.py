@@ -15,13 +15,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import contents, dlcv
+from conftest import Run, contents, dlcv
 
 from dlcv_cli.context import Reporter
-from dlcv_cli.studies.sequences import compiled_kernels as compiled_code_module
+from dlcv_cli.studies.sequences import compiled_kernels
 from dlcv_cli.studies.sequences.compiled_kernels import prepare_kernels
 
-COMPILE = compiled_code_module._compile
+COMPILE = compiled_kernels._use_kernels
 
 
 def python(*arguments: object, **environment: str | None) -> subprocess.CompletedProcess[str]:
@@ -120,7 +120,7 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         found.append(folder)
         return True
 
-    monkeypatch.setattr(compiled_code_module, "_compile", fake)
+    monkeypatch.setattr(compiled_kernels, "_use_kernels", fake)
     return found
 
 
@@ -151,26 +151,49 @@ def test_code_that_is_not_as_it_was(
     report = Reporter()
     report.warn = told.append  # type: ignore[method-assign]
     assert prepare_kernels(tmp_path, report) == folder
-    assert len(compiles) == (1 if damage == "none" else 2)
+    assert len(compiles) == 2, "used once to compile, and once to compile again or to load"
     assert len(told) == (damage not in ("none", "no list"))
-    assert all(text.endswith("; compiling anew") for text in told)
+    assert all(text.endswith("; compiling again") for text in told)
     assert (code.read_bytes(), listed.read_bytes()) == (b"code", whole)
 
 
 def test_a_full_disk_while_compiling(compiles: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be kept is compiled all the same, and not listed as if it were whole."""
-    monkeypatch.setattr(compiled_code_module, "_compile", COMPILE)
+    monkeypatch.setattr(compiled_kernels, "_use_kernels", COMPILE)
     failures = iter([True, True, False])
 
     def begin(*_: object) -> Any:
         if next(failures):
             raise OSError(28, "No space left on device")
-        return SimpleNamespace(advance=lambda _: None, answers=lambda _: None)
+        return SimpleNamespace(advance=lambda _: None, predict=lambda _: None)
 
-    monkeypatch.setattr(compiled_code_module.training, "begin", begin)
+    monkeypatch.setattr(compiled_kernels.engines, "build_engine", begin)
     folder = prepare_kernels(tmp_path, Reporter())
     assert next(failures, "used up") == "used up"
     assert not (folder / "kernels.json").exists()
+
+
+def test_clear_leaves_what_is_being_loaded(
+    run: Run, compiles: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cache clear` deletes compiled kernels, but not while another process loads them, and says so."""
+    cache = tmp_path / "cache"
+    folder = prepare_kernels(cache, Reporter())
+    before, outputs = contents(folder), []
+
+    def load() -> bool:
+        code = "import sys; from dlcv_cli.__main__ import main; sys.argv = ['dlcv', 'cache', 'clear']; main()"
+        outputs.append(python("-c", code, DLCV_CACHE=str(cache)))
+        return True
+
+    monkeypatch.setattr(compiled_kernels, "_use_kernels", load)
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    assert prepare_kernels(cache, Reporter()) == folder
+    assert outputs[0].returncode == 0
+    assert f"{folder} is in use by another dlcv process" in outputs[0].stderr
+    assert contents(folder) == before
+    assert run("cache", "clear", "--cache", cache).exit_code == 0
+    assert not folder.exists()
 
 
 def test_numbas_own_setting_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -218,7 +241,7 @@ def test_interrupted(data: Path, tmp_path: Path, seeds: int) -> None:
     with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr
-            assert process.stderr.readline().startswith("trains ")
+            assert process.stderr.readline().startswith("training ")
             time.sleep(2)
             assert process.poll() is None, "it is in the midst of it"
             process.send_signal(signal.SIGINT)

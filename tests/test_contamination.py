@@ -134,7 +134,7 @@ def test_an_ancestor_that_is_gone(run: Run, folder: Path, file: str, what: str) 
     for _ in range(2):  # made, then up to date
         result = run("eval", folder / "finetune.safetensors", *THREADS)
         assert result.exit_code == 0, result.stderr
-        assert "could not be checked" in result.stderr
+        assert "cannot check" in result.stderr
         assert file in result.stderr
     [unchecked] = read(folder / "finetune.test.eval.json")["contamination"]["unchecked"]
     assert unchecked["name"] == file
@@ -168,10 +168,10 @@ def test_weights_without_a_record(run: Run, folder: Path) -> None:
 
 
 def test_split_train_is_asked_for(run: Run, folder: Path) -> None:
-    """--split train is contaminated by definition: marked, told, and not refused."""
-    result = run("eval", "--compare", folder / "grand.safetensors", "--split", "train", *THREADS)
+    """--part train is contaminated by definition: marked, told, and not refused."""
+    result = run("eval", "--compare", folder / "grand.safetensors", "--part", "train", *THREADS)
     assert result.exit_code == 0, result.stderr
-    assert "train was asked for" in result.stderr
+    assert "evaluated on its training part" in result.stderr
     leak = read(folder / "grand.train.eval.json")["contamination"]
     assert leak["examples"] == leak["of"] == 51
     assert leak["allowed"] is True
@@ -211,10 +211,10 @@ def test_a_planted_collapse(run: Run, folder: Path) -> None:
     record = {key: value for key, value in stored.metadata.items() if key != "schema"}
     tensors.write(folder / "fallen.safetensors", tensors.CHECKPOINT, stored.arrays, record)
     result = run("eval", folder / "fallen.safetensors", *THREADS)
-    assert "collapsed: answers with 1 of 2 classes; 100.0 % of its answers are b" in result.stdout
+    assert "collapsed: predicts 1 of 2 classes; 100.0 % of its predictions are b" in result.stdout
     table = run("eval", "--compare", folder / "fallen.safetensors", *THREADS).stdout
     assert "fallen (collapsed, 100.0 % b)" in table
-    assert "fallen has collapsed: answers with 1 of 2 classes" in table
+    assert "fallen has collapsed: predicts 1 of 2 classes" in table
 
 
 def test_training_warns_of_a_collapse(run: Run, folder: Path, tmp_path: Path) -> None:

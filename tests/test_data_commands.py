@@ -110,10 +110,10 @@ def test_split_repeats_itself(run: Run, photos: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (("--seed", 1), "seed was 0, now 1"),
-        (("--test-fraction", 0.3), "test_fraction was 0.2, now 0.3"),
-        (("--no-stratify",), "stratify was True, now False"),
-        (("--train-per-class", 3), "train_per_class was None, now 3"),
+        (("--seed", 1), "--seed was 0, now 1"),
+        (("--test-fraction", 0.3), "--test-fraction was 0.2, now 0.3"),
+        (("--no-stratify",), "--stratify was on, now off"),
+        (("--train-per-class", 3), "--train-per-class was not set, now 3"),
     ],
     ids=str,
 )
@@ -141,7 +141,7 @@ def test_split_of_changed_images_is_refused(run: Run, photos: Path, split_file: 
         Image.new("RGB", (9, 9)).save(image)
     else:
         image.rename(photos / "cat/other.png")
-    failed(run("data", "split", photos, "-o", split_file), "another images", "--force")
+    failed(run("data", "split", photos, "-o", split_file), "different images", "--force")
     assert run("data", "split", photos, "-o", split_file, "--force").exit_code == 0
 
 
@@ -556,7 +556,7 @@ def test_draw(run: Run, tmp_path: Path, figures: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [(("--seed", 1), "seed was 0, now 1"), (("--per-class", 3), "per_class was 2, now 3")],
+    [(("--seed", 1), "--seed was 0, now 1"), (("--per-class", 3), "--per-class was 2, now 3")],
     ids=str,
 )
 def test_drawn_differently_is_refused(run: Run, figures: Path, options: tuple[object, ...], named: str) -> None:
@@ -572,7 +572,7 @@ def test_drawn_differently_is_refused(run: Run, figures: Path, options: tuple[ob
 
 def test_digits_over_drawings_is_refused(run: Run, figures: Path) -> None:
     """A folder made by another command is refused, saying by which."""
-    failed(run("data", "digits", "-o", figures), "data.draw", "--force")
+    failed(run("data", "digits", "-o", figures), "data draw", "--force")
 
 
 @pytest.mark.parametrize("change", ["edit", "remove"])

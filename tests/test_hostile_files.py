@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.files import sequences, splits, tensors
-from dlcv_cli.results import documents as metrics
-from dlcv_cli.stages import train_images as vgg
-from dlcv_cli.stages import train_sequences as seq
+from dlcv_cli.results import metrics
 from dlcv_cli.stages import weights
+from dlcv_cli.studies.images.predictor import open_checkpoint
+from dlcv_cli.studies.sequences.checkpoints import look_up_task
+from dlcv_cli.studies.stored import read_evaluation
 from dlcv_cli.vision.architectures import ARCHITECTURES
 
 MINI = ARCHITECTURES["vgg16_mini"]
@@ -42,26 +43,31 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dlcv("seq", "gen", "--count", 60, "-o", data)
     dlcv("seq", "train", data, "--hidden-size", 3, "--epochs", 1, "-o", gru)
     dlcv("eval", gru)
-    torch.save(vgg.read_checkpoint(head).network.state_dict(), folder / "head.pth")
+    torch.save(open_checkpoint(head).network.state_dict(), folder / "head.pth")
     return folder
 
 
 def of_sequences(path: Path) -> Any:
     found = sequences.read(path)
-    seq.known_task(found)
+    look_up_task(found)
     return {part: (d.inputs.tolist(), d.lengths.tolist(), d.targets.tolist()) for part, d in found.parts.items()}
 
 
 # file -> what a reader of it makes of it, which a sha256 in it covers (None: nothing covers it)
+def read_weights(path: Path) -> weights.Weights:
+    """Read a local file as the weights of vgg16_mini."""
+    return weights.read_weights(weights.locate_weights(str(path), MINI))
+
+
 READERS: dict[str, Callable[[Path], Any]] = {
     "s.split.json": lambda path: (splits.read(path).classes, splits.read(path).parts),
     "data.safetensors": of_sequences,
-    "head.safetensors": lambda path: [t.tolist() for t in vgg.read_checkpoint(path).network.state_dict().values()],
+    "head.safetensors": lambda path: [t.tolist() for t in open_checkpoint(path).network.state_dict().values()],
     "gru.safetensors": lambda path: tensors.read(path, tensors.CHECKPOINT).metadata,
     "gru.test.predictions.safetensors": lambda path: tensors.read(path, tensors.PREDICTIONS).metadata,
-    "gru.test.eval.json": lambda path: metrics.read_eval(path) and None,
-    "gru.metrics.json": lambda path: metrics.belongs(path.with_name("gru.safetensors"), "0" * 64) and None,
-    "head.pth": lambda path: weights.read(path, None, MINI) and None,
+    "gru.test.eval.json": lambda path: read_evaluation(path) and None,
+    "gru.metrics.json": lambda path: metrics.belongs_to(path.with_name("gru.safetensors"), "0" * 64) and None,
+    "head.pth": lambda path: read_weights(path) and None,
 }
 
 
@@ -138,7 +144,7 @@ def test_weights_that_claim_more(tmp_path: Path, kind: str) -> None:
     BOMBS[kind](path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(FileError, match=r"w\.pth: (holds no dictionary of dense|.* unpacks to more than it is)"):
-        weights.read(path, None, MINI)
+        read_weights(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kB more than before"
 
 

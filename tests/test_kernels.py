@@ -117,7 +117,7 @@ def test_saturated_gates(cell: str) -> None:
     data = made(20, 1, 12)
     weights = weights_of(cell, 8, scale=1e4)
     engines = [kind(CELLS[cell], weights, SeqTrainConfig()) for kind in (Compiled, Reference)]
-    ours, theirs = (engine.answers(data) for engine in engines)
+    ours, theirs = (engine.predict(data) for engine in engines)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-3)
 
 
@@ -140,7 +140,7 @@ def test_long_sequences(tmp_path_factory: pytest.TempPathFactory) -> None:
     weights = weights_of("gru", 16)
     engine = Compiled(CELLS["gru"], weights, SeqTrainConfig(), data, np.float64)
     np.testing.assert_allclose(
-        engine.answers(data), Reference(CELLS["gru"], weights, SeqTrainConfig()).answers(data), atol=1e-5
+        engine.predict(data), Reference(CELLS["gru"], weights, SeqTrainConfig()).predict(data), atol=1e-5
     )
     engine.advance(np.array([1]))
     expected = gradients64("gru", weights, data, [1])
@@ -181,5 +181,5 @@ def test_head_is_linear() -> None:
     with torch.no_grad():
         states, _ = rnn(torch.from_numpy(data.inputs.reshape(4, 3, 6)))
         expected = states[:, -1] @ torch.from_numpy(weights["head.weight"][0]) + float(weights["head.bias"][0])
-    answers = Compiled(CELLS["gru"], weights, SeqTrainConfig()).answers(data)
+    answers = Compiled(CELLS["gru"], weights, SeqTrainConfig()).predict(data)
     np.testing.assert_allclose(answers, expected, atol=1e-6)

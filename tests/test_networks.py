@@ -1,33 +1,42 @@
-"""The networks against torchvision's: names, shapes, logits, published sizes; what trains, and where the cut is."""
+"""The networks against torchvision's: names, shapes, published sizes, steps; what trains, and where they are split."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
 import torchvision
-from torch import nn
+from small_networks import NARROW_VGG11_BN, NEW, shrink_networks
+from torch import Tensor, nn
 from torchvision.models import get_model_weights
+from torchvision.ops import StochasticDepth
 
 from dlcv_cli.errors import DlcvError
-from dlcv_cli.vision.architectures import ARCHITECTURES, Architecture, K
-from dlcv_cli.vision.models import Network, count_parameters, random_network, stored_network, take_weights, unfreeze
-from dlcv_cli.vision.steps import cut
+from dlcv_cli.vision.architectures import ARCHITECTURES
+from dlcv_cli.vision.models import (
+    build_loaded_network,
+    build_network,
+    build_random_network,
+    copy_weights,
+    count_parameters,
+    list_top_layers,
+    unfreeze,
+)
+from dlcv_cli.vision.steps import is_random, list_steps, split_at_frozen, trains
 
 IN_TORCHVISION = sorted(set(ARCHITECTURES) - {"vgg16_mini"})
 ALL_LAYERS = ("features", "classifier")
 
 
-def on_meta(arch: str, classes: int) -> Network:
-    """The network without its numbers: shapes only."""
+def build_on_meta(arch: str, classes: int) -> nn.Module:
+    """Return the network without its numbers: shapes only."""
     with torch.device("meta"):
-        return Network(ARCHITECTURES[arch], classes)
+        return build_network(ARCHITECTURES[arch], classes)
 
 
-def filled(module: nn.Module) -> nn.Module:
-    """A network made on meta, given numbers that keep the scale of what passes, BatchNorm's statistics included."""
+def randomise(module: nn.Module) -> nn.Module:
+    """Give a network made on meta numbers that keep the scale of what passes, BatchNorm's statistics included."""
     module = module.to_empty(device="cpu").eval()
     torch.manual_seed(0)
     with torch.no_grad():
@@ -41,45 +50,26 @@ def filled(module: nn.Module) -> nn.Module:
     return module
 
 
-def small_bn() -> Architecture:
-    """vgg11_bn with a narrow classifier."""
-    narrow = (("linear", 16), ("relu",), ("dropout", 0.5), ("linear", K))
-    return replace(ARCHITECTURES["vgg11_bn"], classifier=narrow, pool=1, head="classifier.3")
+def random_images(count: int, side: int) -> Tensor:
+    """Return (count, 3, side, side), the same every time."""
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("arch", IN_TORCHVISION)
 def test_tensors_are_torchvisions(arch: str) -> None:
-    """Every tensor has torchvision's name, shape, type and place in the order."""
+    """A network's tensors load strictly into torchvision's own network of that name."""
     with torch.device("meta"):
         theirs = torchvision.models.get_model(arch, num_classes=7)
-    ours = on_meta(arch, 7)
-    assert [(n, t.shape, t.dtype) for n, t in ours.state_dict().items()] == [
-        (n, t.shape, t.dtype) for n, t in theirs.state_dict().items()
-    ]
+    ours = build_on_meta(arch, 7)
+    theirs.load_state_dict(ours.state_dict(), strict=True, assign=True)
     assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
-
-
-@pytest.mark.parametrize("arch", ["alexnet", "squeezenet1_1", "vgg11", "vgg11_bn"])
-def test_logits_are_torchvisions(arch: str) -> None:
-    """With the same weights, the same images give the logits torchvision gives in eval mode."""
-    with torch.device("meta"):
-        theirs = torchvision.models.get_model(arch, num_classes=7)
-    theirs = filled(theirs)
-    ours = stored_network(ARCHITECTURES[arch], 7, theirs.state_dict()).eval()
-    for side in (100, 102):  # between them, each of SqueezeNet's poolings differs from one that rounds down
-        x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
-        with torch.inference_mode():
-            expected, logits = theirs(x), ours(x)
-        assert expected.shape == (2, 7)
-        assert (expected[0] - expected[1]).abs().max() > 1e-3, "the case can tell images apart"
-        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("arch", IN_TORCHVISION)
 def test_size_is_torchvisions(arch: str) -> None:
-    """With ImageNet's 1000 classes, as many parameters as torchvision publishes for its weights."""
+    """With ImageNet's 1000 classes, a network has as many parameters as torchvision publishes for its weights."""
     published = get_model_weights(arch).IMAGENET1K_V1.meta["num_params"]
-    assert count_parameters(on_meta(arch, 1000))["total"] == published
+    assert count_parameters(build_on_meta(arch, 1000))["total"] == published
 
 
 @pytest.mark.parametrize(
@@ -90,11 +80,41 @@ def test_size_is_torchvisions(arch: str) -> None:
         ("vgg11_bn", 132_868_840),
         ("alexnet", 61_100_840),
         ("squeezenet1_1", 1_235_496),
+        ("resnet18", 11_689_512),
+        ("resnet50", 25_557_032),
+        ("vit_b_16", 86_567_656),
     ],
 )
 def test_size_is_the_published_one(arch: str, total: int) -> None:
-    """The sizes in the literature, whatever torchvision says."""
-    assert count_parameters(on_meta(arch, 1000)) == {"total": total, "trainable": total}
+    """Sizes are those in the literature, whatever torchvision says."""
+    assert count_parameters(build_on_meta(arch, 1000)) == {"total": total, "trainable": total}
+
+
+@pytest.mark.parametrize("arch", ["alexnet", "squeezenet1_1", "vgg11_bn", "vgg16_mini", *NEW])
+def test_steps_are_the_forward_pass(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps one after the other give the logits of torchvision's forward pass, bit by bit."""
+    shrink_networks(monkeypatch)
+    network = randomise(build_on_meta(arch, 7))
+    side = 64 if arch == "vit_b_16" else 100
+    x = random_images(2, side)
+    with torch.inference_mode():
+        expected, steps = network(x.clone()), x
+        for _, step in list_steps(network, ARCHITECTURES[arch]):
+            steps = step(steps)
+    assert expected.shape == (2, 7)
+    assert (expected[0] - expected[1]).abs().max() > 1e-3, "the case can tell images apart"
+    assert torch.equal(steps, expected)
+
+
+@pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
+def test_every_parameter_is_in_one_step(arch: str) -> None:
+    """The steps have every parameter and buffer of the network exactly once, and no two have the same name."""
+    network = build_on_meta(arch, 7)
+    steps = list_steps(network, ARCHITECTURES[arch])
+    tensors = [id(t) for _, step in steps for t in (*step.parameters(), *step.buffers())]
+    assert len(set(tensors)) == len(tensors)
+    assert set(tensors) == {id(t) for t in (*network.parameters(), *network.buffers())}
+    assert len({name for name, _ in steps}) == len(steps)
 
 
 @pytest.mark.parametrize(
@@ -107,16 +127,17 @@ def test_size_is_the_published_one(arch: str, total: int) -> None:
     ids=["head", "finetune", "scratch"],
 )
 def test_what_trains_on_caltech101(layers: tuple[str, ...], trainable: int) -> None:
-    """vgg16 on 101 classes: the published totals of head, finetune and scratch."""
-    network = on_meta("vgg16", 101)
+    """vgg16 on 101 classes has the published totals of head, finetune and scratch."""
+    network = build_on_meta("vgg16", 101)
     unfreeze(network, layers)
     assert count_parameters(network) == {"total": 134_674_341, "trainable": trainable}
 
 
 def test_mini_has_the_layers_of_vgg16() -> None:
-    """vgg16_mini is vgg16 in all but width: the same layers by name and kind, the same tensors, head and defaults."""
-    mini, full = on_meta("vgg16_mini", 5), on_meta("vgg16", 5)
-    assert [(n, type(m)) for n, m in mini.line()] == [(n, type(m)) for n, m in full.line()]
+    """vgg16_mini is vgg16 in all but width: the same steps, the same tensors, head and defaults."""
+    mini, full = build_on_meta("vgg16_mini", 5), build_on_meta("vgg16", 5)
+    steps = [list_steps(network, ARCHITECTURES["vgg16"]) for network in (mini, full)]
+    assert [(n, type(m)) for n, m in steps[0]] == [(n, type(m)) for n, m in steps[1]]
     assert [(n, t.ndim) for n, t in mini.state_dict().items()] == [(n, t.ndim) for n, t in full.state_dict().items()]
     assert ARCHITECTURES["vgg16_mini"].head == ARCHITECTURES["vgg16"].head
     assert ARCHITECTURES["vgg16_mini"].unfreeze == ARCHITECTURES["vgg16"].unfreeze
@@ -124,153 +145,216 @@ def test_mini_has_the_layers_of_vgg16() -> None:
 
 @pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
 def test_every_entry_names_layers_it_has(arch: str) -> None:
-    """An architecture's head gives the logits, and its default for finetune trains the head too, but not all."""
-    architecture, network = ARCHITECTURES[arch], on_meta(arch, 13)
+    """An entry's head gives the logits; its default for finetune trains the head too, but not all."""
+    architecture, network = ARCHITECTURES[arch], build_on_meta(arch, 13)
     assert network.get_submodule(architecture.head).weight.shape[0] == 13
     unfreeze(network, architecture.unfreeze)
-    assert all(p.requires_grad for p in network.get_submodule(architecture.head).parameters())
+    assert trains(network.get_submodule(architecture.head))
     count = count_parameters(network)
     assert 0 < count["trainable"] < count["total"]
+    assert len(split_at_frozen(network, architecture).frozen) > 0
+    unfreeze(network, list_top_layers(network))
+    assert len(split_at_frozen(network, architecture).frozen) == 0
 
 
 @pytest.mark.parametrize("name", ["classifier.9", "features.1", "feat", "", "flatten", "features.0.weights"])
 def test_unfreeze_unknown(name: str) -> None:
-    """A name that fits no layer with weights is refused, with the layers there are."""
-    network = on_meta("vgg16_mini", 3)
+    """A name that fits no layer with weights is refused, and the message names the layers of the network."""
+    network = build_on_meta("vgg16_mini", 3)
     with pytest.raises(DlcvError, match=r"no layer .* features\.28, classifier\.0") as caught:
         unfreeze(network, ["classifier.6", name])
     assert repr(name) in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("arch", "name", "trains"),
+    ("arch", "name", "trainable"),
     [
         ("vgg16", "features.2", ["features.2.weight", "features.2.bias"]),  # and not features.21
         ("vgg16", "features.2.bias", ["features.2.bias"]),
         ("squeezenet1_1", "features.12.squeeze", ["features.12.squeeze.weight", "features.12.squeeze.bias"]),
+        ("vit_b_16", "class_token", ["class_token"]),
     ],
 )
-def test_unfreeze_is_exact(arch: str, name: str, trains: list[str]) -> None:
+def test_unfreeze_is_exact(arch: str, name: str, trainable: list[str]) -> None:
     """Exactly the named layers train afterwards, whatever trained before."""
-    network = on_meta(arch, 3)
-    unfreeze(network, ALL_LAYERS)
+    network = build_on_meta(arch, 3)
+    unfreeze(network, list_top_layers(network))
     unfreeze(network, [name])
-    assert [n for n, p in network.named_parameters() if p.requires_grad] == trains
+    assert [n for n, p in network.named_parameters() if p.requires_grad] == trainable
+
+
+HEAD, DEFAULT = "head", "default"
 
 
 @pytest.mark.parametrize(
-    ("arch", "layers", "name"),
+    ("arch", "layers", "boundary"),
     [
-        # after classifier.1: the dropout behind it is drawn anew in every step
-        ("vgg16", ("classifier.6",), "classifier.2"),
-        ("vgg16_bn", ("classifier.6",), "classifier.2"),
-        ("vgg16", ARCHITECTURES["vgg16"].unfreeze, "features.28"),
-        ("vgg19_bn", ARCHITECTURES["vgg19_bn"].unfreeze, "features.49"),
-        ("vgg16_mini", ARCHITECTURES["vgg16_mini"].unfreeze, "features.28"),
-        ("alexnet", ("classifier.6",), "classifier.0"),
-        ("squeezenet1_1", ("classifier.1",), "classifier.0"),
-        ("squeezenet1_1", ARCHITECTURES["squeezenet1_1"].unfreeze, "features.12"),
+        # after classifier.1: the dropout behind it draws again in every step
+        ("vgg16", HEAD, "classifier.2"),
+        ("vgg16_bn", HEAD, "classifier.2"),
+        ("vgg16", DEFAULT, "features.28"),
+        ("vgg19_bn", DEFAULT, "features.49"),
+        ("vgg16_mini", DEFAULT, "features.28"),
+        ("alexnet", HEAD, "classifier.0"),
+        ("squeezenet1_1", HEAD, "classifier.0"),
+        ("squeezenet1_1", DEFAULT, "features.12"),
         ("vgg16", ALL_LAYERS, "features.0"),
         ("squeezenet1_1", ALL_LAYERS, "features.0"),
         ("vgg16", ("features.28", "features.0.bias"), "features.0"),
+        ("resnet18", HEAD, "fc"),
+        ("resnet50", DEFAULT, "layer4.0"),
+        ("resnet50", ("layer4.2.bn3", "fc"), "layer4.2"),
+        ("efficientnet_b0", HEAD, "classifier.0"),  # a dropout
+        ("efficientnet_b0", DEFAULT, "features.7.0"),  # past the blocks with StochasticDepth
+        ("mobilenet_v3_small", HEAD, "classifier.2"),
+        ("mobilenet_v3_small", DEFAULT, "features.11"),
+        ("convnext_tiny", HEAD, "classifier.2"),
+        ("convnext_tiny", DEFAULT, "features.7.0"),
+        ("vit_b_16", HEAD, "heads.head"),
+        ("vit_b_16", DEFAULT, "encoder.layers.encoder_layer_11"),
+        ("vit_b_16", ("class_token",), "patch_embedding"),
     ],
 )
-def test_where_the_cut_is(arch: str, layers: tuple[str, ...], name: str) -> None:
-    """The frozen prefix ends before the first layer that trains or is random, and holds all before it."""
-    network = on_meta(arch, 3)
-    unfreeze(network, layers)
-    parts = cut(network)
-    assert parts.name == name
-    names = [n for n, _ in network.line()]
-    assert len(parts.prefix) == names.index(name)
-    assert list(map(repr, [*parts.prefix, *parts.suffix])) == [repr(layer) for _, layer in network.line()]
-    assert not any(p.requires_grad for p in parts.prefix.parameters())
-    assert sum(1 for _ in nn.Sequential(parts.prefix, parts.suffix).parameters()) == len(list(network.parameters()))
+def test_where_a_network_is_split(arch: str, layers: str | tuple[str, ...], boundary: str) -> None:
+    """The frozen layers end before the first step that trains or is random, and hold all steps before it."""
+    network, architecture = build_on_meta(arch, 3), ARCHITECTURES[arch]
+    names = {HEAD: (architecture.head,), DEFAULT: architecture.unfreeze}
+    unfreeze(network, names[layers] if isinstance(layers, str) else layers)
+    split = split_at_frozen(network, architecture)
+    assert split.boundary == boundary
+    steps = list_steps(network, architecture)
+    assert len(split.frozen) == [n for n, _ in steps].index(boundary)
+    assert list(map(repr, [*split.frozen, *split.tail])) == [repr(step) for _, step in steps]
+    assert not trains(split.frozen)
 
 
-@pytest.mark.parametrize("arch", ["vgg16_mini", "squeezenet1_1"])
+@pytest.mark.parametrize("arch", ["vgg16_mini", "squeezenet1_1", *NEW])
 @pytest.mark.parametrize("stage", ["head", "finetune", "scratch"])
-def test_prefix_and_suffix_are_the_network(arch: str, stage: str) -> None:
-    """In eval mode the suffix of the prefix gives the network's logits, bit by bit."""
+def test_frozen_layers_and_tail_are_the_network(arch: str, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In eval mode the tail of the frozen layers gives the network's logits, bit by bit."""
+    shrink_networks(monkeypatch)
     architecture = ARCHITECTURES[arch]
-    layers = {"head": (architecture.head,), "finetune": architecture.unfreeze, "scratch": ALL_LAYERS}[stage]
-    network = random_network(architecture, 4, seed=0).eval()
-    unfreeze(network, layers)
-    parts = cut(network)
-    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    network = build_random_network(architecture, 4, seed=0).eval()
+    layers = {"head": (architecture.head,), "finetune": architecture.unfreeze, "scratch": list_top_layers(network)}
+    unfreeze(network, layers[stage])
+    split = split_at_frozen(network, architecture)
+    x = random_images(2, 64)
     with torch.inference_mode():
-        assert torch.equal(parts.suffix(parts.prefix(x.clone())), network(x))
+        assert torch.equal(split.tail(split.frozen(x.clone())), network(x))
 
 
 @pytest.mark.parametrize(
     ("layers", "moving"),
     [
         (("classifier",), set()),
-        (("features.25", "classifier"), set()),  # features.26, its BatchNorm, lies in the suffix and is frozen
-        (("features.0", "classifier"), set()),  # all BatchNorm lies in the suffix and is frozen
+        (("features.25", "classifier"), set()),  # features.26, its BatchNorm, lies in the tail and is frozen
+        (("features.0", "classifier"), set()),  # all BatchNorm lies in the tail and is frozen
         (("features.26",), {"features.26"}),
         (("features.22", "features.26"), {"features.26"}),
     ],
 )
 def test_frozen_batchnorm_keeps_its_statistics(layers: tuple[str, ...], moving: set[str]) -> None:
     """A training pass moves the running statistics of the BatchNorm layers that train, and of no other."""
-    network = random_network(small_bn(), 3, seed=0)
+    network = build_random_network(NARROW_VGG11_BN, 3, seed=0)
     unfreeze(network, layers)
     before = copy.deepcopy(network.state_dict())
-    parts = cut(network)
+    split = split_at_frozen(network, NARROW_VGG11_BN)
     network.train()  # what came before does not matter
-    parts.train()
-    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    parts.suffix(parts.prefix(x))
+    split.train()
+    split.tail(split.frozen(random_images(4, 32)))
     after = network.state_dict()
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     assert changed == {f"{layer}.{name}" for layer in moving for name in statistics}
 
 
+def test_frozen_batchnorm_inside_a_block_keeps_its_statistics() -> None:
+    """In a ResNet block of which one BatchNorm trains, the block's others keep their statistics."""
+    network = build_random_network(ARCHITECTURES["resnet18"], 3, seed=0)
+    unfreeze(network, ["layer4.1.bn2"])
+    split = split_at_frozen(network, ARCHITECTURES["resnet18"])
+    split.train()
+    assert [n for n, m in network.named_modules() if isinstance(m, nn.BatchNorm2d) and m.training] == ["layer4.1.bn2"]
+
+
 @pytest.mark.parametrize("layers", [("classifier.6",), ("classifier", "features.28"), ("classifier.6", "features.0")])
 def test_dropout_stays_live(layers: tuple[str, ...]) -> None:
-    """In training, frozen fully connected layers still drop out: two passes differ, of one seed they agree."""
-    network = random_network(ARCHITECTURES["vgg16_mini"], 4, seed=0).eval()
+    """In training, frozen fully connected layers still drop out: two passes differ, with one seed they agree."""
+    network = build_random_network(ARCHITECTURES["vgg16_mini"], 4, seed=0).eval()
     unfreeze(network, layers)
-    parts = cut(network)
-    parts.train()
-    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    answers = []
+    split = split_at_frozen(network, ARCHITECTURES["vgg16_mini"])
+    split.train()
+    x = random_images(2, 64)
+    logits = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        answers.append(parts.suffix(parts.prefix(x)))
-    assert torch.equal(answers[0], answers[1])
-    assert not torch.allclose(answers[0], answers[2])
+        logits.append(split.tail(split.frozen(x)))
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.allclose(logits[0], logits[2])
 
 
-@pytest.mark.parametrize("arch", ["vgg16_mini", "squeezenet1_1"])
+@pytest.mark.parametrize("arch", ["efficientnet_b0", "convnext_tiny"])
+def test_stochastic_depth_is_live_where_its_block_trains(arch: str) -> None:
+    """StochasticDepth is in train mode in blocks that train, and in eval mode in blocks of the tail that do not."""
+    network, architecture = build_on_meta(arch, 3), ARCHITECTURES[arch]
+    unfreeze(network, ("features.3", "classifier"))
+    split = split_at_frozen(network, architecture)
+    split.train()
+    live = {n for n, m in network.named_modules() if isinstance(m, StochasticDepth) and m.training}
+    assert live
+    assert all(name.startswith("features.3.") for name in live)
+    frozen = {n for n, m in network.named_modules() if isinstance(m, StochasticDepth)} - live
+    assert any(name.startswith("features.5.") for name in frozen)
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.Dropout(0.1), True),
+        (nn.Dropout(0), False),
+        (nn.Dropout2d(0.1), True),
+        (nn.AlphaDropout(0.1), True),
+        (nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)), True),
+        (nn.MultiheadAttention(4, 2, dropout=0.1), True),
+        (nn.MultiheadAttention(4, 2), False),
+        (nn.TransformerEncoderLayer(4, 2, dropout=0.1), True),
+        (nn.LSTM(2, 2, num_layers=2, dropout=0.1), True),
+        (nn.RReLU(), True),
+        (StochasticDepth(0.5, "row"), False),  # off where nothing trains
+        (nn.BatchNorm2d(2), False),
+        (nn.Conv2d(2, 2, 1), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_is_random(layer: nn.Module, expected: bool) -> None:
+    """Random layers are recognised by what they are, with a probability above 0, wherever they are nested."""
+    assert is_random(layer) is expected
+
+
+@pytest.mark.parametrize("arch", ["vgg16_mini", "squeezenet1_1", "resnet18"])
 def test_random_network_follows_its_seed(arch: str) -> None:
     """The seed decides every weight, and the caller's random numbers are left alone."""
     state = torch.get_rng_state()
-    one, same, other = (random_network(ARCHITECTURES[arch], 3, seed).state_dict() for seed in (5, 5, 6))
+    first, same, other = (build_random_network(ARCHITECTURES[arch], 3, seed).state_dict() for seed in (5, 5, 6))
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    weights = [name for name in one if name.endswith("weight")]
-    assert not any(torch.equal(one[name], other[name]) for name in weights)
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    weights = [name for name, t in first.items() if name.endswith("weight") and t.ndim > 1]
+    assert not any(torch.equal(first[name], other[name]) for name in weights)
 
 
-def test_squeezenet_starts_as_torchvisions() -> None:
-    """SqueezeNet's random weights come from torchvision's distributions: each layer's spread agrees."""
-    torch.manual_seed(0)
-    theirs = torchvision.models.squeezenet1_1(num_classes=101).state_dict()
-    ours = random_network(ARCHITECTURES["squeezenet1_1"], 101, seed=0).state_dict()
-    for name, tensor in theirs.items():
-        if name.endswith("weight"):
-            assert ours[name].std().item() == pytest.approx(tensor.std().item(), rel=0.15), name
-        else:
-            assert not ours[name].any(), name
+@pytest.mark.parametrize("arch", ["squeezenet1_1", "resnet18"])
+def test_random_weights_are_torchvisions(arch: str) -> None:
+    """With the same seed the random weights are torchvision's, bit by bit."""
+    torch.manual_seed(3)
+    theirs = torchvision.models.get_model(arch, num_classes=101).state_dict()
+    ours = build_random_network(ARCHITECTURES[arch], 101, seed=3).state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
 @pytest.mark.parametrize("damage", ["missing", "extra", "shape", "type"])
-def test_stored_network_takes_exactly_its_tensors(damage: str) -> None:
+def test_loaded_network_takes_exactly_its_tensors(damage: str) -> None:
     """A missing, surplus, misshapen or wrongly typed tensor is refused by name."""
-    state = random_network(ARCHITECTURES["vgg16_mini"], 4, seed=0).state_dict()
+    state = build_random_network(ARCHITECTURES["vgg16_mini"], 4, seed=0).state_dict()
     name = "classifier.6.bias"
     if damage == "missing":
         del state[name]
@@ -282,20 +366,20 @@ def test_stored_network_takes_exactly_its_tensors(damage: str) -> None:
     else:
         state[name] = state[name].double()
     with pytest.raises(ValueError, match=name):
-        stored_network(ARCHITECTURES["vgg16_mini"], 4, state)
+        build_loaded_network(ARCHITECTURES["vgg16_mini"], 4, state)
 
 
-def test_take_weights_says_what_fits() -> None:
-    """All but the head is copied where name and shape agree; the rest is told apart as missing and left over."""
+def test_copy_weights_says_what_fits() -> None:
+    """All but the head is copied where name and shape agree; the others are listed as missing and unused."""
     architecture = ARCHITECTURES["vgg16_mini"]
-    source = random_network(architecture, 9, seed=1).state_dict()
+    source = build_random_network(architecture, 9, seed=1).state_dict()
     source["features.0.weight"] = torch.zeros(1)
     source["fc.weight"] = torch.zeros(2)
-    network = random_network(architecture, 9, seed=0)
+    network = build_random_network(architecture, 9, seed=0)
     before = copy.deepcopy(network.state_dict())
-    fit = take_weights(network, source, architecture.head)
+    fit = copy_weights(network, source, architecture.head)
     assert fit.missing == ["features.0.weight"]
-    assert sorted(fit.left_over) == ["classifier.6.bias", "classifier.6.weight", "fc.weight", "features.0.weight"]
+    assert sorted(fit.unused) == ["classifier.6.bias", "classifier.6.weight", "fc.weight", "features.0.weight"]
     assert len(fit.fits) == len(before) - 3
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, source[name] if name in fit.fits else before[name]), name
@@ -303,6 +387,7 @@ def test_take_weights_says_what_fits() -> None:
 
 def test_batchnorm_counters_may_be_missing() -> None:
     """Weights from before BatchNorm counted its batches fit all the same."""
-    network = random_network(small_bn(), 3, seed=0)
-    source = {n: t for n, t in random_network(small_bn(), 3, 1).state_dict().items() if "num_batches" not in n}
-    assert take_weights(network, source, "classifier.3").missing == []
+    network = build_random_network(NARROW_VGG11_BN, 3, seed=0)
+    other = build_random_network(NARROW_VGG11_BN, 3, 1).state_dict()
+    source = {name: t for name, t in other.items() if "num_batches" not in name}
+    assert copy_weights(network, source, "classifier.3").missing == []

@@ -78,8 +78,8 @@ def test_evaluating_where_there_is_no_bfloat16(run: Run, split: Path, monkeypatc
     lacks(monkeypatch)
     result = run("eval", checkpoint, *ON_CPU)
     assert result.exit_code == 0
-    told = f"{checkpoint} was trained in bfloat16, which cpu lacks here: evaluating in float32"
-    assert told in result.stderr.splitlines()
+    note = f"{checkpoint} was trained in bfloat16, which cpu does not support: using float32"
+    assert note in result.stderr.splitlines()
     assert read_json(checkpoint.with_suffix(".test.eval.json"), "dlcv.eval/1")["run"]["precision"] == "float32"
 
 
@@ -93,7 +93,7 @@ def test_older_checkpoints(run: Run, split: Path) -> None:
     for path in (checkpoint, older):
         assert run("eval", path, *ON_CPU).exit_code == 0
     found = read_json(older.with_suffix(".test.eval.json"), "dlcv.eval/1")["run"]
-    assert (found["precision"], found["store"]) == ("float32", {"used": False, "why": "nothing frozen"})
+    assert (found["precision"], found["features"]) == ("float32", {"used": False, "why": "nothing frozen"})
     np.testing.assert_allclose(logits(older), logits(checkpoint), rtol=0, atol=1e-5 * np.abs(logits(checkpoint)).max())
     output = split.parent / "finetune.safetensors"
     assert run("vgg", "finetune", split, *COMMON, "--from", older, "-o", output).exit_code == 0

@@ -98,7 +98,7 @@ def same(place: Path, base: Path, name: str) -> None:
     assert {p.name for p in place.iterdir()} == {*INPUTS, f"{name}.safetensors", f"{name}.metrics.json"}
 
 
-# an epoch is 3 steps, a batch of validation and the record: 5 looks
+# an epoch is 3 steps, a batch of validation and the record: 5 looks; epoch 0 of finetune is the last two
 @pytest.mark.parametrize("looks", [0, 1, 3, 4, 7, 14])
 @pytest.mark.parametrize("name", ["head", "finetune", "scratch"])
 def test_images_go_on(
@@ -110,12 +110,12 @@ def test_images_go_on(
         stop_after(patch, looks)
         result = run(*command)
     assert (result.exit_code, result.stdout) == (143, "")
-    at = f"{(looks + 1) // 5} of 3 epochs done"
+    at = f"{max(0, looks + 1 - 2 * (name == 'finetune')) // 5} of 3 epochs done"
     assert f"interrupted: {name}.snapshot is saved ({at}" in result.stderr
     assert {p.name for p in place.iterdir()} == {*INPUTS, f"{name}.snapshot"}
     again = run(*command)
     assert (again.exit_code, again.stdout[:5]) == (0, "wrote")
-    assert f"going on from {name}.snapshot: {at}" in again.stderr
+    assert f"continuing from {name}.snapshot: {at}" in again.stderr
     same(place, base, name)
     assert metrics_of(place / f"{name}.safetensors")["run"]["resumed"] == 1
 
@@ -141,11 +141,11 @@ def test_only_what_was_taken_is_saved(run: Run, place: Path, monkeypatch: pytest
         stop_after(patch, 6)
         run(*STAGES["head"], "-o", "head.safetensors")
     found = tensors.read(place / "head.snapshot", tensors.SNAPSHOT)
-    kinds = ("now", "step", "exp_avg", "exp_avg_sq", "best")
+    kinds = ("now", "optimizer.step", "optimizer.exp_avg", "optimizer.exp_avg_sq", "best")
     assert {*found.arrays} == {f"{kind}.classifier.6.{p}" for kind in kinds for p in ("weight", "bias")}
-    assert found.arrays["step.classifier.6.bias"].tolist() == 5
+    assert found.arrays["optimizer.step.classifier.6.bias"].tolist() == 5
     numbers = found.metadata["state"]
-    assert (numbers["epoch"], numbers["done"], len(numbers["epochs"])) == (1, 10, 1)
+    assert (numbers["epoch"], numbers["done"], len(numbers["records"])) == (1, 10, 1)
     assert (found.metadata["stage"], found.metadata["resumed"]) == ("vgg.head", 0)
 
 
@@ -156,7 +156,7 @@ def test_another_commands_snapshot(run: Run, place: Path, base: Path, monkeypatc
         stop_after(patch, 3)
         run(*command, "--lr", 0.1)
     before = contents(place)
-    refused(run(*command), "head.snapshot was left by another command (lr was 0.1, now 0.005)", "--force to start anew")
+    refused(run(*command), "head.snapshot belongs to a different training: --lr was 0.1, now 0.005", "--force")
     assert contents(place) == before
     result = run(*command, "--force")
     assert result.exit_code == 0
@@ -198,7 +198,7 @@ def test_damaged_snapshot(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
         assert (result.exit_code, result.stdout) == (1, "")
         last = result.stderr.splitlines()[-1]
         assert last.startswith(f"dlcv: {path.name}: damaged: "), last
-        assert last.endswith("remove it, or --force to start anew")
+        assert last.endswith("remove it, or use --force to start again")
 
 
 def test_other_circumstances_are_told(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +210,7 @@ def test_other_circumstances_are_told(run: Run, place: Path, monkeypatch: pytest
     result = run(*command, "--threads", 2)
     assert result.exit_code == 0
     assert (
-        "warning: head.snapshot was begun with threads 1, now 2: the result will differ in its last bits"
+        "warning: head.snapshot was saved with threads 1, now 2: the last bits of the result will differ"
         in result.stderr
     )
 
@@ -267,7 +267,10 @@ def test_full_disk(run: Run, place: Path, base: Path, monkeypatch: pytest.Monkey
         assert run(*command).exit_code == 0
     else:
         assert result.exit_code == 0
-        assert "warning: finetune.snapshot: No space left on device; going on, the one before stays" in result.stderr
+        assert (
+            "warning: finetune.snapshot: No space left on device; the training continues, the previous snapshot stays"
+            in result.stderr
+        )
     same(place, base, "finetune")
 
 
@@ -279,7 +282,9 @@ def test_too_little_space(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
     assert (result.exit_code, result.stdout) == (1, "")
     # 625,834 parameters of 4 bytes: twice weights, best weights and two means, and the checkpoint
     need = 4 * 625_834 * (2 * 4 + 1) / 1e6
-    assert f"scratch.safetensors: needs {need:.3g} MB on its way, and the disk at / has 1 MB free" in result.stderr
+    assert (
+        f"scratch.safetensors: needs {need:.3g} MB of temporary space, and the disk at / has 1 MB free" in result.stderr
+    )
     assert contents(place) == before
 
 
@@ -390,7 +395,7 @@ def test_twins(place: Path) -> None:
     second = started(*LONG)
     out, told = second.communicate(timeout=30)
     assert (second.returncode, out) == (1, "")
-    assert told == "dlcv: long.safetensors: another dlcv is writing it: let it finish, or give another output\n"
+    assert told == "dlcv: long.safetensors is in use by another dlcv process: let it finish, or choose another -o\n"
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=20)
     assert first.returncode == 143

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,12 @@ import pytest
 import torch
 from conftest import Run, contents, dlcv, metrics_of, refused
 
-from dlcv_cli.context import Reporter
+from dlcv_cli.context import Context, Reporter
+from dlcv_cli.errors import SettingError
 from dlcv_cli.files import sequences, tensors
 from dlcv_cli.sequences import cells
+from dlcv_cli.sequences.engines.compiled import Compiled
+from dlcv_cli.sequences.training import Training
 from dlcv_cli.stages import seed_runs
 from dlcv_cli.stages import train_sequences as seq
 from dlcv_cli.statistics.metrics import over_runs
@@ -181,7 +188,7 @@ def test_what_is_said_of_several_runs(folder: Path, tmp_path: Path, run: Run) ->
         "seq", "train", folder / "data.safetensors", *SETTINGS, "--seed", 5, "--seeds", 3, "-o", output, "--json"
     )
     first, *lines = result.stderr.splitlines()
-    assert first == "trains 101 parameters (gru) on 64 sequences, 3 times"
+    assert first == "training 101 parameters (gru) on 64 sequences, 3 times"
     assert [line.split()[:3] for line in lines] == [["seed", str(seed), "iteration"] for seed in (5, 6, 7)]
     assert json.loads(result.stdout) == {"status": "made", "output": str(output), **metrics_of(output)["best"]}
 
@@ -216,7 +223,8 @@ def test_progress_ends_at_its_total(folder: Path, tmp_path: Path, batch: int) ->
             told.append((done, total))
 
     config = seq.SeqTrainConfig(hidden_size=3, batch_size=batch, record_every=10)
-    seq.train(folder / "data.safetensors", tmp_path / "new.safetensors", config, report=Told())
+    output = tmp_path / "new.safetensors"
+    seq.train_sequences(folder / "data.safetensors", output, config, context=Context(reporter=Told()))
     assert told[-1] == (-(-3 * 64 // batch),) * 2
 
 
@@ -245,3 +253,85 @@ def test_a_cell_without_kernels(folder: Path, tmp_path: Path, run: Run, monkeypa
     assert found["metrics"]["mse"] == pytest.approx(np.mean(errors**2), rel=1e-4)
     monkeypatch.delitem(cells.CELLS, "elman")
     refused(run("eval", output, "--force"), output, "no checkpoint of a cell that this version knows (elman)")
+
+
+class OwnCell(torch.nn.Module):
+    """A cell of one's own: an Elman network without a nonlinearity."""
+
+    def __init__(self, inputs: int, hidden: int, batch_first: bool) -> None:
+        super().__init__()
+        self.weight_ih_l0 = torch.nn.Parameter(torch.empty(hidden, inputs))
+        self.weight_hh_l0 = torch.nn.Parameter(torch.empty(hidden, hidden))
+        self.bias_ih_l0 = torch.nn.Parameter(torch.empty(hidden))
+        self.bias_hh_l0 = torch.nn.Parameter(torch.empty(hidden))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        state, states = x.new_zeros(len(x), self.bias_ih_l0.numel()), []
+        for step in x.unbind(1):
+            state = step @ self.weight_ih_l0.T + self.bias_ih_l0 + state @ self.weight_hh_l0.T + self.bias_hh_l0
+            states.append(state)
+        return torch.stack(states, 1), None
+
+
+def test_a_cell_of_ones_own(run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell whose entry has a class trains and evaluates with --engine torch."""
+    config = seq.SeqTrainConfig(cell="own", engine="torch", hidden_size=3, epochs=1)
+    monkeypatch.setitem(cells.CELLS, "own", cells.Cell(OwnCell, gates=1))
+    output = tmp_path / "own.safetensors"
+    seq.train_sequences(folder / "data.safetensors", output, config)
+    assert metrics_of(output)["parameters"]["total"] == 3 * (2 + 3 + 2) + 4
+    assert run("eval", output).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        (cells.Cell("NoSuchLayer", gates=1), "torch.nn has no layer 'NoSuchLayer'"),
+        (cells.Cell(OwnCell, gates=2), "other parameters than its entry says"),
+    ],
+)
+def test_a_cell_that_cannot_be_built(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cell: cells.Cell, words: str
+) -> None:
+    """A name that torch.nn lacks, or a class of other parameters, is refused in words."""
+    monkeypatch.setitem(cells.CELLS, "own", cell)
+    config = seq.SeqTrainConfig(cell="own", engine="torch", hidden_size=3)
+    with pytest.raises(SettingError, match=words):
+        seq.train_sequences(folder / "data.safetensors", tmp_path / "own.safetensors", config)
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("signals", [False, True], ids=["it dies", "it dies, then Ctrl-C"])
+def test_a_worker_that_dies_while_a_save_is_due(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: bool
+) -> None:
+    """When one seed's worker dies, the other's work is saved and the command ends with the error, or at the signal."""
+    state, died = Training.state, threading.Event()
+
+    def fail(training: Training) -> Any:
+        if training.seed == 1 and not died.is_set():
+            died.set()
+            raise MemoryError
+        return state(training)
+
+    monkeypatch.setattr(Training, "state", fail)
+    monkeypatch.setattr(Compiled, "pace", lambda _: 1)
+    if signals:
+        hold = seq.hold_signals
+
+        @contextlib.contextmanager
+        def hold_signals() -> Iterator[Any]:
+            with hold():
+                yield lambda: signal.SIGINT if died.is_set() else None
+
+        monkeypatch.setattr(seq, "hold_signals", hold_signals)
+    output = tmp_path / "two.safetensors"
+    config = seq.SeqTrainConfig(hidden_size=4, epochs=300, record_every=10, seeds=2)
+    context = Context(save_every=0)
+    monkeypatch.setattr(seed_runs, "count_processors", lambda: 2)
+    with pytest.raises((MemoryError, KeyboardInterrupt)):
+        seq.train_sequences(folder / "data.safetensors", output, config, context=context)
+    assert died.is_set()
+    snapshot = tensors.read(tmp_path / "two.snapshot", tensors.SNAPSHOT)
+    assert "0" in snapshot.metadata["state"]["runs"]
+    assert [path.name for path in tmp_path.iterdir()] == ["two.snapshot"]

@@ -107,7 +107,9 @@ def test_gen_like_make(run: Run, folder: Path) -> None:
     result = run("seq", "gen", "--count", 100, "-o", data)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == f"{data}: up to date (adding: train 64, val 16, test 20)\n"
-    refused(run("seq", "gen", "--count", 101, "-o", data), f"{data} exists", "(count was 100, now 101)", "--force")
+    refused(
+        run("seq", "gen", "--count", 101, "-o", data), f"{data} already exists", "--count was 100, now 101", "--force"
+    )
     refused(run("seq", "gen", "--count", 100, "-o", folder / "gru.safetensors"), "dlcv.checkpoint/1")
     assert contents(folder) == before
     assert run("seq", "gen", "--count", 101, "-o", data, "--force").stdout.startswith(f"wrote {data} ")
@@ -119,11 +121,11 @@ def test_gen_like_make(run: Run, folder: Path) -> None:
     [
         ("--count 2", 2, "count is 2"),
         ("--min-length 1", 2, "min_length is 1"),
-        ("--min-length 9 --max-length 8", 2, "max_length is 8"),
+        ("--min-length 9 --max-length 8", 2, "--max-length is 8"),
         ("--test-fraction 0", 2, "test_fraction is 0.0"),
         ("--task sorting", 2, "temporal-order"),
-        ("--task adding-1997", 2, "min_length is 2: adding-1997 needs at least 20"),
-        ("--task adding-1997 --min-length 19 --max-length 40", 2, "min_length is 19"),
+        ("--task adding-1997", 2, "--min-length is 2: adding-1997 needs at least 20"),
+        ("--task adding-1997 --min-length 19 --max-length 40", 2, "--min-length is 19"),
         ("--count 3 --test-fraction 0.9", 2, "leaves a part empty"),
         ("--name", 2, ""),
     ],
@@ -251,18 +253,18 @@ def test_up_to_date(run: Run, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "difference"),
     [
-        (("--hidden-size", 8), "hidden_size was 4, now 8"),
-        (("--cell", "lstm"), "cell was gru, now lstm"),
-        (("--seed", 3, "--lr", 0.1), "lr was 0.003, now 0.1; seed was 0, now 3"),
-        (("--seeds", 2), "seeds was 1, now 2"),
-        (("--batch-size", 5, "--clip-norm", 1), "batch_size was 1, now 5; clip_norm was None, now 1.0"),
-        (("--engine", "torch"), "engine was compiled, now torch"),
+        (("--hidden-size", 8), "--hidden-size was 4, now 8"),
+        (("--cell", "lstm"), "--cell was gru, now lstm"),
+        (("--seed", 3, "--lr", 0.1), "--lr was 0.003, now 0.1 and --seed was 0, now 3"),
+        (("--seeds", 2), "--seeds was 1, now 2"),
+        (("--batch-size", 5, "--clip-norm", 1), "--batch-size was 1, now 5 and --clip-norm was not set, now 1.0"),
+        (("--engine", "torch"), "--engine was compiled, now torch"),
     ],
 )
 def test_other_settings_are_refused(run: Run, folder: Path, more: tuple[object, ...], difference: str) -> None:
     """A checkpoint trained otherwise is left alone, and the message names what differs; --force replaces it."""
     before, output = contents(folder), folder / "gru.safetensors"
-    refused(train(run, folder, *more), f"{output} exists", f"({difference})", "--force")
+    refused(train(run, folder, *more), f"{output} already exists", difference, "--force")
     assert contents(folder) == before
     assert train(run, folder, *more, "--force").exit_code == 0
     assert output.read_bytes() != before["gru.safetensors"]
@@ -273,9 +275,11 @@ def test_other_data_is_refused(run: Run, folder: Path) -> None:
     dlcv("seq", "gen", "--count", 10, "-o", folder / "other.safetensors")
     dlcv("seq", "gen", "--count", 100, "--seed", 1, "-o", folder / "data.safetensors", "--force")
     before = contents(folder)
-    refused(train(run, folder), "(another data)")
+    refused(train(run, folder), "it was made from different data")
     refused(train(run, folder, "-o", folder / "other.safetensors"), "dlcv.sequences/1")
-    refused(train(run, folder, "-o", folder / "data.safetensors", "--force"), folder / "data.safetensors", "another -o")
+    refused(
+        train(run, folder, "-o", folder / "data.safetensors", "--force"), folder / "data.safetensors", "another name"
+    )
     assert contents(folder) == before
 
 
@@ -402,7 +406,7 @@ def test_json(run: Run, folder: Path) -> None:
         assert document == {"status": status, "output": str(output), **metrics_of(output)["best"]}
         assert list(document) == ["status", "output", "seed", "iteration", "train_loss", "val_loss"]
     lines = forced.stderr.splitlines()
-    assert lines[0] == "trains 101 parameters (gru) on 64 sequences"
+    assert lines[0] == "training 101 parameters (gru) on 64 sequences"
     assert [line.split()[1] for line in lines[1:]] == ["30", "60", "90", "120", "128"]
 
 
@@ -432,7 +436,7 @@ def test_evaluation_does_not_overwrite_the_data(run: Run, folder: Path) -> None:
     b = folder / "b.safetensors"
     assert run("seq", "train", data, "--cell", "baseline", "-o", b).exit_code == 0
     before = contents(folder)
-    refused(run("eval", b, "--force"), data, "would be lost")
+    refused(run("eval", b, "--force"), data, "would be overwritten")
     assert contents(folder) == before
 
 
@@ -455,7 +459,7 @@ def test_an_exchanged_checkpoint_is_noticed(run: Run, folder: Path) -> None:
     result = run("eval", folder / "gru.safetensors")
     assert result.exit_code == 0
     assert "warning: " in result.stderr
-    assert "not what its metrics file says" in result.stderr
+    assert "not the checkpoint that its metrics file names" in result.stderr
 
 
 def test_a_link_to_itself(run: Run, folder: Path) -> None:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from dlcv_cli.config import GenConfig, SeqTrainConfig
 from dlcv_cli.sequences import training
-from dlcv_cli.sequences.cells import CELLS, Parameters, checked, initial_parameters
-from dlcv_cli.sequences.engines import reference
+from dlcv_cli.sequences.cells import CELLS, Parameters, check_parameters, initial_parameters
+from dlcv_cli.sequences.engines import build_engine, reference
+from dlcv_cli.sequences.engines.base import Constant, Engine
 from dlcv_cli.sequences.tasks import TASKS, Sequences, generate
-from dlcv_cli.sequences.training import Constant, DivergedAtError, Engine, Record, Training, begin, mean_squared_error
+from dlcv_cli.sequences.training import DivergedAtError, Record, Training, mean_squared_error
 
 Floats = NDArray[np.float64]
 RECURRENT = ("elman", "lstm", "gru")
@@ -39,7 +40,7 @@ def start(cell: str, hidden: int, seed: int = 0) -> Parameters:
 def answers_of(cell: str, weights: Parameters, engine: str, data: Sequences) -> NDArray[np.float32]:
     """The network's answers."""
     settings: Any = {"engine": engine}
-    return begin(CELLS[cell], weights, SeqTrainConfig(**settings)).answers(data)
+    return build_engine(CELLS[cell], weights, SeqTrainConfig(**settings)).predict(data)
 
 
 def training_of(
@@ -47,7 +48,7 @@ def training_of(
 ) -> tuple[list[Record], Parameters, Engine]:
     """All of a training: its records, the best weights, and the engine as it is afterwards."""
     config = SeqTrainConfig(cell=cell, **settings)
-    engine = begin(CELLS[cell], start(cell, hidden), config, train)
+    engine = build_engine(CELLS[cell], start(cell, hidden), config, train)
     trained = Training(engine, len(train.lengths), val, config, seed)
     return [record for record in trained if record], trained.best, engine
 
@@ -234,12 +235,12 @@ def test_a_cell_takes_exactly_its_weights(damage: str) -> None:
     else:
         weights = {}
     with pytest.raises(ValueError, match=r"\w"):
-        checked(CELLS["gru"], weights, inputs)
+        check_parameters(CELLS["gru"], weights, inputs)
 
 
 @pytest.mark.parametrize("cell", RECURRENT)
 @every_engine
-def test_answers_to_mixed_lengths(engine: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_of_mixed_lengths(engine: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mixed lengths in one go, even in small batches, answer as each sequence alone does, in the data's order."""
     data = made(count=50)
     weights = start(cell, 8)
@@ -248,11 +249,11 @@ def test_answers_to_mixed_lengths(engine: str, cell: str, monkeypatch: pytest.Mo
     with torch.no_grad():
         alone = [module(torch.from_numpy(inputs)[None]).item() for inputs, _ in each(data)]
     np.testing.assert_allclose(answers_of(cell, weights, engine, data), alone, rtol=0, atol=1e-6)
-    monkeypatch.setattr(reference, "ANSWER_STEPS", 12)
+    monkeypatch.setattr(reference, "PREDICT_STEPS", 12)
     np.testing.assert_allclose(answers_of(cell, weights, engine, data), alone, rtol=0, atol=1e-6)
     expected = np.mean((np.array(alone) - data.targets) ** 2)
     settings: Any = {"engine": engine}
-    found = mean_squared_error(begin(CELLS[cell], weights, SeqTrainConfig(**settings)), data)
+    found = mean_squared_error(build_engine(CELLS[cell], weights, SeqTrainConfig(**settings)), data)
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -283,7 +284,7 @@ def test_training_is_a_plain_loop(
     train, val = made(count=40), made(count=10, stream=1)
     settings: Any = {"engine": engine, "batch_size": batch, "clip_norm": clip}
     config = SeqTrainConfig(cell=cell, epochs=2, lr=0.003, record_every=15, **settings)
-    ours = begin(CELLS[cell], start(cell, 6), config, train)
+    ours = build_engine(CELLS[cell], start(cell, 6), config, train)
     theirs = Plain(layer, 6)
     theirs.load_state_dict({name: torch.from_numpy(array) for name, array in start(cell, 6).items()})
     optimizer = torch.optim.Adam(theirs.parameters(), lr=0.003)
@@ -342,7 +343,7 @@ def test_best_weights_are_kept(engine: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(training, "mean_squared_error", lambda *_: next(script))
     settings: Any = {"engine": engine}
     config = SeqTrainConfig(epochs=1, record_every=2, **settings)
-    network = begin(CELLS["gru"], start("gru", 4), config, made(count=8))
+    network = build_engine(CELLS["gru"], start("gru", 4), config, made(count=8))
     states, records = [], []
     trained = Training(network, 8, made(count=4), config, 0)
     for record in filter(None, trained):
@@ -362,7 +363,7 @@ def test_best_loss_again(engine: str) -> None:
     records, best, _ = training_of("gru", 8, train, val, epochs=2, lr=0.02, record_every=50, engine=engine)
     lowest = min(r.val_loss for r in records)
     settings: Any = {"engine": engine}
-    again = mean_squared_error(begin(CELLS["gru"], best, SeqTrainConfig(**settings)), val)
+    again = mean_squared_error(build_engine(CELLS["gru"], best, SeqTrainConfig(**settings)), val)
     assert again == pytest.approx(lowest, rel=1e-9)
     assert lowest < 0.1
 

@@ -20,7 +20,7 @@ from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import zconfint
 
 from dlcv_cli.statistics import significance
-from dlcv_cli.statistics.metrics import calibration_of, r2_of, recall_of, scores
+from dlcv_cli.statistics.metrics import calibration_of, r2_of, recall_of, score_logits
 from dlcv_cli.statistics.significance import (
     Statistic,
     bca,
@@ -109,7 +109,7 @@ def cases(kind: str, rng: np.random.Generator, n: int) -> tuple[Statistic, Calla
     labels = rng.integers(0, 4, n)
     logits = rng.normal(0, 2, (n, 4)).astype(np.float32)
     logits[np.arange(n), labels] += 1
-    found = scores(logits, labels)
+    found = score_logits(logits, labels)
     if kind == "mean":
         return mean_of(found.losses), lambda i: float(found.losses[i].mean())
     if kind == "recall":

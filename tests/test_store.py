@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,6 @@ from conftest import Run, metrics_of
 
 from dlcv_cli.errors import FileError
 from dlcv_cli.files import feature_cache as stores
-from dlcv_cli.files import locks
 from dlcv_cli.files.feature_cache import FeatureCache
 from dlcv_cli.files.locks import hold_lock
 
@@ -299,21 +299,35 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
         assert mine
 
 
-def test_a_lock_dropped_with_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who opens the lock of a store that is dropped just then, and taken by a third, does not share it with that."""
-    folder, try_lock, third = tmp_path / "store", locks._try_lock, contextlib.ExitStack()
+def test_a_lock_dropped_with_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that opens the lock of a cache that is just then dropped does not share the lock with a third one."""
+    folder, flock, third = tmp_path / "store", fcntl.flock, contextlib.ExitStack()
 
-    def too_late(file: BinaryIO) -> bool:
-        monkeypatch.setattr(locks, "_try_lock", try_lock)
+    def too_late(handle: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
         folder.with_suffix(".lock").unlink()
         assert third.enter_context(hold_lock(stores.lock_path(folder), None))
-        return try_lock(file)
+        flock(handle, operation)
 
-    monkeypatch.setattr(locks, "_try_lock", too_late)
+    monkeypatch.setattr(fcntl, "flock", too_late)
     with third, hold_lock(stores.lock_path(folder), None) as mine:
         assert not mine
     with hold_lock(stores.lock_path(folder), None) as mine:
         assert mine
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Where the file system has no locks, work goes on without them, and leaves no lock that outlives a process."""
+
+    def unsupported(handle: int, operation: int) -> None:
+        raise OSError(number, "not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    for _ in range(2):
+        with hold_lock(tmp_path / "lock", None) as mine, hold_lock(tmp_path / "lock", None) as second:
+            assert mine
+            assert second
 
 
 def only_store(cache: Path) -> FeatureCache:
@@ -336,7 +350,7 @@ def test_a_killed_run_is_gone_on_with(run: Run, split_file: Path, tmp_path: Path
     result = run(*args, output)
     assert result.exit_code == 0, result.stderr
     assert ": 16 of 28 are there" in result.stderr
-    assert metrics_of(output)["run"]["store"]["computed"] == 12
+    assert metrics_of(output)["run"]["features"]["computed"] == 12
     assert len(only_store(cache_folder).digests) == 28
     assert output.read_bytes() == whole.read_bytes()
 
@@ -361,7 +375,7 @@ def test_two_runs_at_once(run: Run, split_file: Path, tmp_path: Path, cache_fold
                 time.sleep(0.05)
         assert [process.wait(60) for process, _ in started] == [0, 0]
     assert len({output.read_bytes() for output in outputs}) == 1
-    assert sorted(metrics_of(output)["run"]["store"]["computed"] for output in outputs[:2]) == [0, 28]
+    assert sorted(metrics_of(output)["run"]["features"]["computed"] for output in outputs[:2]) == [0, 28]
     assert len(only_store(cache_folder).digests) == 28
 
 

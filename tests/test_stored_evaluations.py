@@ -34,9 +34,11 @@ def judged(evaluated: Path, tmp_path: Path) -> Path:
 
 
 def test_reference_and_common_are_options_of_compare(run: Run, folder: Path) -> None:
-    """An unknown reference, and --reference without --compare, are wrong usage, before anything is evaluated."""
+    """An unknown reference, and options of --compare without it, are wrong usage, before anything is evaluated."""
     head = folder / "head.safetensors"
-    for options in (("--reference", "head"), ("--common",), ("--compare", "--reference", "tail")):
+    for options in (
+        ("--reference", "head"), ("--common",), ("--format", "csv"), ("--compare", "--reference", "tail"),
+    ):  # fmt: skip
         result = run("eval", head, *options)
         assert (result.exit_code, result.stdout) == (2, "")
     assert not (folder / "head.test.eval.json").exists()
@@ -53,13 +55,13 @@ WRONG: dict[str, Damage] = {
     "collapsed by a number": lambda d: d["collapse"].update(collapsed=1),
     "contamination below 0": lambda d: d["contamination"].update(examples=-1),
     "no contamination": lambda d: d.pop("contamination"),
-    "a class beyond the last": lambda d: d["confusion"].append([0, 2, 1]),
-    "a cell of two": lambda d: d["confusion"].append([0, 1]),
-    "a nameless class": lambda d: d["per_class"][0].pop("class"),
-    "a recall of text": lambda d: d["per_class"][0].update(recall="high"),
-    "a path of a number": lambda d: d["highest_loss"][0].update(path=3),
-    "a bin beyond 1": lambda d: d["calibration"][0].update(confidence=2),
-    "a root of nothing": lambda d: d.update(root=None),
+    "a class beyond the last": lambda d: d["details"]["confusion"].append([0, 2, 1]),
+    "a cell of two": lambda d: d["details"]["confusion"].append([0, 1]),
+    "a nameless class": lambda d: d["details"]["per_class"][0].pop("class"),
+    "a recall of text": lambda d: d["details"]["per_class"][0].update(recall="high"),
+    "a path of a number": lambda d: d["details"]["highest_loss"][0].update(path=3),
+    "a bin beyond 1": lambda d: d["details"]["calibration"][0].update(confidence=2),
+    "a root of nothing": lambda d: d["details"].update(root=None),
     "a study of one's own": lambda d: d["data"].update(study="audio"),
     "more examples than there are": lambda d: d["data"].update(n=17),
 }
@@ -118,4 +120,4 @@ def test_other_examples_under_one_fingerprint(run: Run, judged: Path) -> None:
     document.write_text(json.dumps(content))
     result = run("eval", "--compare", *paths)
     assert result.exit_code == 1
-    assert "its examples are not those of" in result.stderr
+    assert "its examples differ from those of" in result.stderr

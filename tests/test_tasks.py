@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from dlcv_cli.config import GenConfig
 from dlcv_cli.errors import SettingError
 from dlcv_cli.files import sequences
 from dlcv_cli.sequences.tasks import TASKS, Sequences, generate
-from dlcv_cli.statistics.metrics import regression, regression_by_length
+from dlcv_cli.studies.sequences.study import METRICS, Predicted, measure_by_length
 
 
 def made(task: str, count: int, low: int, high: int, seed: int = 0) -> Sequences:
@@ -83,7 +84,7 @@ def test_values_of_1997() -> None:
 
 def test_shorter_than_1997(run: Run, tmp_path: Path) -> None:
     """Sequences too short for the definition are refused, and the shortest that fit are made."""
-    with pytest.raises(SettingError, match="min_length is 19: adding-1997 needs at least 20"):
+    with pytest.raises(SettingError, match="--min-length is 19: adding-1997 needs at least 20"):
         made("adding-1997", 3, 19, 40)
     assert made("adding-1997", 3, 20, 20).lengths.tolist() == [20] * 3
     result = run("seq", "gen", "--task", "adding-1997", "-o", tmp_path / "d.safetensors")
@@ -115,6 +116,11 @@ def test_knows_one_is_the_conditional_mean(task: str) -> None:
     assert (np.abs(np.diff(answers[np.argsort(firsts)])) < 0.7).all()
     slopes = {"adding": 1, "adding-1997": 1 / 4, "multiplication": 1 / 2, "temporal-order": 2 / 3}
     np.testing.assert_allclose(answers - answers[0], slopes[task] * (firsts - firsts[0]), atol=1e-6)
+
+
+def regression(predictions: Any, targets: Any) -> dict[str, float]:
+    """Return the metrics of numbers."""
+    return {metric.column.key: metric.value(Predicted(predictions, targets)) for metric in METRICS}
 
 
 @pytest.mark.parametrize(
@@ -160,13 +166,13 @@ def test_by_length_sums_to_the_total(runs: int) -> None:
     rng = np.random.default_rng(0)
     lengths, targets = rng.choice([2, 3, 7, 50], 60), rng.random(60, np.float32)
     answers = (targets + rng.normal(0, 0.06, (runs, 60))).astype(np.float32)
-    found = regression_by_length(answers, targets, lengths)
-    assert [row["length"] for row in found] == [2, 3, 7, 50]
-    assert [row["n"] for row in found] == [int((lengths == length).sum()) for length in (2, 3, 7, 50)]
+    rows = measure_by_length(answers, targets, lengths)
+    assert [row.length for row in rows] == [2, 3, 7, 50]
+    assert [row.n for row in rows] == [int((lengths == length).sum()) for length in (2, 3, 7, 50)]
     for key, total in regression(answers, targets).items():
         if key == "r2":  # no mean over sequences
             continue
-        assert sum(row["n"] * row[key] for row in found) / 60 == pytest.approx(total, rel=1e-12)
+        assert sum(row.n * getattr(row, key) for row in rows) / 60 == pytest.approx(total, rel=1e-12)
     errors = np.abs(answers - targets)[:, lengths == 7]
-    assert found[2]["mae"] == pytest.approx(errors.mean(), rel=1e-6)
-    assert found[2]["close"] == pytest.approx((errors < 0.04).mean())
+    assert rows[2].mae == pytest.approx(errors.mean(), rel=1e-6)
+    assert rows[2].close == pytest.approx((errors < 0.04).mean())

@@ -1,4 +1,4 @@
-"""The training loop against a plain one, written out here with torch's own parts; in float32 unless it says so."""
+"""The training loop against a plain one, written out with torch's own parts; in float32 unless it says so."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ import pytest
 import torch
 from conftest import make_photos
 from PIL import Image
-from torch import Tensor
+from small_networks import BATCHNORM, PLAIN
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlcv_cli.config import TrainConfig
-from dlcv_cli.errors import DlcvError
+from dlcv_cli.errors import DivergedError, DlcvError
 from dlcv_cli.vision import training
-from dlcv_cli.vision.architectures import ARCHITECTURES, Architecture, K
-from dlcv_cli.vision.batches import Source, computed
-from dlcv_cli.vision.inference import Forward
-from dlcv_cli.vision.models import Network, random_network, unfreeze
-from dlcv_cli.vision.steps import Cut, cut
+from dlcv_cli.vision.architectures import ARCHITECTURES, Architecture
+from dlcv_cli.vision.batches import Source, source_of_images
+from dlcv_cli.vision.inference import FeatureExtractor
+from dlcv_cli.vision.models import build_random_network, unfreeze
+from dlcv_cli.vision.steps import SplitNetwork, split_at_frozen
 from dlcv_cli.vision.training import Epoch, Progress, Score, Training, evaluate, predict
 from dlcv_cli.vision.transforms import Images
 
@@ -34,11 +35,6 @@ LAYERS = {
     "finetune": ("classifier", "features.28"),
     "scratch": ("features", "classifier"),
 }
-# no dropout: what an image loses does not depend on when it is looked at
-PLAIN = replace(
-    MINI, features=(("conv", 8, 3, 2, 1), ("relu",)), classifier=(("linear", K),), pool=2, head="classifier.0"
-)
-BATCHNORM = replace(PLAIN, features=(("conv", 8, 3, 2, 1), ("batchnorm",), ("relu",)))
 
 
 @pytest.fixture(scope="module")
@@ -63,48 +59,53 @@ def pixels(images: Images) -> Tensor:
     return torch.from_numpy(raw.astype(np.float32)).permute(0, 3, 1, 2)
 
 
-def trainee(architecture: Architecture, layers: tuple[str, ...]) -> Network:
+def trainee(architecture: Architecture, layers: tuple[str, ...]) -> nn.Module:
     """A network from seed 0 whose named layers train."""
-    network = random_network(architecture, 3, seed=0)
+    network = build_random_network(architecture, 3, seed=0)
     unfreeze(network, layers)
     return network
 
 
-def state(network: Network) -> dict[str, Tensor]:
+def state(network: nn.Module) -> dict[str, Tensor]:
     """A copy of all its tensors."""
     return copy.deepcopy(network.state_dict())
 
 
-def source(parts: Cut, images: Images, precision: str = "float32") -> Source:
-    """What enters the layers that train, as the stages have it without a store."""
-    return computed(images, Forward([*parts.prefix], images.preprocessing, CPU, precision), 2)
+def source(split: SplitNetwork, images: Images, precision: str = "float32") -> Source:
+    """Return what enters the layers that train, as the stages have it without cached features."""
+    return source_of_images(images, FeatureExtractor([*split.frozen], images.preprocessing, CPU, precision), 2)
 
 
 def training_of(
-    network: Network, train: Images, val: Images, config: TrainConfig, precision: str = "float32"
-) -> Iterator[Progress | Epoch]:
-    """Trains as the stages do."""
-    parts = cut(network)
-    sources = (source(parts, images, precision) for images in (train, val))
-    return iter(Training(network, parts, *sources, config, CPU, precision))
+    network: nn.Module, train: Images, val: Images, config: TrainConfig, precision: str = "float32", **more: bool
+) -> Training:
+    """Return a training as the stages make it."""
+    split = split_mini(network)
+    sources = (source(split, images, precision) for images in (train, val))
+    return Training(split, *sources, config, precision, **more)
 
 
 def epochs_of(
-    network: Network, train: Images, val: Images, config: TrainConfig, precision: str = "float32"
+    network: nn.Module, train: Images, val: Images, config: TrainConfig, precision: str = "float32", **more: bool
 ) -> list[Epoch]:
-    """Trains, and gives the epochs' records."""
-    events = training_of(network, train, val, config, precision)
+    """Train, and return the epochs' records."""
+    events = training_of(network, train, val, config, precision, **more)
     return [event for event in events if isinstance(event, Epoch)]
 
 
-def evaluated(network: Network, images: Images) -> tuple[float, float, tuple[int, ...]]:
-    """(loss, accuracy, answers by class) of a network."""
-    parts = cut(network)
-    *_, score = evaluate(parts.suffix, source(parts, images), "float32")
-    return score.loss / score.done, score.right / score.done, score.answered
+def split_mini(network: nn.Module) -> SplitNetwork:
+    """Split a network whose steps are named like vgg16_mini's."""
+    return split_at_frozen(network, MINI)
 
 
-def plain_epoch(network: Network, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor, config: TrainConfig,
+def evaluated(network: nn.Module, images: Images) -> tuple[float, float, tuple[int, ...]]:
+    """Return (loss, accuracy, predictions by class) of a network."""
+    split = split_mini(network)
+    *_, score = evaluate(split.tail, source(split, images), "float32")
+    return score.loss / score.done, score.correct / score.done, score.predicted
+
+
+def plain_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor, config: TrainConfig,
                 epoch: int) -> tuple[float, float]:  # fmt: skip
     """One epoch as a notebook has it: the whole network in train mode, whatever is frozen. (loss, accuracy)."""
     network.train()
@@ -200,9 +201,9 @@ def test_frozen_layers_do_not_change(data: tuple[Images, Images], stage: str) ->
 def test_best_epoch_is_kept(
     data: tuple[Images, Images], architecture: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The network ends with the weights and statistics of the best validation accuracy, the earliest of equal ones."""
+    """The network ends with the weights and statistics of the epoch that was the best on the validation part."""
     train, val = data
-    script = iter([Score(9.0 * 4, 2, 4), Score(9.0 * 4, 3, 4), Score(1.0 * 4, 3, 4), Score(2.0 * 4, 1, 4)])
+    script = iter([Score(9.0 * 4, 2, 4), Score(1.0 * 4, 3, 4), Score(9.0 * 4, 3, 4), Score(2.0 * 4, 1, 4)])
     monkeypatch.setattr(training, "evaluate", lambda *_: [next(script)])
     network = trainee(architecture, LAYERS["scratch"])
     records, states = [], []
@@ -217,22 +218,94 @@ def test_best_epoch_is_kept(
     assert any(not torch.equal(after[name], tensor) for name, tensor in states[3].items())
 
 
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([(2.0, 3), (1.0, 3), (1.5, 3)], [True, True, False]),  # accuracy ties: the lower loss
+        ([(1.0, 3), (1.0, 3), (1.0, 3)], [True, False, False]),  # both tie: the earliest
+        ([(1.0, 3), (9.0, 4), (0.1, 3)], [True, True, False]),  # accuracy comes first
+        ([(5.0, 0), (5.0, 0), (4.0, 0)], [True, False, True]),  # an accuracy of 0 throughout
+    ],
+    ids=["loss", "earliest", "accuracy", "all wrong"],
+)
+@pytest.mark.parametrize("evaluate_start", [False, True])
+def test_ties_go_to_the_lower_loss(
+    data: tuple[Images, Images],
+    scores: list[tuple[float, int]],
+    best: list[bool],
+    evaluate_start: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of epochs with equal accuracy the lower validation loss is better, of equal ones the earliest; epoch 0 too."""
+    script = iter([Score(loss * 4, correct, 4) for loss, correct in scores])
+    monkeypatch.setattr(training, "evaluate", lambda *_: [next(script)])
+    config = TrainConfig(epochs=3 - evaluate_start)
+    records = epochs_of(trainee(PLAIN, ("classifier",)), *data, config, evaluate_start=evaluate_start)
+    assert [r.epoch for r in records] == ([0, 1, 2] if evaluate_start else [1, 2, 3])
+    assert [r.best for r in records] == best
+
+
+def test_the_start_is_epoch_0(data: tuple[Images, Images]) -> None:
+    """With `evaluate_start` the network as it was is recorded as epoch 0, and kept if training only makes it worse."""
+    train, val = data
+    network = trainee(MINI, LAYERS["head"])
+    epochs_of(network, train, val, TrainConfig(epochs=5, batch_size=4, lr=0.05))
+    before = state(network)
+    loss, accuracy, _ = evaluated(network, val)
+    records = epochs_of(network, train, val, TrainConfig(epochs=2, batch_size=4, lr=1e4), evaluate_start=True)
+    start = records[0]
+    assert (start.epoch, start.lr, start.train_loss, start.train_accuracy) == (0, None, None, None)
+    assert (start.val_loss, start.val_accuracy) == pytest.approx((loss, accuracy), rel=1e-5)
+    assert [r.best for r in records] == [True, False, False]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
 def test_best_epoch_again(data: tuple[Images, Images]) -> None:
     """Evaluating the network after training gives the best epoch's validation loss and accuracy."""
     train, val = data
     network = trainee(MINI, LAYERS["head"])
     records = epochs_of(network, train, val, TrainConfig(epochs=5, batch_size=4, lr=0.05))
-    best = max(records, key=lambda r: r.val_accuracy)  # the first of equal ones
+    best = max(records, key=lambda r: (r.val_accuracy, -r.val_loss))  # the first of equal ones
     assert [r.epoch for r in records if r.best][-1] == best.epoch
     assert evaluated(network, val)[:2] == pytest.approx((best.val_loss, best.val_accuracy), rel=1e-5)
 
 
-def test_all_wrong_is_kept_too(data: tuple[Images, Images], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A validation accuracy of 0 throughout still leaves the first epoch's weights, marked best."""
-    train, val = data
-    monkeypatch.setattr(training, "evaluate", lambda *_: [Score(5.0, 0, 1)])
-    records = epochs_of(trainee(PLAIN, ("classifier",)), train, val, TrainConfig(epochs=2))
-    assert [r.best for r in records] == [True, False]
+@pytest.mark.parametrize("architecture", [MINI, BATCHNORM], ids=["dropout", "batchnorm"])
+@pytest.mark.parametrize("evaluate_start", [False, True])
+def test_going_on_ends_as_an_undisturbed_training(
+    data: tuple[Images, Images], architecture: Architecture, evaluate_start: bool
+) -> None:
+    """From the state at any event, another training comes to the same records and weights, bit for bit."""
+    config = TrainConfig(epochs=2, batch_size=4, lr=1e-2)
+
+    def records_of(events: Iterator[Progress | Epoch]) -> list[Epoch]:
+        return [replace(event, images_per_second=0.0) for event in events if isinstance(event, Epoch)]
+
+    network = trainee(architecture, LAYERS["scratch"])
+    events = [*training_of(network, *data, config, evaluate_start=evaluate_start)]
+    expected = records_of(iter(events))
+    for stop in range(1, len(events)):
+        first = training_of(trainee(architecture, LAYERS["scratch"]), *data, config, evaluate_start=evaluate_start)
+        begun = records_of(event for _, event in zip(range(stop), first, strict=False))
+        tensors, numbers = copy.deepcopy(first.state())
+        again = trainee(architecture, LAYERS["scratch"])
+        second = training_of(again, *data, config, evaluate_start=evaluate_start)
+        second.restore(tensors, numbers)
+        assert begun + records_of(iter(second)) == expected, stop
+        assert all(torch.equal(again.state_dict()[name], t) for name, t in network.state_dict().items()), stop
+
+
+@pytest.mark.parametrize("where", ["loss", "weights"])
+def test_a_state_that_is_not_finite_is_refused(data: tuple[Images, Images], where: str) -> None:
+    """When a snapshot falls due in an epoch in which loss or weights ran away, the error says so."""
+    run = training_of(trainee(PLAIN, ("classifier",)), *data, TrainConfig(epochs=2, batch_size=4))
+    next(iter(run))
+    if where == "loss":
+        run.loss_sum.fill_(float("nan"))
+    else:
+        next(iter(run.trainable.values())).data[0] = float("inf")
+    with pytest.raises(DivergedError, match=r"no longer a finite number in epoch 1 at lr 0\.005: try a lower --lr"):
+        run.state()
 
 
 def test_short_batch_weighs_as_it_should(data: tuple[Images, Images]) -> None:
@@ -257,13 +330,13 @@ def test_evaluate(data: tuple[Images, Images]) -> None:
     """Loss and accuracy are means over images, dropout off."""
     _, val = data
     network = trainee(MINI, LAYERS["head"]).train()
-    loss, accuracy, answered = evaluated(network, val)
+    loss, accuracy, predicted = evaluated(network, val)
     labels = torch.from_numpy(val.labels)
     with torch.no_grad():
         logits = network.eval()(pixels(val))
     assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert accuracy == pytest.approx((logits.argmax(1) == labels).float().mean().item())
-    assert list(answered) == [int((logits.argmax(1) == k).sum()) for k in range(logits.shape[1])]
+    assert list(predicted) == [int((logits.argmax(1) == k).sum()) for k in range(logits.shape[1])]
 
 
 @pytest.mark.parametrize("batch", [1, 4, 7, 32])
@@ -271,8 +344,8 @@ def test_predictions_do_not_depend_on_batches(data: tuple[Images, Images], batch
     """Logits come in the images' order, dropout off, in batches of the size asked for."""
     _, val = data
     network = trainee(MINI, LAYERS["head"]).train()
-    parts = cut(network)
-    logits = list(predict(parts.suffix, source(parts, val), "float32", batch))
+    split = split_mini(network)
+    logits = list(predict(split.tail, source(split, val), "float32", batch))
     assert [len(part) for part in logits] == [min(batch, 7 - at) for at in range(0, 7, batch)]
     with torch.no_grad():
         torch.testing.assert_close(torch.cat(logits), network.eval()(pixels(val)), rtol=1e-5, atol=1e-5)
@@ -294,8 +367,8 @@ def test_what_enters_depends_on_the_image_alone(data: tuple[Images, Images], sta
     """What enters the layers that train is what the frozen ones make of the image, bit by bit in any company."""
     train, _ = data
     network = trainee(MINI, LAYERS[stage])
-    parts = cut(network)
-    entering = source(parts, train, precision)
+    split = split_mini(network)
+    entering = source(split, train, precision)
     order = np.arange(11)
     found = torch.cat([*entering.batches(order, 11, 0)])
     for batch_size in (1, 3, 64):
@@ -303,7 +376,7 @@ def test_what_enters_depends_on_the_image_alone(data: tuple[Images, Images], sta
         assert [len(x) for x in batches] == [min(batch_size, 11 - at) for at in range(0, 11, batch_size)]
         assert torch.equal(torch.cat(batches).flip(0), found)
     with torch.no_grad():
-        expected = parts.prefix.eval()(pixels(train))
+        expected = split.frozen.eval()(pixels(train))
     assert found.dtype == getattr(torch, precision)
     scale = expected.abs().max().item()
     atol = scale * (1e-5 if precision == "float32" else 0.05)
@@ -365,7 +438,7 @@ def test_missing_image_is_named(data: tuple[Images, Images], tmp_path: Path) -> 
 def test_augmentation_repeats_and_varies(data: tuple[Images, Images], augment: str) -> None:
     """A view is a function of seed, epoch and image: the same again, whatever the order; another in the next epoch."""
     varied = replace(data[0], augment=augment, seed=3)  # type: ignore[arg-type]
-    entering = source(cut(trainee(MINI, LAYERS["scratch"])), varied)
+    entering = source(split_mini(trainee(MINI, LAYERS["scratch"])), varied)
     order = np.arange(11)
     first = torch.cat([*entering.batches(order, 4, 0)])
     assert torch.equal(first, torch.cat([*entering.batches(order[::-1].copy(), 3, 0)]).flip(0))

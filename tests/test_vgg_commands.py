@@ -21,6 +21,7 @@ from typer.testing import Result
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.files import tensors
 from dlcv_cli.stages import train_images as vgg
+from dlcv_cli.studies.images.predictor import require_classes
 
 CLASSES = {"cat": 10, "straße": 10, "tree house": 15}
 COMMON = ("--epochs", 1, "--threads", 1, "--precision", "float32")
@@ -81,7 +82,9 @@ def test_metrics_keys(trained: Path, stage: str) -> None:
     assert (found["schema"], found["stage"]) == ("dlcv.metrics/1", f"vgg.{stage}")
     assert list(found["config"]) == [*TRAIN_CONFIG, *STAGES[stage]]
     assert list(found["parameters"]) == ["total", "trainable"]
-    [epoch] = found["records"]
+    *start, epoch = found["records"]
+    assert [record["epoch"] for record in start] == ([0] if stage == "finetune" else [])
+    assert all(record["train_loss"] is None for record in start)
     assert list(epoch) == ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
     assert found["best"] == epoch
     assert epoch["epoch"] == 1
@@ -91,18 +94,18 @@ def test_metrics_keys(trained: Path, stage: str) -> None:
     assert found["checkpoint"] == {"path": checkpoint.name, "sha256": sha256}
     run = found["run"]
     assert list(run) == [
-        "started", "seconds", "machine", "python", "versions", "device", "threads", "images_per_second", "store",
+        "started", "seconds", "machine", "python", "versions", "device", "threads", "features", "images_per_second",
         "resumed", "seconds_before", "seconds_saving",
     ]  # fmt: skip
     assert list(run["versions"]) == ["dlcv", "torch", "torchvision", "numpy", "pillow", "safetensors"]
-    assert (run["threads"], len(run["images_per_second"])) == (1, 1)
+    assert (run["threads"], len(run["images_per_second"])) == (1, 2 if stage == "finetune" else 1)
     if stage == "scratch":
-        assert run["store"] == {"used": False, "why": "nothing frozen"}
+        assert run["features"] == {"used": False, "why": "nothing frozen"}
         return
     # float32 of 22 + 6 images: 512 behind classifier.1, 64 channels of 4 x 4 before features.28
     layer, numbers = {"head": ("classifier.2", 512), "finetune": ("features.28", 64 * 4 * 4)}[stage]
-    assert list(run["store"]) == ["used", "before", "bytes_per_image", "images", "computed"]
-    assert [*run["store"].values()] == [True, layer, 4 * numbers, 28, 28]
+    assert list(run["features"]) == ["used", "before", "bytes_per_image", "images", "computed"]
+    assert [*run["features"].values()] == [True, layer, 4 * numbers, 28, 28]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -221,36 +224,36 @@ def test_up_to_date_after_moving(run: Run, trained: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("more", "difference"),
     [
-        (("--lr", 0.01), "lr was 5e-05, now 0.01"),
-        (("--epochs", 2), "epochs was 1, now 2"),
-        (("--unfreeze", "classifier"), "unfreeze was classifier,features.28, now classifier"),
-        (("--augment", "flip", "--views", 3), "augment was none, now flip; views was None, now 3"),
-        (("--precision", "bfloat16"), "precision was float32, now bfloat16"),
-        (("--seed", 1, "--schedule", "cosine"), "schedule was constant, now cosine; seed was 0, now 1"),
+        (("--lr", 0.01), "--lr was 5e-05, now 0.01"),
+        (("--epochs", 2), "--epochs was 1, now 2"),
+        (("--unfreeze", "classifier"), "--unfreeze was classifier,features.28, now classifier"),
+        (("--augment", "flip", "--views", 3), "--augment was none, now flip and --views was not set, now 3"),
+        (("--precision", "bfloat16"), "--precision was float32, now bfloat16"),
+        (("--seed", 1, "--schedule", "cosine"), "--schedule was constant, now cosine and --seed was 0, now 1"),
     ],
 )
 def test_other_settings_are_refused(run: Run, chain: Path, more: tuple[object, ...], difference: str) -> None:
     """An output made with other settings is left alone; the message names what differs and the ways out."""
     before = contents(chain)
     output = chain / "finetune.safetensors"
-    refused(finetune(run, chain, *more), f"{output} exists", f"({difference})", "--force", "another -o")
+    refused(finetune(run, chain, *more), f"{output} already exists", difference, "--force")
     assert contents(chain) == before
 
 
 def test_other_inputs_are_refused(run: Run, chain: Path) -> None:
     """An output made from another split or another checkpoint is left alone, and the message says which."""
     before = contents(chain)
-    refused(finetune(run, chain, "--from", chain / "scratch.safetensors"), "(another checkpoint)")
+    refused(finetune(run, chain, "--from", chain / "scratch.safetensors"), "it was made from a different checkpoint")
     assert contents(chain) == before
     dlcv("data", "split", chain / "photos", "-o", chain / "photos.split.json", "--seed", 1, "--force")
-    refused(finetune(run, chain), "(another split)")
+    refused(finetune(run, chain), "it was trained on a different split")
 
 
 def test_output_of_another_stage_is_refused(run: Run, chain: Path) -> None:
     """An output that another stage made is named as such."""
     before = contents(chain)
     result = finetune(run, chain, "-o", chain / "scratch.safetensors")
-    refused(result, chain / "scratch.safetensors", "it is the output of vgg.scratch")
+    refused(result, chain / "scratch.safetensors", "it is an output of dlcv vgg scratch")
     assert contents(chain) == before
 
 
@@ -259,7 +262,7 @@ def test_output_that_is_the_input_is_refused(run: Run, chain: Path, name: str) -
     """The checkpoint that is gone on from is not replaced, under whatever name and even with --force."""
     (chain / "link.safetensors").symlink_to("head.safetensors")
     before = contents(chain)
-    refused(finetune(run, chain, "-o", chain / name, "--force"), chain / name, "another -o")
+    refused(finetune(run, chain, "-o", chain / name, "--force"), chain / name, "another name")
     assert contents(chain) == before
 
 
@@ -268,7 +271,7 @@ def test_foreign_output_is_refused(run: Run, chain: Path, content: bytes) -> Non
     """A file that is no checkpoint is not overwritten without --force."""
     output = chain / "finetune.safetensors"
     output.write_bytes(content)
-    refused(finetune(run, chain), f"{output} exists and was made differently")
+    refused(finetune(run, chain), f"{output} already exists")
     assert output.read_bytes() == content
     assert finetune(run, chain, "--force").exit_code == 0
     assert tensors.read_metadata(output, tensors.CHECKPOINT)["stage"] == "vgg.finetune"
@@ -294,7 +297,7 @@ def test_without_its_metrics_it_trains_again(run: Run, trained: Path, chain: Pat
         shutil.copy(chain / "head.metrics.json", metrics)
     result = finetune(run, chain)
     assert result.exit_code == 0
-    assert "metrics are missing or another run's; training again" in result.stderr
+    assert "metrics are missing or belong to another checkpoint; training again" in result.stderr
     assert result.stdout.startswith("wrote ")
     assert (chain / "finetune.safetensors").read_bytes() == (trained / "finetune.safetensors").read_bytes()
     assert metrics_of(chain / "finetune.safetensors")["stage"] == "vgg.finetune"
@@ -333,7 +336,7 @@ def test_changed_images_are_named(run: Run, chain: Path, change: str) -> None:
     result = finetune(run, chain)
     assert result.exit_code == 1
     word = "changed" if change == "changed" else "missing"
-    assert f"1 of its images in {chain / 'photos'} are not as they were: {name} ({word})" in result.stderr
+    assert f"1 of its images in {chain / 'photos'} are missing or changed: {name} ({word})" in result.stderr
     assert not (chain / "finetune.safetensors").exists()
 
 
@@ -343,7 +346,7 @@ def test_root(run: Run, chain: Path) -> None:
     output = chain / "new.safetensors"
     lost = finetune(run, chain, "-o", output)
     assert (lost.exit_code, lost.stdout) == (1, "")
-    assert re.search(r"dlcv: .*photos\.split\.json: .*photos is not there.*--root\n$", lost.stderr)
+    assert re.search(r"dlcv: .*photos\.split\.json: .*photos does not exist.*--root\n$", lost.stderr)
     result = finetune(run, chain, "-o", output, "--root", chain / "moved")
     assert result.exit_code == 0, result.stderr
     one, other = (tensors.read(chain / n, tensors.CHECKPOINT) for n in ("new.safetensors", "finetune.safetensors"))
@@ -361,7 +364,7 @@ def test_other_classes_are_refused(run: Run, chain: Path, tmp_path: Path) -> Non
     head, output = chain / "head.safetensors", tmp_path / "out.safetensors"
     refused(
         run("vgg", "finetune", split, *COMMON, "--from", head, "-o", output),
-        f"{head} was trained for other classes than {split} has",
+        f"{head} was trained on other classes than {split} has",
         f"only in {head}: 'tree house'",
         f"only in {split}: 'dog'",
     )
@@ -370,9 +373,9 @@ def test_other_classes_are_refused(run: Run, chain: Path, tmp_path: Path) -> Non
 
 def test_classes_in_another_order_are_refused() -> None:
     """The same classes in another order are other classes."""
-    vgg.require_classes(Path("c"), ["a", "b"], Path("s"), ["a", "b"])
+    require_classes(Path("c"), ["a", "b"], Path("s"), ["a", "b"])
     with pytest.raises(DlcvError, match="the same names in another order"):
-        vgg.require_classes(Path("c"), ["a", "b"], Path("s"), ["b", "a"])
+        require_classes(Path("c"), ["a", "b"], Path("s"), ["b", "a"])
 
 
 Write = Callable[[Path, Path], Any]  # (path to write, the chain's folder)
@@ -538,8 +541,8 @@ def test_exit_codes(run: Run, chain: Path, option: str, code: int) -> None:
 
 
 def test_unknown_network(run: Run, split_file: Path, tmp_path: Path) -> None:
-    """An unknown --arch is wrong usage, and the names there are are listed."""
-    result = run("vgg", "scratch", split_file, "--arch", "resnet18", "-o", tmp_path / "x.safetensors")
+    """An unknown --arch is wrong usage, and the message lists the names."""
+    result = run("vgg", "scratch", split_file, "--arch", "resnet9", "-o", tmp_path / "x.safetensors")
     assert result.exit_code == 2
     assert "vgg16_mini" in result.stderr
 
@@ -572,14 +575,15 @@ def test_json(run: Run, chain: Path) -> None:
 
 def test_what_is_told(run: Run, chain: Path) -> None:
     """stderr says what trains, what is frozen and kept, and one plain line an epoch; stdout only what was written."""
-    told = [
+    notes = [
         r"trains [\d,]+ of [\d,]+ parameters \(vgg16_mini, 3 classes\) on \w+ in float32",
-        r"frozen before features\.28: 9\d\.\d % of the 0\.\d+ GFLOP .* forward; 4,096 bytes an image to keep",
+        r"frozen before features\.28: 9\d\.\d % of the 0\.\d+ GFLOP .*; features take 4,096 bytes per image",
     ]
-    for kept in (r"0 of 28 are there, 115 [Kk]B to add, [^,]+ free on its disk", r"28 of 28 are there"):
+    cold = r"0 of 28 images are cached, 115 [Kk]B to add, [^,]+ free on its disk"
+    for cached in (cold, r"28 of 28 images are cached"):
         result = finetune(run, chain, "--force", "--epochs", 2)
         lines = result.stderr.splitlines()
-        for line, expected in zip(lines, [*told, f"store [0-9a-f]{{12}}: {kept}"], strict=False):
+        for line, expected in zip(lines, [*notes, f"feature cache [0-9a-f]{{12}}: {cached}"], strict=False):
             assert re.fullmatch(expected, line)
-        assert [line.split()[:2] for line in lines[3:]] == [["epoch", "1"], ["epoch", "2"]]
+        assert [line.split()[:2] for line in lines[3:]] == [["epoch", str(number)] for number in range(3)]
         assert len(result.stdout.splitlines()) == 1

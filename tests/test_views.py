@@ -35,7 +35,7 @@ def seen(pixels: Pixels, preprocessing: Preprocessing = SMALL) -> Pixels:
 
 def torchvisions(pixels: Pixels, preprocessing: Preprocessing = SMALL) -> Pixels:
     """The same by torchvision, on a Pillow image."""
-    resize = tv.Resize(preprocessing.resize, tv.InterpolationMode.BILINEAR, antialias=True)
+    resize = tv.Resize(preprocessing.resize, tv.InterpolationMode(preprocessing.interpolation), antialias=True)
     return np.asarray(tv.CenterCrop(preprocessing.crop)(resize(Image.fromarray(pixels))))
 
 
@@ -70,13 +70,18 @@ SIZES = [
 
 
 @pytest.mark.parametrize(
-    "preprocessing", [IMAGENET, SMALL, Preprocessing(resize=65, crop=64)], ids=["224 of 256", "64 of 64", "64 of 65"]
+    "preprocessing",
+    [IMAGENET, SMALL, Preprocessing(resize=65, crop=64), Preprocessing(interpolation="bicubic")],
+    ids=["224 of 256", "64 of 64", "64 of 65", "bicubic"],
 )
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
 def test_resize_and_crop_is_torchvisions(size: tuple[int, int], preprocessing: Preprocessing) -> None:
-    """Resizing and cropping gives torchvision's pixels, within one grey level, at any size, up to a side ratio of 8."""
-    pixels = noise(*size)
-    assert difference(seen(pixels, preprocessing), torchvisions(pixels, preprocessing)) <= 1
+    """Resizing and cropping gives torchvision's pixels, at any size, up to a side ratio of 8.
+
+    They are within one grey level, two for bicubic.
+    """
+    pixels, most = noise(*size), 2 if preprocessing.interpolation == "bicubic" else 1
+    assert difference(seen(pixels, preprocessing), torchvisions(pixels, preprocessing)) <= most
 
 
 @pytest.mark.parametrize("long", [60, 61, 63])
@@ -322,7 +327,7 @@ def test_random_part() -> None:
     """A random part has 35 to 100 % of the area at a side ratio of 3/4 to 4/3, anywhere, mirrored half of the time."""
     image, spans, middles, mirrored = gradient(160, 160), [], [], 0
     for seed in range(200):
-        part = views.random_part(image, 64, random.Random(seed)).numpy().astype(float)
+        part = views.crop_randomly(image, SMALL, random.Random(seed)).numpy().astype(float)
         assert part.shape == (64, 64, 3)
         spans.append((np.ptp(part[32, :, 0]) / 255, np.ptp(part[:, 32, 1]) / 255))
         middles.append(part[32, 32, :2] / 255)
@@ -341,7 +346,7 @@ def test_random_part() -> None:
 def test_random_part_of_a_sliver() -> None:
     """A part of a very narrow image stays inside it."""
     for seed in range(20):
-        part = views.random_part(gradient(500, 1), 64, random.Random(seed))
+        part = views.crop_randomly(gradient(500, 1), SMALL, random.Random(seed))
         assert part.shape == (64, 64, 3)
         assert not part[..., 1:].any(), "no green in its only line"
 

@@ -1,4 +1,4 @@
-"""`dlcv vgg`: train image networks."""
+"""`dlcv vgg`, with the second name `dlcv image`: train image networks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,19 @@ from typing import Annotated
 
 import typer
 
-from dlcv_cli.cli.console import Terminal, describe_record, print_outcome
-from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, NoCache, OutputFile, Root, SplitFile, configured
+from dlcv_cli.cli.console import describe_record, print_outcome
+from dlcv_cli.cli.options import (
+    UNCHECKED,
+    CacheFolder,
+    Force,
+    Json,
+    NoCache,
+    OutputFile,
+    Root,
+    SplitFile,
+    configured,
+    context_from,
+)
 from dlcv_cli.config import FinetuneConfig, HeadConfig, ScratchConfig, TrainMachine
 from dlcv_cli.context import Outcome
 from dlcv_cli.vision.architectures import ARCHITECTURES
@@ -39,13 +50,10 @@ def head(
     as_json: Json = False,
 ) -> None:
     """Train only a new classification layer on pretrained weights."""
-    from dlcv_cli.stages import train_images as vgg
+    from dlcv_cli.stages.train_images import train_head
 
-    kept = None if no_cache else cache
-    outcome = vgg.head(
-        split, output, config, source=weights, root=root, machine=machine, force=force, cache=kept, report=Terminal()
-    )
-    _print(outcome, as_json)
+    context = context_from(machine, cache=cache, no_cache=no_cache, root=root, force=force)
+    _print(train_head(split, output, config, weights=weights, context=context), as_json)
 
 
 @app.command("finetune")
@@ -65,14 +73,11 @@ def finetune(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Go on from a head: all fully connected layers and the last convolution train."""
-    from dlcv_cli.stages import train_images as vgg
+    """Train more layers of a checkpoint, by default its last stage and its classifier."""
+    from dlcv_cli.stages.train_images import train_finetune
 
-    kept = None if no_cache else cache
-    outcome = vgg.finetune(
-        split, output, config, source=start, root=root, machine=machine, force=force, cache=kept, report=Terminal()
-    )
-    _print(outcome, as_json)
+    context = context_from(machine, cache=cache, no_cache=no_cache, root=root, force=force)
+    _print(train_finetune(split, output, config, start=start, context=context), as_json)
 
 
 @app.command("scratch")
@@ -87,9 +92,9 @@ def scratch(
     as_json: Json = False,
 ) -> None:
     """Train all layers from random weights, for contrast."""
-    from dlcv_cli.stages import train_images as vgg
+    from dlcv_cli.stages.train_images import train_scratch
 
-    _print(vgg.scratch(split, output, config, root=root, machine=machine, force=force, report=Terminal()), as_json)
+    _print(train_scratch(split, output, config, context=context_from(machine, root=root, force=force)), as_json)
 
 
 def _print(outcome: Outcome, as_json: bool) -> None:

@@ -26,10 +26,6 @@ UNCHECKED: dict[str, Any] = {"readable": False}
 SplitFile = Annotated[
     Path, typer.Argument(metavar="SPLIT", help="Split file of dlcv data split.", show_default=False, **UNCHECKED)
 ]
-Checkpoints = Annotated[
-    list[Path],
-    typer.Argument(metavar="CHECKPOINT...", help="One or more checkpoints.", show_default=False, **UNCHECKED),
-]
 OutputFile = Annotated[
     Path,
     typer.Option("--output", "-o", metavar="FILE", help="File to write.", show_default=False, rich_help_panel=FILES),
@@ -37,12 +33,6 @@ OutputFile = Annotated[
 OutputFolder = Annotated[
     Path,
     typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", show_default=False, rich_help_panel=FILES),
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE", help="Split or sequence file, if it has moved since.", rich_help_panel=FILES, **UNCHECKED
-    ),
 ]
 Root = Annotated[
     Path | None,
@@ -54,15 +44,6 @@ Force = Annotated[
     bool, typer.Option("--force", help="Replace an output that was made differently.", rich_help_panel=FILES)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Reference = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Row that the others are tested against. Default: the first."),
-]
-Common = Annotated[bool, typer.Option("--common", help="Compare on the examples that all checkpoints share.")]
-AllowContaminated = Annotated[
-    bool,
-    typer.Option("--allow-contaminated", help="Evaluate on examples that were trained on, and mark the result."),
-]
 
 
 def _cache_folder() -> Path:

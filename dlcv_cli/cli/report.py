@@ -1,4 +1,4 @@
-"""`dlcv report`: what came out, in pictures."""
+"""`dlcv report`: results as pictures."""
 
 from __future__ import annotations
 
@@ -7,65 +7,48 @@ from typing import Annotated
 
 import typer
 
-from dlcv_cli.cli.console import Terminal, print_outcome
-from dlcv_cli.cli.evaluate import short_names
-from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, NoCache, OutputFile, configured
+from dlcv_cli.cli.console import print_outcome
+from dlcv_cli.cli.inputs import (
+    AllowContaminated,
+    Checkpoints,
+    Common,
+    DataFile,
+    ImageFolder,
+    Reference,
+    name_checkpoints,
+)
+from dlcv_cli.cli.options import CacheFolder, Force, Json, NoCache, OutputFile, configured, context_from
 from dlcv_cli.config import EvalConfig, Machine
-from dlcv_cli.errors import SettingError, look_up
 
 
 @configured(EvalConfig, Machine)
 def report(
     config: EvalConfig,
     machine: Machine,
-    checkpoints: Annotated[
-        list[Path],
-        typer.Argument(metavar="CHECKPOINT...", help="Of one study, or of both.", show_default=False, **UNCHECKED),
-    ],
+    checkpoints: Checkpoints,
     output: OutputFile,
     cache: CacheFolder,
     figures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write each figure as SVG, PDF and PNG too, for papers.")
+        Path | None, typer.Option(metavar="DIR", help="Also write each figure as SVG, PDF and PNG, for papers.")
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Split or sequence file, when not where it was.", **UNCHECKED)
-    ] = None,
-    root: Annotated[Path | None, typer.Option(metavar="DIR", help="The images' folder, when not where it was.")] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Whom the others are tested against; default: the first of each study."),
-    ] = None,
-    common: Annotated[
-        bool, typer.Option("--common", help="Compare on the examples they share, if measured on different ones.")
-    ] = False,
-    allow_contaminated: Annotated[
-        bool, typer.Option("--allow-contaminated", help="Measure on examples that were trained on, and say so.")
-    ] = False,
+    data: DataFile = None,
+    root: ImageFolder = None,
+    reference: Reference = None,
+    common: Common = False,
+    allow_contaminated: AllowContaminated = False,
     no_cache: NoCache = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write one HTML page of checkpoints: comparison, curves, confusions, calibration, pictures, the line of files."""
-    from dlcv_cli.stages.report import write_report
+    """Write one HTML page about checkpoints: metrics, learning curves, errors, pictures and lineage."""
+    from dlcv_cli.stages.report import ReportOptions, write_report
 
-    if len({path.resolve() for path in checkpoints}) < len(checkpoints):
-        raise SettingError("a checkpoint is given twice")
-    names = short_names(checkpoints)
-    if reference:
-        look_up(dict.fromkeys(names), reference, "reference")
+    names = name_checkpoints(checkpoints, reference)
     outcome = write_report(
         list(zip(names, checkpoints, strict=True)),
         output,
         config,
-        figures_folder=figures,
-        reference=reference,
-        common=common,
-        data=data,
-        root=root,
-        machine=machine,
-        force=force,
-        allow_contaminated=allow_contaminated,
-        cache=None if no_cache else cache,
-        report=Terminal(),
+        options=ReportOptions(figures, reference, common, data, allow_contaminated),
+        context=context_from(machine, cache=cache, no_cache=no_cache, root=root, force=force),
     )
     print_outcome(outcome, as_json)

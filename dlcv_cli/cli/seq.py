@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from dlcv_cli.cli.console import Terminal, describe_record, print_outcome
-from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, OutputFile, configured
+from dlcv_cli.cli.console import describe_record, print_outcome
+from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, OutputFile, configured, context_from
 from dlcv_cli.config import GenConfig, Saving, SeqTrainConfig
 from dlcv_cli.sequences.cells import CELLS
+from dlcv_cli.sequences.engines import ENGINES
 from dlcv_cli.sequences.tasks import TASKS
 
 app = typer.Typer(no_args_is_help=True, help="Sequences: generate a task, train a recurrent cell on it.")
@@ -20,28 +21,28 @@ app = typer.Typer(no_args_is_help=True, help="Sequences: generate a task, train 
 @configured(GenConfig, choices={"task": TASKS})
 def gen(config: GenConfig, output: OutputFile, force: Force = False, as_json: Json = False) -> None:
     """Generate sequences, divided into train, val and test: FILE.safetensors."""
-    from dlcv_cli.stages import train_sequences as seq
+    from dlcv_cli.stages.train_sequences import generate_sequences
 
-    outcome = seq.gen(output, config, force=force)
+    outcome = generate_sequences(output, config, context=context_from(force=force))
     counts = ", ".join(f"{part} {count:,}" for part, count in outcome.summary["counts"].items())
     print_outcome(outcome, as_json, f"{config.task}: {counts}")
 
 
 @app.command("train")
-@configured(SeqTrainConfig, Saving, choices={"cell": CELLS})
+@configured(SeqTrainConfig, Saving, choices={"cell": CELLS, "engine": ENGINES})
 def train(
     config: SeqTrainConfig,
     saving: Saving,
     data: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Sequence file of dlcv seq gen.", show_default=False, **UNCHECKED)
+        Path, typer.Argument(metavar="FILE", help="Sequence file from dlcv seq gen.", show_default=False, **UNCHECKED)
     ],
     output: OutputFile,
     cache: CacheFolder,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Train one cell, one sequence a step; the weights of the lowest validation loss are kept."""
-    from dlcv_cli.stages import train_sequences as seq
+    """Train one cell on a sequence file and keep the weights of the lowest validation loss."""
+    from dlcv_cli.stages.train_sequences import train_sequences
 
-    outcome = seq.train(data, output, config, saving=saving, cache=cache, force=force, report=Terminal())
+    outcome = train_sequences(data, output, config, context=context_from(cache=cache, force=force, saving=saving))
     print_outcome(outcome, as_json, f"best {describe_record(outcome.summary)}")

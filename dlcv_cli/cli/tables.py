@@ -1,4 +1,4 @@
-"""The comparison as a person reads it. Percent appears here and nowhere else."""
+"""Evaluations and comparisons as a person reads them: percent instead of fractions."""
 
 from __future__ import annotations
 
@@ -9,145 +9,128 @@ from typing import Any
 
 from tabulate import tabulate
 
-from dlcv_cli.report.axes import number
-from dlcv_cli.results.comparison import COLUMNS, Column
+from dlcv_cli.results.comparison import Column, Comparison, Pair, Row
+from dlcv_cli.results.evaluation import AnyEvaluation, Interval
 
-JSON = dict[str, Any]
-SPREAD = ("std", "min", "max")  # of a row's runs
+SPREAD = ("std", "min", "max")  # of a metric over a row's runs
 INTERVAL = "95 % interval"
+WIDTH = 100  # of the notes under a table
 
 
-def line(document: JSON) -> str:
-    """One evaluation in one line."""
-    where, values, collapse = document["data"], document["metrics"], document["collapse"]
-    shown = (f"{column.heading} {_number(column, values[column.key])}" for column in COLUMNS[where["study"]])
-    fallen = f"  collapsed: {collapse['why']}; {_most(collapse)}" if collapse["collapsed"] else ""
-    return f"{where['split']} n={where['n']:,}  {'  '.join(shown)}{fallen}"
+def describe(evaluation: AnyEvaluation) -> str:
+    """Return an evaluation in one line."""
+    from dlcv_cli.studies import study_named
+
+    data, collapse = evaluation.data, evaluation.collapse
+    shown = (
+        f"{metric.column.heading} {metric.column.format(evaluation.metrics[metric.column.key])}"
+        for metric in study_named(data.study).metrics
+        if metric.column.key in evaluation.metrics
+    )
+    fallen = f"  collapsed: {collapse.why}; {collapse.describe()}" if collapse.collapsed else ""
+    return f"{data.part} n={data.n:,}  {'  '.join(shown)}{fallen}"
 
 
-def _number(column: Column, value: float, signed: bool = False) -> str:
-    return number(value, column.percent, signed, column.small)
-
-
-def _span(column: Column, interval: list[float]) -> str:
-    low, high = (f"{100 * x:.1f}" if column.percent else f"{x:.{2 if abs(x) < 1e-2 else 3}g}" for x in interval)
-    return f"{low} to {high}"
-
-
-def _most(collapse: JSON) -> str:
-    """The most frequent answer, and its share."""
-    near = "" if collapse["answers"] else "near "
-    return f"{100 * collapse['share']:.1f} % of its answers are {near}{collapse['most_frequent']}"
-
-
-def _p(pair: JSON | None, mixed: bool) -> str:
-    if not pair:
-        return ""
-    text = "<0.001" if pair["p_holm"] < 0.001 else f"{pair['p_holm']:.3f}"
-    return f"{text} {pair['over']}" if mixed else text
-
-
-def _has_collapsed(row: JSON) -> bool:
-    return "collapse" in row and bool(row["collapse"]["collapsed"])
-
-
-def _name(row: JSON) -> str:
-    marks = []
-    if _has_collapsed(row):
-        marks.append(f"collapsed, {100 * row['collapse']['share']:.1f} % {row['collapse']['most_frequent']}")
-    if row["contaminated"]:
-        marks.append("contaminated")
-    return f"{row['name']} ({'; '.join(marks)})" if marks else str(row["name"])
-
-
-def _count(row: JSON) -> str:
-    return str(len(row["seeds"])) if "seeds" in row else ""
-
-
-def render(comparison: JSON, table: str) -> str:
-    """The comparison as text: plain with its notes and a sentence a pair, github and latex the table alone, or csv.
+def render(comparison: Comparison, table: str) -> str:
+    """Return a comparison as text: plain with notes and sentences, github and latex the table alone, or csv.
 
     The best value of each column carries a star; csv has plain fractions instead, every interval, and all p-values.
     """
     if table == "csv":
-        return _csv(comparison)
-    columns, rows = COLUMNS[comparison["study"]], comparison["rows"]
-    first, reference = columns[0], comparison["reference"]
-    pairs = {pair["name"]: pair for pair in comparison["pairs"] if pair["metric"] == first.key}
-    questions = {pair["over"]: pair["question"] for pair in pairs.values()}
-    several = any("runs" in row for row in rows)
+        return _render_csv(comparison)
+    columns, rows, first = comparison.columns, comparison.rows, comparison.columns[0]
+    pairs = {pair.name: pair for pair in comparison.pairs if pair.metric == first.key}
+    questions = list(dict.fromkeys(pair.question for pair in pairs.values()))
+    several = any(row.seed_spread for row in rows)
     cells = []
     for row in rows:
-        values = []
-        for column in columns:
-            value = row["metrics"].get(column.key)
-            star = " *" if column.key in row["best"] else ""
-            values.append("" if value is None else _number(column, value) + star)
-        values.insert(1, _span(first, row["intervals"][first.key]))
+        values = [_format_value(column, row) for column in columns]
+        values.insert(1, first.format_interval(row.intervals[first.key]))
         if several:
-            values.append(_count(row))
-        pair = pairs.get(row["name"])
-        difference = (
-            [_number(first, pair["difference"], signed=True), _span(first, pair["interval"])] if pair else ["", ""]
-        )
-        cells.append([_name(row), *values, *difference, _p(pair, len(questions) > 1)])
+            values.append(str(len(row.seeds) or ""))
+        cells.append([_mark_name(row), *values, *_format_pair(first, pairs.get(row.name), len(questions) > 1)])
     headers = [first.heading, INTERVAL, *(column.heading for column in columns[1:])]
-    headers += ["runs"] if several else []
-    headers += [f"{first.heading.removesuffix(' %')} - {reference}", INTERVAL, "p"]
-    title = f"{comparison['split']}, n = {comparison['n']:,}"
-    style = {"plain": "simple"}.get(table, table)
+    headers += ["seeds"] if several else []
+    headers += [f"{first.heading.removesuffix(' %')} - {comparison.reference}", INTERVAL, "p"]
+    title = f"{comparison.data.part}, n = {comparison.data.n:,}"
     if table == "plain":
         headers = ["\n".join(textwrap.wrap(header, 10)) for header in headers]
     align = ["left", *["right"] * len(headers)]
+    style = {"plain": "simple"}.get(table, table)
     text = tabulate(cells, headers=[title, *headers], tablefmt=style, colalign=align, disable_numparse=True)
-    return "\n".join([text, *_notes(comparison, questions)]) if table == "plain" else text
+    return "\n".join([text, *_make_notes(comparison, questions)]) if table == "plain" else text
 
 
-def _notes(comparison: JSON, questions: dict[str, str]) -> list[str]:
-    """What stands under the plain table."""
-    notes = ["* best"]
-    rows = len(comparison["rows"]) - 1
-    for over, question in questions.items():
-        notes.append(f"p over {over}: {question} Corrected for {rows} rows (Holm).")
-    if comparison["common"]:
-        had = ", ".join(f"{name} {count:,}" for name, count in comparison["common"].items())
-        notes.append(f"on the {comparison['n']:,} examples that all were measured on, of {had}")
-    for row in comparison["rows"]:
-        if _has_collapsed(row):
-            notes.append(f"{row['name']} has collapsed: {row['collapse']['why']}; {_most(row['collapse'])}")
-        if row["contaminated"]:
-            notes.append(
-                f"{row['name']} was trained on examples that it is measured on: its figures say nothing of others"
-            )
-    baselines = {row["name"] for row in comparison["rows"] if row["baseline"]}
-    told = (p for p in comparison["pairs"] if p["metric"] == comparison["metric"] or p["name"] not in baselines)
-    return [*notes, *(pair["sentence"] for pair in told)]
+def _format_value(column: Column, row: Row) -> str:
+    if column.key not in row.metrics:
+        return ""
+    return column.format(row.metrics[column.key]) + (" *" if column.key in row.best else "")
 
 
-def _csv(comparison: JSON) -> str:
-    columns, rows = COLUMNS[comparison["study"]], comparison["rows"]
-    pairs = {(pair["name"], pair["metric"]): pair for pair in comparison["pairs"]}
-    several = any("runs" in row for row in rows)
-    found = []
+def _format_pair(column: Column, pair: Pair | None, mixed: bool) -> list[str]:
+    if not pair:
+        return ["", "", ""]
+    p = "<0.001" if pair.p_holm < 0.001 else f"{pair.p_holm:.3f}"
+    interval = column.format_interval(pair.interval)
+    return [column.format(pair.difference, signed=True), interval, f"{p} {pair.over}" if mixed else p]
+
+
+def _mark_name(row: Row) -> str:
+    marks = []
+    if row.collapse and row.collapsed:
+        marks.append(f"collapsed, {100 * row.collapse.share:.1f} % {row.collapse.most_frequent}")
+    if row.contaminated:
+        marks.append("contaminated")
+    return f"{row.name} ({'; '.join(marks)})" if marks else row.name
+
+
+def _make_notes(comparison: Comparison, questions: list[str]) -> list[str]:
+    """Return what stands under the plain table: notes, then a sentence for each test."""
+    rows = comparison.rows
+    notes = ["* best of the column"]
+    if any(row.collapsed for row in rows):
+        notes[0] += ", among networks that have not collapsed"
+    notes += [f"{question} Corrected for {len(rows) - 1} comparisons (Holm)." for question in questions]
+    if comparison.common:
+        counts = ", ".join(f"{name} {count:,}" for name, count in comparison.common.items())
+        notes.append(f"Compared on the {comparison.data.n:,} examples that all share; each had: {counts}.")
     for row in rows:
-        cells: JSON = {"name": row["name"]}
-        for column in columns:
-            key = column.key
-            cells[key] = row["metrics"].get(key, "")
-            if column.interval:
-                cells[f"{key}_low"], cells[f"{key}_high"] = row["intervals"].get(key, ("", ""))
+        if row.collapse and row.collapsed:
+            notes.append(f"{row.name} has collapsed: {row.collapse.why}; {row.collapse.describe()}.")
+        if row.contaminated:
+            notes.append(f"{row.name} was trained on some of these examples: its figures do not hold for new ones.")
+    baselines = {row.name for row in rows if row.baseline}
+    shown = [p for p in comparison.pairs if p.metric == comparison.metric or p.name not in baselines]
+    wrapped = [line for note in notes for line in textwrap.wrap(note, WIDTH, break_long_words=False)]
+    return [*wrapped, *(pair.sentence for pair in shown)]
+
+
+def _render_csv(comparison: Comparison) -> str:
+    pairs = {(pair.name, pair.metric): pair for pair in comparison.pairs}
+    first, several = comparison.columns[0].key, any(row.seed_spread for row in comparison.rows)
+    lines = []
+    for row in comparison.rows:
+        cells: dict[str, Any] = {"name": row.name}
+        for key in (column.key for column in comparison.columns):
+            cells[key] = row.metrics.get(key, "")
+            if any(key in other.intervals for other in comparison.rows):
+                cells[f"{key}_low"], cells[f"{key}_high"] = _ends(row.intervals.get(key))
         if several:
-            over = row.get("runs", {}).get(columns[0].key, {})
-            cells |= {"runs": _count(row)} | {f"{columns[0].key}_{key}": over.get(key, "") for key in SPREAD}
-        for key in (column.key for column in columns if column.noun):
-            pair = pairs.get((row["name"], key), {})
-            low, high = pair.get("interval", ("", ""))
-            cells |= {f"{key}_difference": pair.get("difference", "")}
-            cells |= {f"{key}_difference_low": low, f"{key}_difference_high": high}
-            cells |= {f"{key}_{k}": pair.get(k, "") for k in ("p", "p_holm", "over")}
-        found.append(cells | {"collapsed": _has_collapsed(row), "contaminated": row["contaminated"]})
+            spread = row.seed_spread.get(first)
+            cells["seeds"] = len(row.seeds) or ""
+            cells |= {f"{first}_{name}": getattr(spread, name) if spread else "" for name in SPREAD}
+        for key in (column.key for column in comparison.tested):
+            pair = pairs.get((row.name, key))
+            cells[f"{key}_difference"] = pair.difference if pair else ""
+            cells[f"{key}_difference_low"], cells[f"{key}_difference_high"] = _ends(pair.interval if pair else None)
+            cells |= {f"{key}_{name}": getattr(pair, name) if pair else "" for name in ("p", "p_holm", "over")}
+        lines.append(cells | {"collapsed": row.collapsed, "contaminated": row.contaminated})
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(found[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(found)
+    writer.writerows(lines)
     return text.getvalue().rstrip("\n")
+
+
+def _ends(interval: Interval | None) -> tuple[Any, Any]:
+    return (interval.low, interval.high) if interval else ("", "")

@@ -1,107 +1,97 @@
-"""One process at a time: who writes an output, or fills a store, holds its lock."""
+"""One process at a time: whoever writes an output, or fills a feature cache, holds its lock."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import shutil
-import sys
-import time
 from collections.abc import Callable, Iterator
 from glob import escape
 from pathlib import Path
-from typing import BinaryIO
+
+from filelock import FileLock, Timeout
 
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.files.disk import OLD, TEMPORARY
 
-# of file systems that have no locks, such as some of clusters: there, who starts two runs on one output is on their own
+POLL_SECONDS = 0.1
+# of file systems without locks, such as those of some clusters: two dlcv processes on one output do not see each other
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
 def hold_lock(path: Path, waiting: Callable[[], None] | None) -> Iterator[bool]:
-    """Holds a lock file for one process, waiting for another that has it, once `waiting` was called.
+    """Hold a lock file until the block ends; yield whether it is held.
 
-    Yields False, at once, when another has it and `waiting` is None. The system frees
-    it when the process ends, however it does.
+    The system frees the lock when the process ends, however it does.
+
+    Args:
+        waiting: called once before waiting for another process that holds the lock; None: do not wait, yield False.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    told = False
-    while True:
-        with path.open("ab") as file:
-            if _try_lock(file):
-                if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    continue  # removed with what it guards since it was opened
-                yield True
-                return
-        if waiting is None:
-            yield False
-            return
-        if not told:
-            waiting()
-            told = True
-        time.sleep(0.1)
-
-
-def _try_lock(file: BinaryIO) -> bool:
+    # without the fallback to a lock that is a mere file, which a killed process would leave behind
+    lock = FileLock(path, fallback_to_soft=False)
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
+        acquired = _acquire(lock, waiting)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+        acquired = True
+    try:
+        yield acquired
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, waiting: Callable[[], None] | None) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if waiting is None:
+            return False
+        waiting()
+        lock.acquire(timeout=-1, poll_interval=POLL_SECONDS)
     return True
 
 
-def _lock_of(output: Path) -> Path:
+def _lock_path(output: Path) -> Path:
     return output.with_name(f".{output.name}.lock")
 
 
 def list_leftovers(*outputs: Path) -> list[Path]:
-    """What a process that was killed while it wrote these outputs may have left beside them."""
+    """Return what a process that was killed while it wrote these outputs may have left beside them."""
     endings = (TEMPORARY, OLD)
-    found = [p for o in outputs for end in endings for p in o.parent.glob(f".{escape(o.name)}.*{end}")]
-    return found + [lock for lock in map(_lock_of, outputs) if lock.exists()]
+    temporary = [p for o in outputs for end in endings for p in o.parent.glob(f".{escape(o.name)}.*{end}")]
+    return temporary + [lock for lock in map(_lock_path, outputs) if lock.exists()]
 
 
 @contextlib.contextmanager
 def claim_outputs(output: Path, *others: Path) -> Iterator[None]:
-    """Holds an output for one process until the block ends, and clears away what a killed one left of it.
+    """Claim an output for this process until the block ends, and delete what a killed process left of it.
 
     Args:
-        others: what is written beside the output, by whoever holds it.
+        others: files that are written beside the output under the same claim.
 
     Raises:
-        DlcvError: another process holds it.
+        DlcvError: another process has claimed it.
         OSError: nothing can be written there; names the output.
     """
     folders = [folder for folder in output.absolute().parents if not folder.exists()]
     with contextlib.ExitStack() as stack:
-        lock = _lock_of(output)
+        lock = _lock_path(output)
         try:
-            mine = stack.enter_context(hold_lock(lock, None))
+            acquired = stack.enter_context(hold_lock(lock, None))
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(output)) from None
-        if not mine:
-            raise DlcvError(f"{output}: another dlcv is writing it: let it finish, or give another output")
+        if not acquired:
+            raise DlcvError(f"{output} is in use by another dlcv process: let it finish, or choose another -o")
         try:
             _sweep(output, *others)
             yield
         finally:
             with contextlib.suppress(OSError):  # Windows, where it is open
                 lock.unlink()
-            for folder in folders:  # made for the lock, and nothing was written
+            for folder in folders:  # created for the lock, and nothing was written
                 with contextlib.suppress(OSError):
                     folder.rmdir()
 

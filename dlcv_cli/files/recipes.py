@@ -1,4 +1,11 @@
-"""From what an output is made: stage, settings and inputs by content. Decides, like make, what has to be done."""
+"""What an output is made from: stage, settings and inputs by content. Decides, like make, what has to be done.
+
+How settings are compared, so that a new version leaves old outputs up to date:
+
+* A setting that the file does not record has its default: the file is older than the setting.
+* A recorded setting that no longer exists matters unless it is null, which always means "not set".
+* Lists that are typed as text are compared without the spaces around their commas.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +14,12 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dlcv_cli.config import Config
 from dlcv_cli.context import count_processors
 from dlcv_cli.errors import DlcvError, ExistsError
 from dlcv_cli.files.disk import JSON, as_object, relative_path
@@ -19,9 +27,9 @@ from dlcv_cli.files.disk import JSON, as_object, relative_path
 
 @dataclass(frozen=True)
 class Input:
-    """One input: its sha256, and where it is: a path, or the name by which dlcv knows it.
+    """One input: its sha256, and its path, or the name by which dlcv knows it.
 
-    `root` is the images' folder, when one was given in place of the split file's own.
+    `root` is the images' folder, if it is not the one that the split file names.
     """
 
     sha256: str
@@ -32,90 +40,128 @@ class Input:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an output's bytes depend on."""
+    """What an output's bytes depend on. Settings given as a Config know their defaults."""
 
     stage: str
-    config: JSON
+    config: Config | JSON
     inputs: Mapping[str, Input] = field(default_factory=dict)
 
     def to_json(self, folder: Path) -> JSON:
-        """As the output records it; paths are relative to the output's folder."""
+        """Return the recipe as the output records it, with paths relative to the output's folder."""
         inputs = {}
-        for name, given in self.inputs.items():
-            places = {"path": given.path, "root": given.root}
-            record = {key: relative_path(place, folder) for key, place in places.items() if place}
-            inputs[name] = ({"name": given.name} if given.name else {}) | record | {"sha256": given.sha256}
-        return {"stage": self.stage, "config": self.config, "inputs": inputs}
+        for role, source in self.inputs.items():
+            paths = {"path": source.path, "root": source.root}
+            entry = {key: relative_path(path, folder) for key, path in paths.items() if path}
+            inputs[role] = ({"name": source.name} if source.name else {}) | entry | {"sha256": source.sha256}
+        return {"stage": self.stage, "config": self._settings(), "inputs": inputs}
 
     def differences(self, recorded: JSON) -> list[str]:
-        """What differs from an existing output's record, in words; empty when it was made the same way."""
+        """Return how the recipe that an existing output records differs, in clauses about it; empty if it does not."""
         if recorded.get("stage") is None:
             return ["it does not say how it was made"]
         if recorded["stage"] != self.stage:
-            return [f"it is the output of {recorded['stage']}"]
-        old, new = as_object(recorded.get("config")), self.config
-        found = [f"{k} was {old.get(k)}, now {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
+            return [f"it is an output of dlcv {str(recorded['stage']).replace('.', ' ')}"]
+        if not isinstance(recorded.get("config"), dict):
+            return ["its settings are unreadable"]
+        old, new = self._defaults() | recorded["config"], self._settings()
+        clauses = [
+            f"{_option(key, new.get(key))} was {_describe(old.get(key))}, now {_describe(new.get(key))}"
+            for key in old | new
+            if _normalise(old.get(key)) != _normalise(new.get(key))
+        ]
         inputs = as_object(recorded.get("inputs"))
-        for name in {**inputs, **self.inputs}:
-            given = self.inputs.get(name)
-            if as_object(inputs.get(name)).get("sha256") != (given and given.sha256):
-                found.append(f"another {name}")
-        return found
+        for role in {**inputs, **self.inputs}:
+            source = self.inputs.get(role)
+            if as_object(inputs.get(role)).get("sha256") != (source and source.sha256):
+                article = "" if role in ("data", "images", "weights") else "a "
+                clauses.append(f"it was {'trained on' if role == 'split' else 'made from'} {article}different {role}")
+        return clauses
+
+    def _settings(self) -> JSON:
+        return self.config.to_json() if isinstance(self.config, Config) else self.config
+
+    def _defaults(self) -> JSON:
+        if not isinstance(self.config, Config):
+            return {}
+        return {f.name: f.default for f in fields(self.config) if f.default is not MISSING}
+
+
+def _normalise(value: Any) -> Any:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _option(key: str, value: Any) -> str:
+    """Return a setting's name as it is typed on the command line; lists are arguments, not options."""
+    return key if isinstance(value, list) else f"--{key.replace('_', '-')}"
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "not set" if value is None else str(value)
 
 
 def is_up_to_date(output: Path, recipe: Recipe, recorded: Callable[[Path], JSON], force: bool) -> bool:
-    """Whether `output` exists and was made by this recipe. ExistsError when it was made differently, unless forced.
+    """Return whether `output` exists and was made by this recipe.
+
+    Args:
+        recorded: reads the recipe that a file records.
+        force: count any existing output as out of date.
 
     Raises:
+        ExistsError: it was made by another recipe.
         DlcvError: the output is a folder, or one of the inputs, which would be lost.
     """
     _check_place(output, recipe)
     if force or not output.exists():
         return False
-    remedy = "--force evaluates anew" if recipe.stage == "eval" else "give another -o, or --force to replace it"
     try:
         differences = recipe.differences(recorded(output))
     except DlcvError as error:
-        raise ExistsError(output, [str(error).removeprefix(f"{output}: ")], remedy) from None
+        raise ExistsError(output, [_problem(error, output)]) from None
     if differences:
-        raise ExistsError(output, differences, remedy)
+        raise ExistsError(output, differences)
     return True
+
+
+def _problem(error: DlcvError, path: Path) -> str:
+    return f"it {str(error).removeprefix(f'{path}: ')}"
 
 
 def _check_place(output: Path, recipe: Recipe) -> None:
     if output.is_dir():
-        raise DlcvError(f"{output}: is a folder where a file is to be written; move it away")
-    for name, given in recipe.inputs.items():
-        if given.path and output.exists() and given.path.exists() and output.samefile(given.path):
-            remedy = "rename it" if recipe.stage == "eval" else "give another -o"
-            raise DlcvError(f"{output} is this stage's {name}, and would be lost: {remedy}")
+        raise DlcvError(f"{output}: is a folder, where a file is to be written; move it away")
+    for role, source in recipe.inputs.items():
+        if source.path and output.exists() and source.path.exists() and output.samefile(source.path):
+            raise DlcvError(f"{output} is the {role} of this command and would be overwritten; give another name")
 
 
 def refuse_overwrite(beside: Path, recipe: Recipe, recorded: Callable[[Path], JSON], force: bool) -> None:
-    """Refuses to write a file beside the output over an input, a folder, or (unless forced) what is none of ours."""
+    """Refuse to write a file beside the output over an input, a folder, or (unless forced) another program's file."""
     _check_place(beside, recipe)
     if beside.exists() and not force:
         try:
             recorded(beside)
         except DlcvError as error:
-            problem = str(error).removeprefix(f"{beside}: ")
-            raise ExistsError(beside, [problem], "move it away, or --force to replace it") from None
+            raise ExistsError(beside, [_problem(error, beside)]) from None
 
 
 def installed_versions(*packages: str) -> dict[str, str]:
-    """Installed versions, without importing anything."""
+    """Return the versions of dlcv and these packages, without importing them."""
     return {name: importlib.metadata.version(name) for name in ("dlcv", *packages)}
 
 
 class RunInfo:
-    """All that varies between two identical runs: times, machine, versions. Starts the clock when made."""
+    """All that varies between two identical runs: times, machine, versions. The clock starts at once."""
 
     def __init__(self) -> None:
         self.started = datetime.now(UTC)
         self.clock = time.perf_counter()
 
     def to_json(self, *packages: str, **more: Any) -> JSON:
-        """The `run` record of a metrics or evaluation file; seconds since it was made."""
+        """Return the `run` object of a metrics or evaluation file, with the seconds since the start."""
         return {
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - self.clock, 3),

@@ -1,4 +1,4 @@
-"""The kinds of figure: what each holds, as numbers, and the table behind it. Draws nothing."""
+"""The kinds of figure: the numbers that each shows, and the same numbers as a table. Draws nothing."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcv_cli.report.axes import Axis, number
+from dlcv_cli.report.axes import Axis, format_number
 
 Range = tuple[float, float]
-PAIRS = 300  # of a confusion matrix, rows of the table behind it: more is for the evaluation file
+PAIRS = 300  # rows of a confusion matrix's table; the evaluation file has them all
 
 
 @dataclass(frozen=True)
 class Table:
-    """The numbers behind a figure, as text."""
+    """The numbers of a figure, as text."""
 
     headings: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
@@ -26,7 +26,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """`key` names it among the figures of a study, `text` says in words what there is to see."""
+    """`key` is unique among the figures of a study; `text` describes in words what the figure shows."""
 
     key: str
     title: str
@@ -35,7 +35,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric of a forest: for each row its value and interval, where it has them. `zero` marks no difference."""
+    """One metric of a forest: each row's value and interval, if it has them. `zero` draws a line at 0."""
 
     axis: Axis
     values: tuple[tuple[float, Range | None] | None, ...]
@@ -50,16 +50,17 @@ class Forest(Figure):
     panels: tuple[Panel, ...]
 
     def table(self) -> Table:
-        """Each row's values, each with its interval."""
-        rows = []
-        for place, name in enumerate(self.names):
-            rows.append((name, *(_interval(panel.axis, panel.values[place]) for panel in self.panels)))
+        """Return one row per network or pair, one column per metric."""
+        rows = [
+            (name, *(_with_interval(panel.axis, panel.values[place]) for panel in self.panels))
+            for place, name in enumerate(self.names)
+        ]
         return Table(("network", *(panel.axis.title for panel in self.panels)), rows)
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points from left to right; `band` is the range over runs, `marks` are points that stand out."""
+    """Points from left to right; `band` is the range over runs, `marks` are highlighted points."""
 
     name: str
     x: tuple[float, ...]
@@ -76,35 +77,35 @@ class Curves(Figure):
     x: Axis
     y: Axis
     lines: tuple[Line, ...]
-    mark: str = ""  # what the marks are
+    mark: str = ""  # what the marks mean
 
     def table(self) -> Table:
-        """One row for each x, one column for each line, with its range over runs."""
-        found: dict[float, dict[int, str]] = defaultdict(dict)
+        """Return one row per x and one column per line, with its range over runs."""
+        cells: dict[float, dict[int, str]] = defaultdict(dict)
         for place, line in enumerate(self.lines):
             for step, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
                 text = self.y.label(y)
                 if line.band:
                     text += f" ({self.y.label(line.band[step][0])} to {self.y.label(line.band[step][1])})"
-                found[x][place] = text + (" *" if (x, y) in line.marks else "")
-        count = range(len(self.lines))
-        rows = [(f"{x:,.10g}", *(found[x].get(place, "") for place in count)) for x in sorted(found)]
-        starred = any("*" in cell for row in rows for cell in row)  # of several runs, the lines are medians
+                cells[x][place] = text + (" *" if (x, y) in line.marks else "")
+        columns = range(len(self.lines))
+        rows = [(f"{x:,.10g}", *(cells[x].get(place, "") for place in columns)) for x in sorted(cells)]
+        starred = any("*" in cell for row in rows for cell in row)  # medians of several runs have no marks
         return Table((self.x.title, *(line.name for line in self.lines)), rows, f"* {self.mark}" if starred else "")
 
 
 @dataclass(frozen=True)
 class Bars(Figure):
-    """A share for each name, with the number of examples it is taken over."""
+    """A share of each class, with the number of its examples."""
 
     axis: Axis
     names: tuple[str, ...]
     values: tuple[float, ...]
     counts: tuple[int, ...]
-    extra: tuple[tuple[str, ...], ...] = ()  # further columns of the table: heading first
+    extra: tuple[tuple[str, ...], ...] = ()  # more columns of the table, each with its heading first
 
     def table(self) -> Table:
-        """Name, share, number of examples."""
+        """Return one row per class."""
         more = [column[1:] for column in self.extra]
         rows = zip(self.names, map(self.axis.label, self.values), map(str, self.counts), *more, strict=True)
         return Table(("class", self.axis.title, "examples", *(column[0] for column in self.extra)), list(rows))
@@ -117,7 +118,7 @@ class Reliability(Figure):
     bins: tuple[tuple[float, float, int, float, float], ...]
 
     def table(self) -> Table:
-        """One row a bin."""
+        """Return one row per bin."""
         rows = [
             (f"{low:.2f} to {high:.2f}", f"{n:,}", f"{100 * confidence:.1f}", f"{100 * accuracy:.1f}")
             for low, high, n, confidence, accuracy in self.bins
@@ -127,13 +128,13 @@ class Reliability(Figure):
 
 @dataclass(frozen=True)
 class Matrix(Figure):
-    """Who was taken for whom; each cell is (true class, answer, images, share of the true class), none of them 0."""
+    """A confusion matrix; each cell is (true class, answer, images, share of the true class), without empty cells."""
 
     names: tuple[str, ...]
     cells: tuple[tuple[int, int, int, float], ...]
 
     def table(self) -> Table:
-        """The wrong answers, the most frequent first."""
+        """Return the wrong answers, most frequent first."""
         wrong = sorted((cell for cell in self.cells if cell[0] != cell[1]), key=lambda cell: (-cell[2], cell[:2]))
         rows = [(self.names[t], self.names[a], str(n), f"{100 * share:.1f}") for t, a, n, share in wrong[:PAIRS]]
         note = f"the {PAIRS} most frequent of {len(wrong):,}" if len(wrong) > PAIRS else ""
@@ -142,17 +143,17 @@ class Matrix(Figure):
 
 @dataclass(frozen=True)
 class Density(Figure):
-    """How many answers lie where: counts[x, y] over equal bins of both axes; `deciles` of the true values."""
+    """Answers against true values: counts[x, y] over equal bins of both axes."""
 
     x: Axis
     y: Axis
     counts: NDArray[np.int64]
-    deciles: tuple[tuple[float, float, int, float, float], ...]  # low, high, n, mean answer, mean error without sign
+    deciles: tuple[tuple[float, float, int, float, float], ...]  # low, high, n, mean answer, mean absolute error
 
     def table(self) -> Table:
-        """What was answered in each tenth of the range of true values."""
+        """Return one row per tenth of the range of true values."""
         rows = [
-            (f"{low:.2f} to {high:.2f}", f"{n:,}", number(mean), number(error))
+            (f"{low:.2f} to {high:.2f}", f"{n:,}", format_number(mean), format_number(error))
             for low, high, n, mean, error in self.deciles
         ]
         return Table(("true value", "answers", "mean answer", "mean absolute error"), rows)
@@ -160,7 +161,7 @@ class Density(Figure):
 
 @dataclass(frozen=True)
 class Node:
-    """A file in the line from data to table; `sources` are the places of those it was made from, all before it."""
+    """A file of a lineage; `sources` are the indices of the earlier nodes that it was made from."""
 
     name: str
     kind: str
@@ -171,54 +172,63 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph(Figure):
-    """Files and what they were made from."""
+    """A lineage: files and what they were made from, the sources of each before it."""
 
     nodes: tuple[Node, ...]
-    layers: tuple[int, ...] = field(init=False)
+    layers: tuple[int, ...] = field(init=False)  # of each node, counted from the left
 
     def __post_init__(self) -> None:
         layers: list[int] = []
         for node in self.nodes:
             layers.append(1 + max((layers[source] for source in node.sources), default=-1))
         last = len(self.nodes) - 1
-        for place in range(last - 1, -1, -1):  # beside what they lead to: data that begins the line, and what ends it
-            users = [k for k, node in enumerate(self.nodes) if place in node.sources]
-            if users and (not self.nodes[place].sources or users == [last]):
-                layers[place] = min(layers[user] for user in users) - 1
+        for index in range(last - 1, -1, -1):  # data without sources, and what only the table uses, move to their users
+            users = [k for k, node in enumerate(self.nodes) if index in node.sources]
+            if users and (not self.nodes[index].sources or users == [last]):
+                layers[index] = min(layers[user] for user in users) - 1
         object.__setattr__(self, "layers", tuple(layers))
 
-    def places(self) -> list[tuple[int, float]]:
-        """Where each node stands: its layer from the left, its row from the top; a short layer stands in the middle."""
+    def positions(self) -> list[tuple[int, float]]:
+        """Return each node's layer from the left and row from the top; short layers are centred."""
         rows: dict[int, int] = defaultdict(int)
-        most = max(map(self.layers.count, self.layers))
-        found = []
+        longest = max(map(self.layers.count, self.layers))
+        positions = []
         for layer in self.layers:
-            found.append((layer, rows[layer] + (most - self.layers.count(layer)) / 2))
+            positions.append((layer, rows[layer] + (longest - self.layers.count(layer)) / 2))
             rows[layer] += 1
-        return found
+        return positions
 
     def edges(self) -> list[tuple[int, int]]:
-        """(source, node) pairs, without those that another way from the source to the node says already."""
-        above: list[set[int]] = []  # everything that each node was made from, however far back
-        found = []
-        for place, node in enumerate(self.nodes):
-            above.append(set(node.sources).union(*(above[source] for source in node.sources)))
-            found += [(s, place) for s in node.sources if not any(s in above[other] for other in node.sources)]
-        return found
+        """Return (source, node) pairs, without those that a longer path implies."""
+        ancestors: list[set[int]] = []
+        edges = []
+        for index, node in enumerate(self.nodes):
+            ancestors.append(set(node.sources).union(*(ancestors[source] for source in node.sources)))
+            edges += [(s, index) for s in node.sources if not any(s in ancestors[other] for other in node.sources)]
+        return edges
 
     def table(self) -> Table:
-        """One row a file, with its whole hash."""
+        """Return one row per file, with its whole hash."""
         rows = []
         for node in self.nodes:
             sources = ", ".join(self.nodes[source].name for source in node.sources)
             rows.append((node.name, node.kind + (f" ({node.note})" if node.note else ""), sources, node.sha256))
-        return Table(("file", "what", "made from", "sha256"), rows)
+        return Table(("file", "kind", "made from", "sha256"), rows)
 
 
 AnyFigure = Forest | Curves | Bars | Reliability | Matrix | Density | Graph
 
 
-def _interval(axis: Axis, value: tuple[float, Range | None] | None) -> str:
+@dataclass(frozen=True)
+class FigureGroup:
+    """Figures that stand under one heading of the page; `hint` says how to read them."""
+
+    heading: str
+    hint: str
+    figures: Sequence[AnyFigure]
+
+
+def _with_interval(axis: Axis, value: tuple[float, Range | None] | None) -> str:
     if value is None:
         return ""
     middle, interval = value

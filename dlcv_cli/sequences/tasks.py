@@ -20,16 +20,16 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Task:
-    """How one sequence is drawn, and two answers to beat: of one who knows nothing but the mean target, and of one who
-    has understood one of the two things that count, and takes the mean of the other.
+    """How one sequence is drawn, and two predictions to beat: the mean target, which needs no input, and the best guess
+    from only one of the two marked values, or symbols, with the mean of the other.
     """
 
     draw: Callable[[Generator, int, int], tuple[Floats, float]]  # (rng, T, shortest T) -> inputs (T, F), target
     inputs: int  # F
     constant: float
-    knows_one: Callable[[Floats], float]  # inputs (T, F) -> answer
+    knows_one: Callable[[Floats], float]  # inputs (T, F) -> prediction
     shortest: int = 2  # least T
-    finite: bool = False  # of symbols, not of numbers: short sequences can be equal by chance
+    finite: bool = False  # made of symbols, not numbers: short sequences can be equal by chance
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Sequences:
 
 
 def _marked(rng: Generator, steps: int) -> tuple[Floats, float, float]:
-    """(value, marker) a step: values uniform in [0, 1), marker 1 at two steps; and the two marked values."""
+    """Return (value, marker) a step, values uniform in [0, 1), marker 1 at two steps; and the two marked values."""
     inputs = np.zeros((steps, 2), np.float32)
     inputs[:, 0] = rng.random(steps, np.float32)
     marked = rng.choice(steps, 2, replace=False)
@@ -56,13 +56,15 @@ def _first_marked(inputs: Floats) -> float:
 
 
 def adding(rng: Generator, steps: int, _: int) -> tuple[Floats, float]:
-    """The sum of the two marked values. Source: Hochreiter & Schmidhuber 1997, experiment 4, in its modern form."""
+    """Return a sequence whose target is the sum of the two marked values.
+
+    Source: Hochreiter & Schmidhuber 1997, experiment 4, in its modern form."""
     inputs, first, second = _marked(rng, steps)
     return inputs, first + second
 
 
 def adding_1997(rng: Generator, steps: int, shortest: int) -> tuple[Floats, float]:
-    """The adding problem as it was first: values in [-1, 1], markers -1 at both ends, the sum scaled to 0..1.
+    """Return a sequence of the original adding problem: values in [-1, 1], markers -1 at both ends, sum scaled to 0..1.
 
     One mark is among the first ten steps, the other among the first T/2 - 1 of the shortest T; a marked first step
     counts 0.
@@ -83,13 +85,15 @@ def adding_1997(rng: Generator, steps: int, shortest: int) -> tuple[Floats, floa
 
 
 def multiplication(rng: Generator, steps: int, _: int) -> tuple[Floats, float]:
-    """The product of the two marked values. Source: Hochreiter & Schmidhuber 1997, experiment 5."""
+    """Return a sequence whose target is the product of the two marked values.
+
+    Source: Hochreiter & Schmidhuber 1997, experiment 5."""
     inputs, first, second = _marked(rng, steps)
     return inputs, first * second
 
 
 def temporal_order(rng: Generator, steps: int, _: int) -> tuple[Floats, float]:
-    """In which order two symbols came, as a number: XX 0, XY 1/3, YX 2/3, YY 1.
+    """Return a sequence whose target says in which order two symbols came: XX 0, XY 1/3, YX 2/3, YY 1.
 
     Each step is one of six symbols, one-hot: X, Y, and four distractors.
     Source: Hochreiter & Schmidhuber 1997, experiment 6a, its four classes as numbers.
@@ -116,14 +120,14 @@ TASKS: dict[str, Task] = {
 
 
 def generate(config: GenConfig, count: int, stream: int) -> Sequences:
-    """`count` sequences with lengths uniform in min_length..max_length, from one of the seed's streams.
+    """Return `count` sequences with lengths uniform in min_length..max_length, from one of the seed's streams.
 
     Raises:
         SettingError: the task is unknown, or needs longer sequences.
     """
     task = look_up(TASKS, config.task, "task")
     if config.min_length < task.shortest:
-        raise SettingError(f"min_length is {config.min_length}: {config.task} needs at least {task.shortest}")
+        raise SettingError(f"--min-length is {config.min_length}: {config.task} needs at least {task.shortest}")
     rng = default_rng((config.seed, stream))
     lengths = rng.integers(config.min_length, config.max_length + 1, count)
     inputs = np.empty((int(lengths.sum()), task.inputs), np.float32)

@@ -1,42 +1,271 @@
-"""`eval --compare`: stored evaluations in, one comparison out. Nothing is computed that an evaluation has."""
+"""`eval --compare`: stored evaluations of the same data in, one table and its tests out.
+
+Nothing is predicted again. Letters: N examples.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from dlcv_cli.errors import FileError
-from dlcv_cli.files.disk import JSON
-from dlcv_cli.results import documents as metrics
-from dlcv_cli.results import predictions
-from dlcv_cli.results.comparison import Evaluated
-from dlcv_cli.results.comparison import compare as compared
+from dlcv_cli.errors import DlcvError, FileError, look_up
+from dlcv_cli.results.comparison import Column, Comparison, Pair, Row
+from dlcv_cli.results.evaluation import AnyEvaluation, Interval
+from dlcv_cli.statistics.paired import Difference
+from dlcv_cli.statistics.significance import holm
+from dlcv_cli.studies import study_named
+from dlcv_cli.studies.base import Metric, Study, Summary, System, summarize, systems_of
+from dlcv_cli.studies.stored import read_evaluation, read_predictions
 
-COMPARISON = "dlcv.comparison/1"
+QUESTIONS = {
+    "examples": "p-values treat the test examples as the random sample: they ask whether the difference between these "
+    "trained networks would hold on new examples.",
+    "seeds": "p-values treat the seeds as the random sample: they ask whether the mean difference on these test "
+    "examples would hold if the networks were trained again with new seeds.",
+}
+ALARM = 0.05
 
 
-def compare(evaluations: Sequence[tuple[str, Path]], *, reference: str | None = None, common: bool = False) -> JSON:
-    """The `dlcv.comparison/1` document of (name, `*.eval.json`) pairs, from their stored predictions.
+@dataclass(frozen=True)
+class Network:
+    """A stored evaluation, and the arrays of its predictions file."""
+
+    name: str
+    evaluation: AnyEvaluation
+    arrays: Mapping[str, NDArray[Any]]
+
+
+def compare(
+    evaluations: Sequence[tuple[str, Path]], *, reference: str | None = None, common: bool = False
+) -> Comparison:
+    """Return the comparison of (name, `*.eval.json`) pairs, from their stored predictions.
 
     Args:
         reference: the name that the others are tested against; None: the first.
-        common: compare on the examples they share, where they were measured on different ones.
+        common: if they were evaluated on different examples, compare on those that they share.
 
     Raises:
-        DlcvError: a damaged file, predictions that are not the evaluation's, or evaluations of different data.
+        DlcvError: a damaged file, predictions of another evaluation, or evaluations of different data.
     """
-    found = []
+    networks = []
     for name, path in evaluations:
-        document = metrics.read_eval(path)
-        found.append(Evaluated(name, document, predictions.read(path, document)))
-    known: dict[str, tuple[Path, Evaluated]] = {}
-    for (_, path), one in zip(evaluations, found, strict=True):
-        other_path, other = known.setdefault(one.document["data"]["fingerprint"], (path, one))
-        for key in ("examples", "labels", "targets"):
-            if not np.array_equal(one.arrays.get(key, ()), other.arrays.get(key, ())):
-                raise FileError(
-                    path, f"damaged: its {key} are not those of {other_path}, which has the same fingerprint"
-                )
-    return {"schema": COMPARISON, **compared(found, reference, common)}
+        evaluation = read_evaluation(path)
+        networks.append(Network(name, evaluation, read_predictions(path, evaluation)))
+    known: dict[str, tuple[Path, Network]] = {}
+    for (_, path), network in zip(evaluations, networks, strict=True):
+        other_path, other = known.setdefault(network.evaluation.data.fingerprint, (path, network))
+        for key in ("examples", study_named(network.evaluation.data.study).truth):
+            if not np.array_equal(network.arrays[key], other.arrays.get(key, ())):
+                raise FileError(path, f"damaged: its {key} differ from those of {other_path}, of the same fingerprint")
+    return compare_networks(networks, reference, common)
+
+
+def compare_networks(networks: Sequence[Network], reference: str | None = None, common: bool = False) -> Comparison:
+    """Return the comparison of evaluations, the baselines last.
+
+    Raises:
+        DlcvError: they are of different data; names which. SettingError: no network has the reference's name.
+    """
+    names = {network.name: number for number, network in enumerate(networks)}
+    chosen = look_up(names, reference, "reference") if reference else 0
+    _require_same_data(networks, ("study", "part"))
+    study = study_named(networks[0].evaluation.data.study)
+    counts = None
+    if len({network.evaluation.data.fingerprint for network in networks}) > 1:
+        networks, counts = _select_shared(study, networks, common)
+    systems = [_systems_of(study, network) for network in networks]
+    first = networks[0]
+    summaries: list[Summary | AnyEvaluation] = [network.evaluation for network in networks]
+    if counts:
+        summaries = [summarize(study, own) for own in systems]
+    metrics = [metric for metric in study.metrics if metric.column.key in summaries[0].metrics]
+    tested = [own[0] for own in systems]
+    tested += [replace(baseline, name=f"baseline: {baseline.name}") for baseline in systems[0][1:]]
+    return Comparison(
+        data=msgspec.structs.replace(first.evaluation.data, n=len(first.arrays["examples"])),
+        common=counts,
+        reference=networks[chosen].name,
+        metric=metrics[0].column.key,
+        columns=[metric.column for metric in metrics],
+        rows=_make_rows(networks, summaries, [metric.column for metric in metrics], chosen),
+        pairs=[pair for metric in metrics for pair in _test(metric, tested, chosen)],
+    )
+
+
+def _systems_of(study: Study[Any], network: Network) -> list[System[Any]]:
+    baselines = [baseline.name for baseline in network.evaluation.baselines]
+    return systems_of(study, network.arrays, network.name, network.evaluation.seeds, baselines)
+
+
+# ------------------------------------------------------------------------------------------------------ the same data
+
+
+def _require_same_data(networks: Sequence[Network], keys: Sequence[str]) -> None:
+    first = networks[0]
+    for network in networks[1:]:
+        for key in keys:
+            if getattr(network.evaluation.data, key) != getattr(first.evaluation.data, key):
+                raise _different(network, first, key, "compare them separately")
+
+
+def _different(network: Network, other: Network, what: str, remedy: str) -> DlcvError:
+    places = [
+        f"{data.part} of {data.path} ({data.fingerprint[:8]})"
+        for data in (network.evaluation.data, other.evaluation.data)
+    ]
+    where = f"another {what}: {' and '.join(places)}"
+    return DlcvError(f"{network.name} and {other.name} were evaluated on different data ({where}): {remedy}")
+
+
+def _select_shared(
+    study: Study[Any], networks: Sequence[Network], common: bool
+) -> tuple[list[Network], dict[str, int]]:
+    """Return the networks on the examples that all have, each once, and how many examples each had."""
+    first = networks[0]
+    other = next(n for n in networks if n.evaluation.data.fingerprint != first.evaluation.data.fingerprint)
+    places = [{row.tobytes(): i for i, row in enumerate(network.arrays["examples"])} for network in networks]
+    shared = [digest for digest in places[0] if all(digest in place for place in places)]
+    again = "evaluate them on the same file with --data"
+    if not shared:
+        raise _different(other, first, "data file", f"they share no example; {again}")
+    if not common:
+        remedy = f"use --common to compare them on the {len(shared):,} examples that they share, or {again}"
+        raise _different(other, first, "data file", remedy)
+    selected: list[Network] = []
+    for network, place in zip(networks, places, strict=True):
+        index = np.array([place[digest] for digest in shared])
+        axes = {name: array.axis for name, array in study.expected_arrays(network.evaluation).items()}
+        arrays = {name: np.take(a, index, axis=axes.get(name, 0)) for name, a in network.arrays.items()}
+        if selected and not np.array_equal(arrays[study.truth], selected[0].arrays[study.truth]):
+            raise _different(network, first, f"set of {study.truth}", again)
+        if study.class_names(network.evaluation) != study.class_names(first.evaluation):
+            raise _different(network, first, "list of classes", again)
+        selected.append(Network(network.name, network.evaluation, arrays))
+    return selected, {network.name: len(place) for network, place in zip(networks, places, strict=True)}
+
+
+# --------------------------------------------------------------------------------------------------- rows and pairs
+
+
+def _make_rows(
+    networks: Sequence[Network],
+    summaries: Sequence[Summary | AnyEvaluation],
+    columns: Sequence[Column],
+    reference: int,
+) -> list[Row]:
+    key = columns[0].key
+    base = summaries[reference].metrics[key]
+    best = _find_best(networks, summaries, columns)
+    rows = [
+        Row(
+            name=network.name,
+            baseline=False,
+            metrics=summary.metrics,
+            intervals=summary.intervals,
+            intervals_over=summary.intervals_over,
+            seeds=tuple(network.evaluation.seeds),
+            seed_spread=summary.seed_spread,
+            collapse=network.evaluation.collapse,
+            contaminated=network.evaluation.contamination.leaks,
+            difference=summary.metrics[key] - base,
+            best=[] if network.evaluation.collapse.collapsed else _keys_at(best, summary.metrics),
+        )
+        for network, summary in zip(networks, summaries, strict=True)
+    ]
+    return rows + [
+        Row(
+            name=f"baseline: {baseline.name}",
+            baseline=True,
+            metrics=baseline.metrics,
+            intervals=baseline.intervals,
+            intervals_over="examples",
+            contaminated=False,
+            difference=baseline.metrics[key] - base,
+            best=[],
+        )
+        for baseline in summaries[0].baselines
+    ]
+
+
+def _find_best(
+    networks: Sequence[Network], summaries: Sequence[Summary | AnyEvaluation], columns: Sequence[Column]
+) -> dict[str, float]:
+    """Return the best value of each column among the networks that have not collapsed."""
+    standing = [s for n, s in zip(networks, summaries, strict=True) if not n.evaluation.collapse.collapsed]
+    best = {}
+    for column in columns if standing else ():
+        choose = max if column.higher_is_better else min
+        best[column.key] = choose(summary.metrics[column.key] for summary in standing)
+    return best
+
+
+def _keys_at(best: Mapping[str, float], values: Mapping[str, float]) -> list[str]:
+    return [key for key, value in best.items() if values.get(key) == value]
+
+
+def _test(metric: Metric[Any], systems: Sequence[System[Any]], reference: int) -> list[Pair]:
+    """Return the tests of one metric of each row against the reference's, corrected for their number."""
+    if not metric.test:
+        return []
+    base, others = systems[reference], [system for number, system in enumerate(systems) if number != reference]
+    differences = metric.test(others, base)
+    corrected = holm([difference.p for difference in differences])
+    return [
+        Pair(
+            name=other.name,
+            reference=base.name,
+            metric=metric.column.key,
+            difference=float(difference.difference),
+            interval=Interval(*difference.interval),
+            p=difference.p,
+            test=difference.test,
+            over=difference.over,
+            n=difference.n,
+            p_exact=difference.p_exact,
+            only_row=difference.only_row,
+            only_reference=difference.only_reference,
+            p_holm=p_holm,
+            question=QUESTIONS[difference.over],
+            sentence=describe_difference(metric.column, other.name, base.name, difference, p_holm),
+        )
+        for other, difference, p_holm in zip(others, differences, corrected, strict=True)
+    ]
+
+
+def describe_difference(column: Column, name: str, reference: str, tested: Difference, p_holm: float) -> str:
+    """Return a tested difference in words; `beats` only where the corrected p is below 0.05."""
+    (low, high), value = tested.interval, tested.difference
+    ps = f"p = {_format_p(tested.p)}"
+    if _format_p(p_holm) != _format_p(tested.p):
+        ps += f", corrected {_format_p(p_holm)}"
+    ps = ps.replace("= <", "< ")
+    if p_holm >= ALARM:
+        sign = "+" if value >= 0 else ""
+        interval = f"95 % interval {_format(column, low)} to {_format(column, high)}"
+        return (
+            f"no evidence of a difference between {name} and {reference} in {column.noun} "
+            f"({sign}{_format_amount(column, value)}, {interval}, {ps})"
+        )
+    winner, loser = (name, reference) if (value > 0) == column.higher_is_better else (reference, name)
+    if value < 0:
+        value, low, high = -value, -high, -low
+    interval = f"95 % interval {_format(column, low)} to {_format(column, high)}"
+    return f"{winner} beats {loser} by {_format_amount(column, value)} in {column.noun} ({interval}, {ps})"
+
+
+def _format(column: Column, value: float) -> str:
+    return f"{100 * value:.1f}" if column.percent else f"{value:.3g}"
+
+
+def _format_amount(column: Column, value: float) -> str:
+    return _format(column, value) + (" points" if column.percent else "")
+
+
+def _format_p(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.2g}"

@@ -1,4 +1,4 @@
-"""What a checkpoint has seen: the examples that it, and every checkpoint it comes from, was trained or chosen on."""
+"""Which of the evaluated examples a checkpoint, or one that it comes from, was trained or chosen on."""
 
 from __future__ import annotations
 
@@ -8,83 +8,63 @@ from pathlib import Path
 
 from dlcv_cli.context import Reporter
 from dlcv_cli.errors import DlcvError, FileError, list_names
-from dlcv_cli.files import sequences, splits, tensors
+from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON, as_object, hash_file
-from dlcv_cli.sequences.tasks import TASKS
+from dlcv_cli.results.evaluation import Contamination, Unchecked
+from dlcv_cli.studies.base import Study
 
-Digests = Callable[[Path], dict[str, list[str]]]  # data file -> of each part, each example's sha256
+DigestExamples = Callable[[Path], dict[str, list[str]]]  # data file -> of each part, each example's sha256
 
 
 @dataclass
-class Seen:
-    """The examples of a line of checkpoints by sha256, and how far back that could be followed."""
+class Lineage:
+    """The examples that a line of checkpoints has seen, by sha256, and how far back it could be followed."""
 
     trained: set[str] = field(default_factory=set)
-    chosen: set[str] = field(default_factory=set)  # the validation parts: which epoch was kept depended on them
+    chosen: set[str] = field(default_factory=set)  # of the validation parts, which decided which weights were kept
     checked: list[str] = field(default_factory=list)
-    unchecked: list[JSON] = field(default_factory=list)  # name, why: files that are not as they were
-    unrecorded: list[str] = field(default_factory=list)  # weights that do not say what they have seen
+    unchecked: list[Unchecked] = field(default_factory=list)
+    unrecorded: list[str] = field(default_factory=list)
 
 
-def _of_split(path: Path) -> dict[str, list[str]]:
-    return {part: [example.sha256 for example in examples] for part, examples in splits.read(path).parts.items()}
-
-
-def _of_sequences(path: Path) -> dict[str, list[str]]:
-    parts = sequences.read(path).parts
-    return {part: [digest.hex() for digest in sequences.digests(data)] for part, data in parts.items()}
-
-
-def check_contamination(checkpoint: Path, record: JSON, data: Path, part: str, allowed: bool) -> tuple[list[str], JSON]:
-    """The sha256 of each of a data file's examples of that part, and the evaluation's `contamination`.
-
-    Raises:
-        FileError: `data` is not what the checkpoint's study needs.
-    """
-    images = str(record.get("stage")).startswith("vgg.")
-    digests = _of_split if images else _of_sequences
-    examples = digests(data)[part]
-    by_chance = not images and coincides(record.get("task"))
-    return examples, contamination(
-        trace_training_data(checkpoint, record, data, digests), examples, part, by_chance, allowed
-    )
-
-
-def trace_training_data(checkpoint: Path, record: JSON, data: Path, digests: Digests) -> Seen:
-    """Follows a checkpoint's inputs, and theirs, to the data of each generation; files count by their sha256.
+def trace_training_data(
+    checkpoint: Path, metadata: JSON, data: Path, data_role: str, digest_examples: DigestExamples
+) -> Lineage:
+    """Follow a checkpoint's inputs, and theirs, to the data of each generation. Files count by their sha256.
 
     Args:
-        record: the checkpoint's. data: a data file that may stand for a recorded one of the same content.
+        metadata: the checkpoint's. data: a data file that may stand for a recorded one of the same content.
+        data_role: the role of data among a checkpoint's inputs.
     """
-    found, known, here = Seen(), {hash_file(data): data}, [(checkpoint, record)]
-    while here:
-        child, record = here.pop()
-        for role, given in as_object(record.get("inputs")).items():
-            recorded = as_object(given)
-            if isinstance(recorded.get("name"), str):
-                found.unrecorded.append(recorded["name"])
+    lineage, known, pending = Lineage(), {hash_file(data): data}, [(checkpoint, metadata)]
+    while pending:
+        child, metadata = pending.pop()
+        for role, recorded in as_object(metadata.get("inputs")).items():
+            source = as_object(recorded)
+            if isinstance(source.get("name"), str):
+                lineage.unrecorded.append(source["name"])
                 continue
-            place, digest = recorded.get("path"), recorded.get("sha256")
+            place, digest = source.get("path"), source.get("sha256")
             path = known.get(str(digest)) or child.parent / str(place)
             try:
                 if not isinstance(place, str) or hash_file(path) != digest:
                     raise FileError(path, f"has changed since {child.name} was made from it")
-                if role in ("split", "data"):
-                    parts = digests(path)
-                    found.trained.update(parts["train"])
-                    found.chosen.update(parts["val"])
-                    found.checked.append(path.name)
-                elif role == "weights" and not _is_ours(path):
-                    found.unrecorded.append(path.name)
+                if role == data_role:
+                    parts = digest_examples(path)
+                    lineage.trained.update(parts["train"])
+                    lineage.chosen.update(parts["val"])
+                    lineage.checked.append(path.name)
+                elif role == "weights" and not _is_checkpoint(path):
+                    lineage.unrecorded.append(path.name)
                 else:
-                    here.append((path, tensors.read_metadata(path, tensors.CHECKPOINT)))
+                    pending.append((path, tensors.read_metadata(path, tensors.CHECKPOINT)))
             except (DlcvError, OSError) as error:
-                found.unchecked.append({"name": path.name, "why": str(error).removeprefix(f"{path}: ")})
-    return found
+                lineage.unchecked.append(Unchecked(name=path.name, why=str(error).removeprefix(f"{path}: ")))
+    return lineage
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a file of weights has a record of ours: torchvision's, and others', have none."""
+def _is_checkpoint(path: Path) -> bool:
+    """Return whether a file of weights has our metadata: torchvision's, and others', have none."""
     try:
         tensors.read_metadata(path, tensors.CHECKPOINT)
     except FileError:
@@ -92,56 +72,59 @@ def _is_ours(path: Path) -> bool:
     return True
 
 
-def contamination(found: Seen, examples: Sequence[str], part: str, by_chance: bool, allowed: bool) -> JSON:
-    """The evaluation file's `contamination`: how many of the evaluated examples were trained on.
+def check_contamination(
+    study: Study[object], checkpoint: Path, metadata: JSON, data: Path, part: str, allowed: bool
+) -> tuple[list[str], Contamination]:
+    """Return the sha256 of each evaluated example, and how many of them the checkpoint has seen.
 
     Args:
-        examples: the sha256 of each. part: which one is evaluated; `train` is contaminated because it was asked for.
-        by_chance: the task has so few different sequences that equal ones are no leak.
-    """
-    return {
-        "checked": sorted(found.checked),
-        "unchecked": found.unchecked,
-        "unrecorded": sorted(found.unrecorded),
-        "examples": sum(digest in found.trained for digest in examples),
-        "chosen": sum(digest in found.chosen for digest in examples),
-        "of": len(examples),
-        "by_chance": by_chance,
-        "allowed": allowed or part == "train",
-    }
-
-
-def report_contamination(checkpoint: Path, found: JSON, part: str, allowed: bool, report: Reporter) -> None:
-    """Says what a `contamination` means.
+        part: the one that is evaluated; `train` is contaminated by definition, and allowed.
 
     Raises:
-        DlcvError: evaluated examples were trained on, and neither asked for nor allowed.
+        FileError: `data` is not what the checkpoint's study needs.
     """
-    count, of = found["examples"], found["of"]
-    if found["unchecked"]:
-        listed = list_names(f"{one['name']} ({one['why']})" for one in found["unchecked"])
-        report.warn(
-            f"{checkpoint}: could not be checked whether it was trained on these {part} examples: {listed}; "
-            "restore what is missing, and evaluate with --force"
+    examples: Sequence[str] = study.digest_examples(data)[part]
+    lineage = trace_training_data(checkpoint, metadata, data, study.data_role, study.digest_examples)
+    return list(examples), Contamination(
+        checked=sorted(lineage.checked),
+        unchecked=lineage.unchecked,
+        unrecorded=sorted(lineage.unrecorded),
+        examples=sum(digest in lineage.trained for digest in examples),
+        chosen=sum(digest in lineage.chosen for digest in examples),
+        of=len(examples),
+        by_chance=study.repeats_examples(metadata),
+        allowed=allowed or part == "train",
+    )
+
+
+def report_contamination(checkpoint: Path, leak: Contamination, part: str, allowed: bool, reporter: Reporter) -> None:
+    """Report in words what a contamination means.
+
+    Raises:
+        DlcvError: evaluated examples were trained on, which was neither requested nor allowed.
+    """
+    if leak.unchecked:
+        files = list_names(f"{file.name} ({file.why})" for file in leak.unchecked)
+        reporter.warn(
+            f"{checkpoint}: cannot check whether it was trained on these {part} examples: {files}; "
+            "restore the files, and evaluate with --force"
         )
-    if found["chosen"] and part == "test" and not found["by_chance"]:
-        report.warn(
-            f"{checkpoint}: {found['chosen']:,} of the {of:,} test examples are validation examples of its training, "
-            "by which the best epoch was chosen: its figures are too good"
+    if leak.chosen and part == "test" and not leak.by_chance:
+        reporter.warn(
+            f"{checkpoint}: {leak.chosen:,} of the {leak.of:,} test examples are validation examples of its training, "
+            "which decided which weights were kept: its figures are too good"
         )
-    if not count or found["by_chance"]:
+    if not leak.leaks:
         return
     if part == "train":
-        report.note(f"{checkpoint}: train was asked for: {count:,} of its {of:,} examples were trained on")
+        reporter.note(f"{checkpoint}: evaluated on its training part: {leak.examples:,} of {leak.of:,} examples")
     elif not allowed:
         raise DlcvError(
-            f"{checkpoint}: {count:,} of the {of:,} {part} examples were trained on, by it or a checkpoint it comes "
-            f"from (data: {list_names(found['checked'])}): evaluate it on others with --data, or --allow-contaminated"
+            f"{checkpoint}: {leak.examples:,} of the {leak.of:,} {part} examples were trained on, by it or a "
+            f"checkpoint that it comes from (data: {list_names(leak.checked)}): "
+            "evaluate it on other data with --data, or use --allow-contaminated"
         )
     else:
-        report.warn(f"CONTAMINATED: {checkpoint} was trained on {count:,} of these {of:,} {part} examples")
-
-
-def coincides(task: object) -> bool:
-    """Whether a task draws from so few sequences that two are equal by chance."""
-    return isinstance(task, str) and task in TASKS and TASKS[task].finite
+        reporter.warn(
+            f"CONTAMINATED: {checkpoint} was trained on {leak.examples:,} of these {leak.of:,} {part} examples"
+        )

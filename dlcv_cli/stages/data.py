@@ -33,7 +33,7 @@ def write_split(
     reporter = context.reporter
     check_output(output, splits.ENDING)
     root, scan = _scan(root, config, download, reporter)
-    recipe = Recipe("data.split", config.to_json(), {"images": scan.identify()})
+    recipe = Recipe("data.split", config, {"images": scan.identify()})
     up_to_date = is_up_to_date(output, recipe, lambda path: read_json(path, splits.SCHEMA), context.force)
     if up_to_date and splits.read(output).root.resolve() == root.resolve():  # else the images have moved since
         return Outcome(output, False, describe_split(output))
@@ -171,7 +171,7 @@ def write_drawings(folder: Path, config: DrawConfig, *, context: Context | None 
     """Write drawn figures as class folders of PNGs."""
     from dlcv_cli.vision.drawing import draw_figures
 
-    recipe, count = Recipe("data.draw", config.to_json()), config.classes * config.per_class
+    recipe, count = Recipe("data.draw", config), config.classes * config.per_class
     written = fill_folder(folder, recipe, lambda: draw_figures(config), count, context=context)
     return Outcome(folder, written, {"images": count})
 

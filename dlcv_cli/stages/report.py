@@ -1,48 +1,49 @@
-"""`report`: checkpoints of one study or of both in, one HTML page out, and figures for papers."""
+"""`report`: checkpoints of any study in, one HTML page out, and figures for papers."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache as cached
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from dlcv_cli.config import EvalConfig, Machine
-from dlcv_cli.context import Context, Outcome, Reporter
+from dlcv_cli.config import EvalConfig
+from dlcv_cli.context import Context, Outcome
 from dlcv_cli.errors import DlcvError
-from dlcv_cli.files import tensors
-from dlcv_cli.files.disk import JSON, hash_file
+from dlcv_cli.files.disk import hash_file
 from dlcv_cli.files.locks import claim_outputs
 from dlcv_cli.files.recipes import Input, Recipe, is_up_to_date
-from dlcv_cli.report import figures
-from dlcv_cli.report import report_file as pages
-from dlcv_cli.report.kinds import AnyFigure, Density
-from dlcv_cli.report.page import page
-from dlcv_cli.report.page_parts import Network, Study
-from dlcv_cli.results import documents as metrics
+from dlcv_cli.report import report_file
+from dlcv_cli.report.figures import draw_comparison, draw_differences, draw_learning
+from dlcv_cli.report.kinds import FigureGroup
+from dlcv_cli.report.page import Network, Section, write_page
+from dlcv_cli.results.metrics import metrics_path, read_metrics
 from dlcv_cli.stages.compare import compare
 from dlcv_cli.stages.data import fill_folder
 from dlcv_cli.stages.evaluate import evaluate
-from dlcv_cli.stages.lineage import line_of_files
-from dlcv_cli.studies.images.thumbnails import confused, highest_loss, root_of
+from dlcv_cli.stages.lineage import draw_lineage
+from dlcv_cli.studies import study_named
+from dlcv_cli.studies.base import Reported
 
-PAPER = ("svg", "pdf", "png")
+PAPER_FORMATS = ("svg", "pdf", "png")
 
 
 @dataclass(frozen=True)
-class _Evaluated:
-    """A checkpoint with its evaluation."""
+class ReportOptions:
+    """What a report shows, beside the evaluations.
 
-    name: str
-    checkpoint: Path
-    file: Path
-    document: JSON
-    trained: JSON  # its metrics
+    Attributes:
+        figures: folder for each figure as SVG, PDF and PNG; None: no such files.
+        reference, common: as in `compare`; a study without the reference compares with its first network.
+        data: data file, if it is not where it was; allow_contaminated: as in `evaluate`.
+    """
+
+    figures: Path | None = None
+    reference: str | None = None
+    common: bool = False
+    data: Path | None = None
+    allow_contaminated: bool = False
 
 
 def write_report(
@@ -50,122 +51,114 @@ def write_report(
     output: Path,
     config: EvalConfig,
     *,
-    figures_folder: Path | None = None,
-    reference: str | None = None,
-    common: bool = False,
-    data: Path | None = None,
-    root: Path | None = None,
-    machine: Machine | None = None,
-    force: bool = False,
-    allow_contaminated: bool = False,
-    cache: Path | None = None,
-    report: Reporter | None = None,
+    options: ReportOptions | None = None,
+    context: Context | None = None,
 ) -> Outcome:
-    """Writes the page for (name, checkpoint) pairs, one section a study; evaluates what is not evaluated yet.
+    """Write the page of (name, checkpoint) pairs, one section per study.
 
-    Args:
-        figures_folder: where each figure is written as SVG, PDF and PNG too.
-        reference, common: as `compare` has them; a study without the reference compares with its first.
+    Checkpoints whose evaluation is missing or out of date are evaluated first. `context.force` lets the page and the
+    folder of figures be replaced.
 
     Raises:
-        DlcvError: what `evaluate` and `compare` raise, metrics that are missing, or an output made differently.
+        DlcvError: from `evaluate` or `compare`, missing metrics, or an output made by another recipe.
     """
-    report = report or Reporter()
+    options, context = options or ReportOptions(), context or Context()
     if not output.name.lower().endswith((".html", ".htm")):
         raise DlcvError(f"{output}: the report's name must end in .html")
-    measured = partial(
-        evaluate, config=config, data=data, root=root, machine=machine, allow_contaminated=allow_contaminated,
-        cache=cache, report=report,
-    )  # fmt: skip
-    found = []
-    for name, path in checkpoints:
-        outcome = measured(path)
-        report.note(f"{outcome.output}: {'written' if outcome.made else 'up to date'}")
-        own = metrics.read_metrics(path, outcome.summary["inputs"]["checkpoint"]["sha256"])
-        found.append(_Evaluated(name, path, outcome.output, outcome.summary, own))
-    names = [one.name for one in found]
-    settings = {**config.to_json(), "networks": names, "reference": reference, "common": common}
-    recipe = Recipe("report", settings, _inputs(found))
-    fresh = is_up_to_date(output, recipe, pages.read_record, force)
+    networks = [_evaluate(name, path, config, options, context) for name, path in checkpoints]
+    names = [network.name for network in networks]
+    settings = {**config.to_json(), "networks": names, "reference": options.reference, "common": options.common}
+    recipe = Recipe("report", settings, _inputs(networks))
+    current = is_up_to_date(output, recipe, report_file.read_recipe, context.force)
     with claim_outputs(output):
-        studies = cached(lambda: _studies(found, reference, common, data, root))  # made when first needed
-        if figures_folder:
-            paper = Recipe("report.figures", settings, recipe.inputs)
-            saving = Context(force=force, reporter=report)
-            drawn = fill_folder(
-                figures_folder, paper, lambda: _paper(studies()), 0, context=saving, packages=("matplotlib",)
-            )
-            report.note(f"{figures_folder}: {'written' if drawn else 'up to date'}")
-        if not fresh:
-            pages.write(output, page(studies(), {"schema": pages.SCHEMA, **recipe.to_json(output.parent)}))
-    figures_written = {"figures": str(figures_folder)} if figures_folder else {}
-    return Outcome(output, not fresh, {"networks": names, **figures_written})
+        sections = functools.cache(lambda: _make_sections(networks, options, context))  # costly: only if needed
+        if options.figures:
+            paper_recipe = Recipe("report.figures", settings, recipe.inputs)
+            written = fill_folder(
+                options.figures, paper_recipe, lambda: _draw_files(sections()), 0, context=context,
+                packages=("matplotlib",),
+            )  # fmt: skip
+            context.reporter.note(f"{options.figures}: {'written' if written else 'up to date'}")
+        if not current:
+            document = {"schema": report_file.SCHEMA, **recipe.to_json(output.parent)}
+            report_file.write(output, write_page(sections(), document))
+    summary = {"networks": names, **({"figures": str(options.figures)} if options.figures else {})}
+    return Outcome(output, not current, summary)
 
 
-def _inputs(found: Sequence[_Evaluated]) -> dict[str, Input]:
-    """All that a page is made from but the images, which the evaluations name by sha256."""
+def _evaluate(name: str, path: Path, config: EvalConfig, options: ReportOptions, context: Context) -> Reported:
+    outcome = evaluate(
+        path,
+        config,
+        data=options.data,
+        allow_contaminated=options.allow_contaminated,
+        context=replace(context, force=False),  # --force is about the report: current evaluations stay
+    )
+    context.reporter.note(f"{outcome.output}: {'written' if outcome.made else 'up to date'}")
+    metrics = read_metrics(path, outcome.evaluation.inputs["checkpoint"].sha256)
+    return Reported(name, path, outcome.output, outcome.evaluation, metrics)
+
+
+def _inputs(networks: Sequence[Reported]) -> dict[str, Input]:
+    """Return all that a page is made from except the images, whose sha256 the evaluations hold."""
     inputs = {}
-    for one in found:
-        record = metrics.metrics_path(one.checkpoint)
-        inputs[one.name] = Input(one.document["inputs"]["checkpoint"]["sha256"], one.checkpoint)
-        inputs[f"evaluation of {one.name}"] = Input(hash_file(one.file), one.file)
-        inputs[f"metrics of {one.name}"] = Input(hash_file(record), record)
+    for network in networks:
+        metrics = metrics_path(network.checkpoint)
+        inputs[network.name] = Input(network.evaluation.inputs["checkpoint"].sha256, network.checkpoint)
+        inputs[f"evaluation of {network.name}"] = Input(hash_file(network.file), network.file)
+        inputs[f"metrics of {network.name}"] = Input(hash_file(metrics), metrics)
     return inputs
 
 
-def _studies(
-    found: Sequence[_Evaluated], reference: str | None, common: bool, data: Path | None, root: Path | None
-) -> list[Study]:
-    kinds = dict.fromkeys(one.document["data"]["study"] for one in found)
-    made = []
-    for kind in kinds:
-        chosen = [one for one in found if one.document["data"]["study"] == kind]
-        known = reference if reference in [one.name for one in chosen] else None
-        comparison = compare([(one.name, one.file) for one in chosen], reference=known, common=common)
-        made.append(_study(chosen, kind, comparison, data, root))
-    return made
+def _make_sections(networks: Sequence[Reported], options: ReportOptions, context: Context) -> list[Section]:
+    studies = dict.fromkeys(network.evaluation.data.study for network in networks)
+    return [
+        _make_section([network for network in networks if network.evaluation.data.study == study], options, context)
+        for study in studies
+    ]
 
 
-def _study(found: Sequence[_Evaluated], kind: str, comparison: JSON, data: Path | None, root: Path | None) -> Study:
-    named = [(one.name, one.document) for one in found]
-    drawn: dict[str, list[AnyFigure]] = {
-        "differences": [*figures.differences(comparison)],
-        "learning": [*figures.learning([(one.name, one.trained) for one in found], kind)],
-    }
-    if kind == "images":
-        drawn["confusion"] = [figures.confusion(*one) for one in named]
-        drawn["recall"] = [figures.recall(*one) for one in named]
-        drawn["calibration"] = [figures.calibration(*one) for one in named]
-    else:
-        drawn["predicted"] = [_predicted(one) for one in found]
-        drawn["length"] = [figures.by_length(named)]
-    drawn["line"] = [line_of_files([(one.checkpoint, one.file, one.document) for one in found], comparison)]
-    networks = []
-    for one in found:
-        pictures: tuple[Any, ...] = ()
-        if kind == "images":
-            place = root_of(one.document, one.file, root)
-            pictures = confused(one.document, one.file, place, data), highest_loss(one.document, place)
-        networks.append(Network(one.name, one.document, one.trained, *pictures))
-    return Study(comparison, tuple(networks), figures.comparison(comparison), drawn)
+def _make_section(networks: Sequence[Reported], options: ReportOptions, context: Context) -> Section:
+    study = study_named(networks[0].evaluation.data.study)
+    names = [network.name for network in networks]
+    reference = options.reference if options.reference in names else None
+    evaluations = [(network.name, network.file) for network in networks]
+    comparison = compare(evaluations, reference=reference, common=options.common)
+    trainings = [(network.name, network.metrics) for network in networks]
+    groups = [
+        FigureGroup(
+            "Differences",
+            "The dot is the difference and the bar its 95 % interval; the dashed line is no difference. "
+            "An arrow marks a value far beyond the axis.",
+            draw_differences(comparison),
+        ),
+        FigureGroup(
+            "Learning curves",
+            "The ring marks the record whose weights were kept. All curves of a quantity have the same vertical scale.",
+            draw_learning(trainings, study.step, study.log_loss),
+        ),
+        *study.draw_figures(networks),
+    ]
+    shown = tuple(
+        Network(
+            network.name, network.evaluation, network.metrics, study.load_pictures(network, context.root, options.data)
+        )
+        for network in networks
+    )
+    lineage = draw_lineage(networks, comparison)
+    return Section(comparison, shown, draw_comparison(comparison), tuple(groups), lineage)
 
 
-def _predicted(one: _Evaluated) -> Density:
-    file = tensors.read(one.file.parent / one.document["predictions"]["path"], tensors.PREDICTIONS)
-    targets = tensors.get_array(file, "targets", np.float32, 1)
-    answers = tensors.get_array(file, "predictions", np.float32, file.arrays["predictions"].ndim)
-    return figures.predicted(one.name, answers, targets)
-
-
-def _paper(studies: Sequence[Study]) -> Iterator[tuple[str, bytes]]:
-    """Each figure in each format, under a name made of letters, digits and dashes."""
-    from dlcv_cli.report.plots import plot
+def _draw_files(sections: Sequence[Section]) -> Iterator[tuple[str, bytes]]:
+    """Yield each figure in each format, under a name of letters, digits and dashes."""
+    from dlcv_cli.report.render import render_files
 
     taken: set[str] = set()
-    for study in studies:
-        for figure in (study.forest, *(figure for group in study.figures.values() for figure in group)):
-            stem = re.sub(r"[^A-Za-z0-9_.]+", "-", f"{study.comparison['study']}-{figure.key}").strip("-.")
-            name = next(name for name in (stem, *(f"{stem}-{k}" for k in range(2, 10**6))) if name not in taken)
+    for section in sections:
+        for figure in (section.forest, *(figure for group in section.all_groups for figure in group.figures)):
+            stem = re.sub(r"[^A-Za-z0-9_.]+", "-", f"{section.comparison.data.study}-{figure.key}").strip("-.")
+            stems = (stem, *(f"{stem}-{number}" for number in range(2, 10**6)))
+            name = next(name for name in stems if name not in taken)
             taken.add(name)
-            for kind, data in plot(figure, PAPER).items():
-                yield f"{name}.{kind}", data
+            for suffix, data in render_files(figure, PAPER_FORMATS).items():
+                yield f"{name}.{suffix}", data

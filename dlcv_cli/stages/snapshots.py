@@ -1,4 +1,4 @@
-"""What lets a training go on where it was stopped: the `*.snapshot` beside its output, and signals that wait for it."""
+"""Snapshots, from which a training that was stopped continues, and signals that are held back until one is saved."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from dlcv_cli.context import Reporter
+from dlcv_cli.context import Context
 from dlcv_cli.errors import DlcvError, FileError, Interrupted, format_bytes
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON, as_object, free_space, mount_point, path_beside
 from dlcv_cli.files.recipes import Recipe
 
-SHARE = 0.02  # of a training's time that saving may take, but for the saves that a signal asks for
+SHARE = 0.02  # of a training's time that saving may take, except for snapshots at a signal
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 State = tuple[Mapping[str, NDArray[Any]], JSON]
+Caught = Callable[[], int | None]  # the number of the signal that came, if one did
 
 
 def snapshot_path(output: Path) -> Path:
@@ -30,17 +31,17 @@ def snapshot_path(output: Path) -> Path:
 
 
 @contextlib.contextmanager
-def hold_signals() -> Iterator[Callable[[], int | None]]:
-    """Holds SIGINT, SIGTERM and SIGHUP back; gives a function that tells which one has come.
+def hold_signals() -> Iterator[Caught]:
+    """Hold back SIGINT, SIGTERM and SIGHUP; yield a function that returns which one came.
 
-    The second of a kind ends the process at once. Signals that the caller has set to be ignored (nohup, background jobs
-    of a shell) stay ignored.
+    A second one of a kind ends the process at once. Signals that the caller ignores (nohup, background jobs of a shell)
+    stay ignored.
     """
     caught: list[int] = []
 
     def note(number: int, _: Any) -> None:
         caught.append(number)
-        signal.signal(number, signal.SIG_DFL)  # at once, even in the midst of a long step
+        signal.signal(number, signal.SIG_DFL)  # at once, even in the middle of a long step
 
     former = {}
     if threading.current_thread() is threading.main_thread():
@@ -55,123 +56,129 @@ def hold_signals() -> Iterator[Callable[[], int | None]]:
 
 
 class SnapshotFile:
-    """The file from which the same command goes on: written now and then, whole, and gone when the output is there.
+    """The snapshot beside a training's output: saved whole now and then, removed when the output is complete.
 
     Args:
-        machine: on what else the last bits depend; a difference when going on is told.
-        every: seconds between two saves, within epochs.
+        machine: what else the last bits depend on; a snapshot from another machine is continued with a warning.
     """
 
-    def __init__(self, output: Path, recipe: Recipe, machine: JSON, every: float, report: Reporter) -> None:
-        self.path, self.recipe, self.machine, self.every, self.report = (
-            snapshot_path(output), recipe, machine, every, report,
+    def __init__(self, output: Path, recipe: Recipe, machine: JSON, context: Context) -> None:
+        self.path, self.output, self.recipe, self.machine, self.context = (
+            snapshot_path(output), output, recipe, machine, context,
         )  # fmt: skip
-        self.output, self.cost, self.spent, self.before, self.resumed = output, 0.0, 0.0, 0.0, 0
+        self.last_cost = self.seconds_saving = self.seconds_before = 0.0
+        self.resumed = 0
         self.begun = self.saved = time.monotonic()
 
-    def load(self, force: bool) -> tensors.Tensors | None:
-        """What a stopped run of the same command has left; None when nothing, or when all is to begin anew.
+    def load(self) -> tensors.Tensors | None:
+        """Return the snapshot of the same training; None if there is none, or --force starts again.
 
         Raises:
-            DlcvError: it is another command's, or damaged.
+            DlcvError: the snapshot is another training's, or damaged.
         """
-        if force:
+        if self.context.force:
             self.remove()
         if not self.path.exists():
             return None
-        remedy = "finish that one, give another -o, or --force to start anew"
-        recorded = tensors.read_metadata(self.path, tensors.SNAPSHOT)
-        if differences := self.recipe.differences(recorded):
-            raise DlcvError(f"{self.path} was left by another command ({'; '.join(differences)}): {remedy}")
+        if differences := self.recipe.differences(tensors.read_metadata(self.path, tensors.SNAPSHOT)):
+            raise DlcvError(
+                f"{self.path} belongs to a different training: {', '.join(differences)}; finish that one, or use "
+                "--force to start again"
+            )
         try:
-            found = tensors.read(self.path, tensors.SNAPSHOT)
-            self.before, self.resumed = float(found.metadata["seconds"]), int(found.metadata["resumed"]) + 1
-            where = str(found.metadata["at"])
+            snapshot = tensors.read(self.path, tensors.SNAPSHOT)
+            metadata = snapshot.metadata
+            self.seconds_before, self.resumed = float(metadata["seconds"]), int(metadata["resumed"]) + 1
+            position = str(metadata["at"])
         except FileError as error:
-            raise DlcvError(f"{error}, or --force to start anew") from None
+            raise DlcvError(f"{error}, or use --force to start again") from None
         except (KeyError, TypeError, ValueError):
-            raise self.damaged("its record lacks what a snapshot holds") from None
-        for key, was in as_object(found.metadata.get("machine")).items():
-            if was != self.machine.get(key):
-                self.report.warn(
-                    f"{self.path} was begun with {key} {was}, now {self.machine.get(key)}: the result will differ in "
-                    "its last bits from that of an undisturbed run"
+            raise self.damaged("its metadata is incomplete") from None
+        for key, before in as_object(metadata.get("machine")).items():
+            if before != self.machine.get(key):
+                self.context.reporter.warn(
+                    f"{self.path} was saved with {key} {before}, now {self.machine.get(key)}: the last bits of the "
+                    "result will differ from that of an uninterrupted run"
                 )
-        self.report.note(f"going on from {self.path}: {where}")
-        return found
+        self.context.reporter.note(f"continuing from {self.path}: {position}")
+        return snapshot
 
     def damaged(self, problem: object) -> FileError:
-        """That the file is not what this version of dlcv writes."""
-        return FileError(self.path, f"damaged: {problem}; remove it, or --force to start anew")
+        """Return the error of a snapshot that this version of dlcv did not write."""
+        return FileError(self.path, f"damaged: {problem}; remove it, or use --force to start again")
 
     def require_space(self, state: int, final: int) -> None:
-        """Before hours of work: DlcvError when the disk has no room for what will be saved.
+        """Raise DlcvError, before hours of work, if the disk has no room for what will be saved.
 
         Args:
-            state, final: bytes of the partial, which is there twice while it is replaced, and of the output.
+            state, final: bytes of the snapshot, which exists twice while it is replaced, and of the output.
         """
-        there = self.path.stat().st_size if self.path.exists() else 0
-        need, free = 2 * state + final - there, free_space(self.output)
+        existing = self.path.stat().st_size if self.path.exists() else 0
+        need, free = 2 * state + final - existing, free_space(self.output)
         if need > free:
             raise DlcvError(
-                f"{self.output}: needs {format_bytes(need)} on its way, and the disk at {mount_point(self.output)} has "
-                f"{format_bytes(free)} free: free some, or give another -o"
+                f"{self.output}: needs {format_bytes(need)} of temporary space, and the disk at "
+                f"{mount_point(self.output)} has {format_bytes(free)} free; free some space, or choose another -o"
             )
 
-    def due(self, epoch_ended: bool) -> bool:
-        """Whether to save now: at the end of an epoch or when `every` is over, unless that took too large a share."""
+    def is_due(self, epoch_ended: bool) -> bool:
+        """Return whether to save now: after an epoch or `save_every` seconds, unless that takes too large a share."""
         since = time.monotonic() - self.saved
-        return since * SHARE >= self.cost and (epoch_ended or since >= self.every)
+        return since * SHARE >= self.last_cost and (epoch_ended or since >= self.context.save_every)
 
-    def save(self, state: Callable[[], State], at: str) -> None:
-        """Writes the state whole, over the one before; `at` says in words where it is."""
+    def save(self, state: Callable[[], State], position: str) -> None:
+        """Write the state whole over the one before; `position` says in words how far the training is."""
         begun = time.monotonic()
         arrays, numbers = state()
-        record = {
+        metadata = {
             **self.recipe.to_json(self.path.parent),
-            "at": at,
+            "at": position,
             "machine": self.machine,
             "resumed": self.resumed,
-            "seconds": self.before + begun - self.begun,
+            "seconds": self.seconds_before + begun - self.begun,
             "state": numbers,
         }
         try:
-            tensors.write(self.path, tensors.SNAPSHOT, arrays, record)
+            tensors.write(self.path, tensors.SNAPSHOT, arrays, metadata)
         finally:
             self.saved = time.monotonic()
-            self.cost = self.saved - begun
-            self.spent += self.cost
+            self.last_cost = self.saved - begun
+            self.seconds_saving += self.last_cost
 
-    def save_if_due(self, state: Callable[[], State], at: str, caught: int | None, epoch_ended: bool = False) -> None:
-        """Saves when it is due, and at a signal, which then ends the stage.
+    def save_if_due(
+        self, state: Callable[[], State], position: str, signal: int | None, epoch_ended: bool = False
+    ) -> None:
+        """Save if it is time to, and at a signal, which then ends the stage.
 
         Raises:
-            Interrupted: a signal was caught.
-            OSError: it was, and nothing could be saved; at other times that is warned of.
+            Interrupted: a signal came.
+            OSError: a signal came and nothing could be saved; at other times that is only a warning.
         """
-        if caught is None and not self.due(epoch_ended):
+        if signal is None and not self.is_due(epoch_ended):
             return
         try:
-            self.save(state, at)
+            self.save(state, position)
         except OSError as error:
-            if caught is not None:
+            if signal is not None:
                 raise
-            there = "the one before stays" if self.path.exists() else "nothing is saved so far"
-            self.report.warn(f"{self.path}: {error.strerror}; going on, {there}")
-        if caught is not None:
-            raise Interrupted(caught, f"interrupted: {self.path} is saved ({at}); the same command goes on from there")
+            kept = "the previous snapshot stays" if self.path.exists() else "there is no snapshot yet"
+            self.context.reporter.warn(f"{self.path}: {error.strerror}; the training continues, {kept}")
+        if signal is not None:
+            raise Interrupted(
+                signal, f"interrupted: {self.path} is saved ({position}); the same command continues from it"
+            )
 
     def remove(self) -> None:
-        """When there is nothing left to go on from."""
+        """Delete the snapshot: there is nothing to continue."""
         self.path.unlink(missing_ok=True)
 
-    def run(self) -> JSON:
-        """What the metrics say of it under `run`."""
-        times = {"seconds_before": round(self.before, 3), "seconds_saving": round(self.spent, 3)}
+    def describe(self) -> JSON:
+        """Return what the metrics say of the snapshot under `run`."""
+        times = {"seconds_before": round(self.seconds_before, 3), "seconds_saving": round(self.seconds_saving, 3)}
         return {"resumed": self.resumed, **times}
 
 
-def raise_if_signalled(caught: Callable[[], int | None], output: Path) -> None:
-    """Interrupted, if a signal came while the output was being written, which was finished first."""
+def raise_if_signalled(caught: Caught, output: Path) -> None:
+    """Raise Interrupted if a signal came while the output was written; the output is complete."""
     if number := caught():
-        raise Interrupted(number, f"interrupted, when {output} was done")
+        raise Interrupted(number, f"interrupted, after {output} was complete")

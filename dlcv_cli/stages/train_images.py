@@ -2,364 +2,323 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import nn
 
-from dlcv_cli.config import FinetuneConfig, HeadConfig, Precision, ScratchConfig, TrainConfig, TrainMachine
-from dlcv_cli.context import Outcome, Reporter, map_in_threads
+from dlcv_cli.config import FinetuneConfig, HeadConfig, ScratchConfig, TrainConfig
+from dlcv_cli.context import Context, Outcome, Reporter
 from dlcv_cli.errors import DivergedError, DlcvError, FileError, list_names, look_up
 from dlcv_cli.files import splits, tensors
 from dlcv_cli.files.disk import JSON, as_object, check_output, hash_file
-from dlcv_cli.files.recipes import Input, Recipe, RunInfo
+from dlcv_cli.files.recipes import Input, Recipe, RunInfo, is_up_to_date
 from dlcv_cli.files.splits import Split
-from dlcv_cli.stages import weights
 from dlcv_cli.stages.snapshots import SnapshotFile, State, hold_signals, raise_if_signalled
-from dlcv_cli.stages.training import claim_training, find_finished, warn_if_unpaired, write_training
-from dlcv_cli.statistics.collapse import of_classes
+from dlcv_cli.stages.training import TrainingResult, claim_training, find_finished, warn_if_unpaired, write_training
+from dlcv_cli.stages.weights import WeightsFile, locate_weights, read_weights
+from dlcv_cli.statistics.collapse import judge_classes
 from dlcv_cli.statistics.metrics import largest_class
-from dlcv_cli.studies.images.device import bits, prepare
-from dlcv_cli.studies.images.features import Frozen, sources
-from dlcv_cli.vision import images
+from dlcv_cli.studies.images.device import PACKAGES, describe_arithmetic, prepare
+from dlcv_cli.studies.images.features import FrozenLayers, open_sources
+from dlcv_cli.studies.images.predictor import (
+    load_part,
+    open_checkpoint,
+    place_and_split,
+    read_arch,
+    read_classes,
+    require_classes,
+)
 from dlcv_cli.vision.architectures import ARCHITECTURES
-from dlcv_cli.vision.inference import DTYPES, resolve
-from dlcv_cli.vision.models import Network, count_parameters, random_network, stored_network, take_weights, unfreeze
+from dlcv_cli.vision.inference import resolve_precision
+from dlcv_cli.vision.models import build_random_network, copy_weights, count_parameters, list_top_layers
 from dlcv_cli.vision.preprocessing import Preprocessing
-from dlcv_cli.vision.steps import Cut, cut
 from dlcv_cli.vision.training import Epoch, Training
-from dlcv_cli.vision.transforms import Images
-
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")
-
-
-@dataclass(frozen=True)
-class ImageCheckpoint:
-    """A checkpoint of an image network, ready to compute."""
-
-    network: Network
-    arch: str
-    trained: tuple[str, ...]  # the layers that did
-    precision: Precision  # that it was trained in
-    classes: list[str]
-    preprocessing: Preprocessing
-    record: JSON
 
 
 @dataclass(frozen=True)
 class _Start:
     """What a training starts from."""
 
-    network: Network
+    network: nn.Module
     arch: str
     preprocessing: Preprocessing
-    train_layers: tuple[str, ...]
+    trained: tuple[str, ...]  # names of the layers that are to train
 
 
-def head(
-    split: Path,
-    output: Path,
-    config: HeadConfig,
-    *,
-    source: str | None = None,
-    root: Path | None = None,
-    machine: TrainMachine | None = None,
-    force: bool = False,
-    cache: Path | None = None,
-    report: Reporter | None = None,
+@dataclass(frozen=True)
+class _Plan:
+    """What one of the three stages is to train, once its inputs are known to be there."""
+
+    recipe: Recipe
+    config: TrainConfig
+    split: Split
+    output: Path
+    start: Callable[[], _Start]
+    evaluate_start: bool = False  # as epoch 0, which can be the best
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A training that is ready to begin or to go on, and what its files say of it."""
+
+    training: Training
+    start: _Start
+    snapshots: SnapshotFile
+    machine: JSON  # under `run` in the metrics
+    records: list[JSON]  # of epochs that are done
+    speeds: list[float]  # images per second, of the same epochs
+
+
+def train_head(
+    split: Path, output: Path, config: HeadConfig, *, weights: str | None = None, context: Context | None = None
 ) -> Outcome:
-    """Trains a new classification layer on top of frozen weights from `source` (a name, a file; None: the default).
+    """Train a new classification layer on top of frozen weights.
+
+    Args:
+        weights: a name that the network's entry knows, or a file; None takes the entry's first.
 
     Raises:
-        DlcvError: bad inputs, weights that leave more than the head to chance, or an output made differently.
+        DlcvError: bad inputs, weights that lack more than the head, or an output that was made differently.
     """
-    report = report or Reporter()
+    context = context or Context()
     architecture = look_up(ARCHITECTURES, config.arch, "network")
-    path, name = weights.find(source, architecture, report)
-    given = Input(hash_file(path), None if name else path, name)
+    data, split_input = _read_split(split, output, context)
+    file = locate_weights(weights, architecture)
 
-    def start(file: Split) -> _Start:
-        stored = weights.read(path, name, architecture)
-        warn_if_unpaired(path, report)
-        network = random_network(architecture, len(file.classes), config.seed)
-        taken = take_weights(network, stored.tensors, architecture.head)
-        left = f"; left over: {list_names(taken.left_over)}" if taken.left_over else ""
-        lacks = f"; missing: {list_names(taken.missing)}" if taken.missing else ""
-        fits = f"{len(taken.fits)} tensors fit, {architecture.head} is new"
-        report.note(f"weights {name or path}: {fits}{lacks}{left}")
-        if taken.missing and not (config.partial and taken.fits):
-            raise FileError(
-                path,
-                f"does not fit {config.arch}: it lacks {list_names(taken.missing, 3)} "
-                f"({len(taken.missing)} in all); choose another --arch"
-                + (", or --partial to leave them random" if taken.fits else ""),
-            )
-        return _Start(network, config.arch, stored.preprocessing, (architecture.head,))
+    def make_recipe(sha256: str) -> Recipe:
+        weights_input = Input(sha256, None if file.name else file.path, file.name)
+        return Recipe("vgg.head", config, {"split": split_input, "weights": weights_input})
 
-    return _train("vgg.head", split, output, config, {"weights": given}, start, root, machine, force, cache, report)
+    sha256 = _refuse_other_recipe(output, make_recipe, "weights", context.force)
+    if sha256 is None or not file.is_published_as(sha256):
+        if not file.path.exists():
+            prepare(context.machine)  # a device that is missing is named before half a gigabyte is downloaded
+        sha256 = file.fetch(context.reporter)
+
+    def start() -> _Start:
+        return _start_head(file, config, len(data.classes), context.reporter)
+
+    return _train(_Plan(make_recipe(sha256), config, data, output, start), context)
 
 
-def finetune(
-    split: Path,
-    output: Path,
-    config: FinetuneConfig,
-    *,
-    source: Path,
-    root: Path | None = None,
-    machine: TrainMachine | None = None,
-    force: bool = False,
-    cache: Path | None = None,
-    report: Reporter | None = None,
+def _start_head(file: WeightsFile, config: HeadConfig, classes: int, reporter: Reporter) -> _Start:
+    """Return a network with these weights and a random head, which is to train."""
+    architecture = ARCHITECTURES[config.arch]
+    file.fetch(reporter)
+    weights = read_weights(file)
+    warn_if_unpaired(file.path, reporter)
+    network = build_random_network(architecture, classes, config.seed)
+    fit = copy_weights(network, weights.tensors, architecture.head)
+    missing = f"; missing: {list_names(fit.missing)}" if fit.missing else ""
+    unused = f"; unused: {list_names(fit.unused)}" if fit.unused else ""
+    matches = f"{len(fit.fits)} tensors fit, {architecture.head} is new"
+    reporter.note(f"weights {file.name or file.path}: {matches}{missing}{unused}")
+    if fit.missing and not (config.partial and fit.fits):
+        raise FileError(
+            file.path,
+            f"does not fit {config.arch}: it lacks {list_names(fit.missing, 3)} "
+            f"({len(fit.missing)} in all); choose another --arch"
+            + (", or --partial to leave them random" if fit.fits else ""),
+        )
+    return _Start(network, config.arch, weights.preprocessing, (architecture.head,))
+
+
+def train_finetune(
+    split: Path, output: Path, config: FinetuneConfig, *, start: Path, context: Context | None = None
 ) -> Outcome:
-    """Trains more layers of the checkpoint `source`, whose classes must be those of the split.
+    """Train more layers of the checkpoint `start`, whose classes must be those of the split.
+
+    The checkpoint counts as epoch 0: where no epoch is better, the output has its weights.
 
     Raises:
-        DlcvError: bad inputs, other classes, an unknown layer, or an output made differently.
+        DlcvError: bad inputs, other classes, an unknown layer, or an output that was made differently.
     """
-    report = report or Reporter()
-    record = tensors.read_metadata(source, tensors.CHECKPOINT)
+    context = context or Context()
+    data, split_input = _read_split(split, output, context)
+    metadata = tensors.read_metadata(start, tensors.CHECKPOINT)
+    arch = read_arch(start, metadata)
+    require_classes(start, read_classes(start, metadata), split, data.classes)
     if config.unfreeze is None:
-        architecture = ARCHITECTURES[_arch(source, record)]
-        config = replace(config, unfreeze=",".join(architecture.unfreeze))
+        config = replace(config, unfreeze=",".join(ARCHITECTURES[arch].unfreeze))
 
-    def start(file: Split) -> _Start:
-        warn_if_unpaired(source, report)
-        stored = read_checkpoint(source)
-        require_classes(source, stored.classes, file.path, file.classes)
+    def make_recipe(sha256: str) -> Recipe:
+        return Recipe("vgg.finetune", config, {"split": split_input, "checkpoint": Input(sha256, start)})
+
+    _refuse_other_recipe(output, make_recipe, "checkpoint", context.force)
+
+    def load_start() -> _Start:
+        warn_if_unpaired(start, context.reporter)
+        checkpoint = open_checkpoint(start)
         names = tuple(name.strip() for name in str(config.unfreeze).split(","))
-        return _Start(stored.network, stored.arch, stored.preprocessing, names)
+        return _Start(checkpoint.network, checkpoint.arch, checkpoint.preprocessing, names)
 
-    given = Input(hash_file(source), source)
-    return _train(
-        "vgg.finetune", split, output, config, {"checkpoint": given}, start, root, machine, force, cache, report
-    )
+    return _train(_Plan(make_recipe(hash_file(start)), config, data, output, load_start, True), context)
 
 
-def scratch(
-    split: Path,
-    output: Path,
-    config: ScratchConfig,
-    *,
-    root: Path | None = None,
-    machine: TrainMachine | None = None,
-    force: bool = False,
-    report: Reporter | None = None,
-) -> Outcome:
-    """Trains all layers from random weights.
+def train_scratch(split: Path, output: Path, config: ScratchConfig, *, context: Context | None = None) -> Outcome:
+    """Train all layers from random weights.
 
     Raises:
-        DlcvError: bad inputs, or an output made differently.
+        DlcvError: bad inputs, or an output that was made differently.
     """
+    context = context or Context()
     architecture = look_up(ARCHITECTURES, config.arch, "network")
+    data, split_input = _read_split(split, output, context)
 
-    def start(file: Split) -> _Start:
-        network = random_network(architecture, len(file.classes), config.seed)
-        return _Start(network, config.arch, architecture.preprocessing, ("features", "classifier"))
+    def start() -> _Start:
+        network = build_random_network(architecture, len(data.classes), config.seed)
+        return _Start(network, config.arch, architecture.preprocessing, list_top_layers(network))
 
-    report = report or Reporter()
-    return _train("vgg.scratch", split, output, config, {}, start, root, machine, force, None, report)
+    recipe = Recipe("vgg.scratch", config, {"split": split_input})
+    return _train(_Plan(recipe, config, data, output, start), context)
 
 
-def _train(
-    stage: str,
-    split: Path,
-    output: Path,
-    config: TrainConfig,
-    inputs: dict[str, Input],
-    begin: Callable[[Split], _Start],
-    root: Path | None,
-    machine: TrainMachine | None,
-    force: bool,
-    cache: Path | None,
-    report: Reporter,
-) -> Outcome:
-    """The one way of all three stages, from the files to the files."""
-    run = RunInfo()
+def _read_split(split: Path, output: Path, context: Context) -> tuple[Split, Input]:
+    """Return the split and how a recipe names it, after checking the output's name."""
     check_output(output, ".safetensors")
-    machine = machine or TrainMachine()
-    file = splits.read(split, root)
-    recipe = Recipe(stage, config.to_json(), {"split": Input(hash_file(split), split, root=root), **inputs})
-    if done := find_finished(output, recipe, force, report):
+    return splits.read(split, context.root), Input(hash_file(split), split, root=context.root)
+
+
+def _refuse_other_recipe(output: Path, make_recipe: Callable[[str], Recipe], role: str, force: bool) -> str | None:
+    """Raise ExistsError if the output differs in more than one input, which is not looked at; return its sha256.
+
+    So what is cheap to check is checked before that input is downloaded or hashed.
+    """
+    try:
+        recorded = as_object(tensors.read_metadata(output, tensors.CHECKPOINT).get("inputs"))
+    except DlcvError:  # no output, or not ours: for find_finished to judge
+        return None
+    sha256 = as_object(recorded.get(role)).get("sha256")
+    if force or not isinstance(sha256, str):
+        return None
+    is_up_to_date(output, make_recipe(sha256), lambda path: tensors.read_metadata(path, tensors.CHECKPOINT), force)
+    return sha256
+
+
+def _train(plan: _Plan, context: Context) -> Outcome:
+    """Train by a plan, from the files to the files."""
+    info = RunInfo()
+    if done := find_finished(plan.output, plan.recipe, context):
         return done
-    with claim_training(output):
-        device, threads = prepare(machine)
-        precision = resolve(config.precision, device)
-        partial = SnapshotFile(output, recipe, bits(device, threads, precision, PACKAGES), machine.save_every, report)
-        left = partial.load(force)
-        start = begin(file)
-        parts = parted(start.network, start.train_layers, device)
-        count = count_parameters(start.network)
-        trained = f"trains {count['trainable']:,} of {count['total']:,} parameters"
-        report.note(f"{trained} ({start.arch}, {len(file.classes)} classes) on {device} in {precision}")
-        train = verified(file, "train", start.preprocessing, report)
-        train = replace(train, augment=config.augment, views=config.views, seed=config.seed)
-        val = verified(file, "val", start.preprocessing, report)
-        partial.require_space(4 * 4 * count["trainable"], 4 * count["total"])
-        frozen = Frozen(parts, start.arch, device, precision, threads, cache)
-        (train_source, val_source), store = sources(frozen, (train, val), (config.epochs, 1), report)
-        training = Training(start.network, parts, train_source, val_source, config, device, precision)
+    with claim_training(plan.output):
+        run = _prepare(plan, context)
         with hold_signals() as caught:
-            epochs, speeds = _trained(training, partial, left, caught, file.classes, report)
-            arrays = {name: t.detach().cpu().contiguous().numpy() for name, t in start.network.state_dict().items()}
-            subject = {"arch": start.arch, "precision": precision}
-            kept = start.preprocessing.to_json()
-            about = {"classes": file.classes, "preprocessing": kept, "trained": start.train_layers}
-            told = {"device": str(device), "threads": threads, "images_per_second": speeds, "store": store}
-            best = [record for record in epochs if record["best"]][-1]
-            outcome = write_training(
-                output, recipe, run, arrays, subject, about, count, epochs, best, PACKAGES, partial, **told
-            )
-            raise_if_signalled(caught, output)
+            _run_epochs(run, plan.split.classes, caught, context.reporter)
+            outcome = _write(run, plan, info)
+            raise_if_signalled(caught, plan.output)
     return outcome
 
 
-def _trained(
-    training: Training,
-    partial: SnapshotFile,
-    left: tensors.Tensors | None,
-    caught: Callable[[], int | None],
-    classes: list[str],
-    report: Reporter,
-) -> tuple[list[JSON], list[float]]:
-    """Trains to the end, from what is left of a run before: each epoch's record, and its images a second."""
-    epochs: list[JSON] = []
-    speeds: list[float] = []
-    if left:
-        try:
-            there = as_object(left.metadata["state"])
-            training.restore({name: torch.from_numpy(a) for name, a in left.arrays.items()}, there)
-            epochs, speeds = list(there["epochs"]), list(there["speeds"])
-            if [e["epoch"] for e in epochs] != [*range(1, training.epoch + 1)]:
-                raise ValueError("its epochs are not those it says")
-        except (ValueError, KeyError, TypeError) as error:
-            raise partial.damaged(error) from None
+def _prepare(plan: _Plan, context: Context) -> _Run:
+    """Return the training, its features computed, at its beginning or where a stopped run left it."""
+    device, threads = prepare(context.machine)
+    config, reporter = plan.config, context.reporter
+    precision = resolve_precision(config.precision, device)
+    arithmetic = describe_arithmetic(device, threads, precision)
+    snapshots = SnapshotFile(plan.output, plan.recipe, arithmetic, context)
+    snapshot = snapshots.load()
+    start = plan.start()
+    split = place_and_split(start.network, start.arch, start.trained, device)
+    count = count_parameters(start.network)
+    parameters = f"{count['trainable']:,} of {count['total']:,} parameters"
+    reporter.note(f"trains {parameters} ({start.arch}, {len(plan.split.classes)} classes) on {device} in {precision}")
+    train = load_part(plan.split, "train", start.preprocessing, reporter)
+    train = replace(train, augment=config.augment, views=config.views, seed=config.seed)
+    val = load_part(plan.split, "val", start.preprocessing, reporter)
+    # of what trains: weights, best weights, and what the optimizer remembers, about twice as much
+    snapshots.require_space(4 * 4 * count["trainable"], 4 * count["total"])
+    frozen = FrozenLayers(split, start.arch, device, precision, threads)
+    (train_source, val_source), features = open_sources(frozen, (train, val), (config.epochs, 1), context)
+    training = Training(split, train_source, val_source, config, precision, plan.evaluate_start)
+    machine = {"device": str(device), "threads": threads, "features": features}
+    run = _Run(training, start, snapshots, machine, [], [])
+    if snapshot:
+        _restore(run, snapshot)
+    return run
+
+
+def _restore(run: _Run, snapshot: tensors.Tensors) -> None:
+    """Go on from a snapshot. Raise FileError if it is damaged."""
+    try:
+        state = as_object(snapshot.metadata["state"])
+        run.training.restore({name: torch.from_numpy(a) for name, a in snapshot.arrays.items()}, state)
+        run.records.extend(state["records"])
+        run.speeds.extend(state["speeds"])
+        first = 0 if run.training.evaluate_start else 1
+        epochs = range(first, run.training.epoch + 1) if run.training.best else ()
+        if [record["epoch"] for record in run.records] != [*epochs]:
+            raise ValueError("its records are of other epochs")
+    except (ValueError, KeyError, TypeError) as error:
+        raise run.snapshots.damaged(error) from None
+
+
+def _run_epochs(run: _Run, classes: list[str], caught: Callable[[], int | None], reporter: Reporter) -> None:
+    """Train to the end; report and save on the way."""
+    training = run.training
+    epochs, total = training.config.epochs, len(training.train)
 
     def state() -> State:
-        found, numbers = training.state()
-        return {name: np.asarray(t.cpu()) for name, t in found.items()}, {**numbers, "epochs": epochs, "speeds": speeds}
+        tensors_, numbers = training.state()
+        arrays = {name: np.asarray(t.cpu()) for name, t in tensors_.items()}
+        return arrays, {**numbers, "records": run.records, "speeds": run.speeds}
 
-    last, total = training.config.epochs, len(training.train)
     try:
         for event in training:
-            ended = isinstance(event, Epoch)
             if isinstance(event, Epoch):
-                fields = asdict(event)
-                del fields["val_answered"]
-                report.record(fields)
-                _look(event, last, training.train.labels, training.val.labels, classes, report)
-                speeds.append(round(fields.pop("images_per_second"), 2))
-                epochs.append(fields)
+                record = asdict(event)
+                del record["val_predicted"]
+                reporter.record(record)
+                warn_if_collapsed(event, epochs, training.train.labels, training.val.labels, classes, reporter)
+                run.speeds.append(round(record.pop("images_per_second"), 2))
+                run.records.append(record)
             else:
                 what = "validation" if event.validation else "epoch"
-                report.progress(f"{what} {event.epoch}/{last}", event.done, event.total)
-            at = f"{training.epoch} of {last} epochs done"
+                reporter.progress(f"{what} {event.epoch}/{epochs}", event.done, event.total)
+            at = f"{training.epoch} of {epochs} epochs done"
             at += f", {training.done:,} of {total:,} images of the next" if training.done else ""
-            number = caught()
-            if number or training.epoch < last:
-                partial.save_if_due(state, at, number, ended)
+            signal = caught()
+            if signal or training.epoch < epochs:
+                run.snapshots.save_if_due(state, at, signal, isinstance(event, Epoch))
     except DivergedError:
-        partial.remove()  # there is nothing to go on to
+        run.snapshots.remove()  # there is nothing to go on to
         raise
-    return epochs, speeds
 
 
-def _look(
-    epoch: Epoch, epochs: int, train: NDArray[np.int64], val: NDArray[np.int64], classes: list[str], report: Reporter
+def _write(run: _Run, plan: _Plan, info: RunInfo) -> Outcome:
+    """Write the checkpoint and its metrics."""
+    start, network = run.start, run.training.network
+    best = [record for record in run.records if record["best"]][-1]
+    result = TrainingResult(
+        arrays={name: t.detach().cpu().contiguous().numpy() for name, t in network.state_dict().items()},
+        subject={"arch": start.arch, "precision": run.training.precision},
+        metadata={
+            "classes": plan.split.classes,
+            "preprocessing": start.preprocessing.to_json(),
+            "trained": start.trained,
+        },
+        parameters=count_parameters(network),
+        records=run.records,
+        best=best,
+        packages=PACKAGES,
+        run={**run.machine, "images_per_second": run.speeds},
+    )
+    return write_training(plan.output, plan.recipe, result, info, run.snapshots)
+
+
+def warn_if_collapsed(
+    epoch: Epoch, epochs: int, train: NDArray[np.int64], val: NDArray[np.int64], classes: list[str], reporter: Reporter
 ) -> None:
-    """Warns, half-way and at the end, of a network that answers the validation images as one would without eyes."""
+    """Warn halfway through and at the end of training if the network predicts too few classes."""
     if epoch.epoch not in ((epochs + 1) // 2, epochs):
         return
-    right = round(epoch.val_accuracy * len(val))
-    found = of_classes(np.array(epoch.val_answered), val, right, largest_class(train), classes)
-    if found["collapsed"]:
+    correct = round(epoch.val_accuracy * len(val))
+    collapse = judge_classes(np.array(epoch.val_predicted), val, correct, largest_class(train), classes)
+    if collapse.collapsed:
         remedy = "try a lower --lr, more --epochs, an --arch with batch normalisation, or pretrained weights (vgg head)"
-        share = f"{100 * found['share']:.1f} % of the answers are {found['most_frequent']}"
-        report.warn(f"collapsed after {epoch.epoch} of {epochs} epochs: {found['why']}; {share}; {remedy}")
-
-
-def parted(network: Network, trains: Sequence[str], device: torch.device) -> Cut:
-    """The network on its device, cut before the first of the layers of those names, or what else is random."""
-    unfreeze(network, trains)
-    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub knows no module form
-    return cut(network)
-
-
-def verified(file: Split, part: str, preprocessing: Preprocessing, report: Reporter) -> Images:
-    """One part of a split, each image checked to be there and unchanged by its sha256.
-
-    Raises:
-        FileError: the part is empty, or images are missing or changed; names them.
-    """
-    examples = file.parts[part]
-    if not examples:
-        raise FileError(file.path, f"has no {part} images")
-    if not file.root.is_dir():
-        raise FileError(file.path, f"its images' folder {file.root} is not there; say where it is with --root")
-    paths = [file.root / e.path for e in examples]
-    hashes = map_in_threads(_sha256_or_none, paths, f"checking {part} images", report)
-    wrong = [
-        f"{e.path} ({'changed' if digest else 'missing'})"
-        for e, digest in zip(examples, hashes, strict=True)
-        if digest != e.sha256
-    ]
-    if wrong:
-        raise FileError(
-            file.path,
-            f"{len(wrong)} of its images in {file.root} are not as they were: {list_names(wrong)}; "
-            "restore them, give their place with --root, or make the split anew",
-        )
-    labels = np.array([e.label for e in examples], np.int64)
-    return Images(paths, [e.sha256 for e in examples], labels, preprocessing)
-
-
-def _sha256_or_none(path: Path) -> str | None:
-    try:
-        return images.sha256(path)
-    except ValueError:
-        return None
-
-
-def read_checkpoint(path: Path) -> ImageCheckpoint:
-    """Reads an image checkpoint of ours. FileError for anything wrong in it."""
-    stored = tensors.read(path, tensors.CHECKPOINT)
-    record, arch = stored.metadata, _arch(path, stored.metadata)
-    classes = record.get("classes")
-    if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes):
-        raise FileError(path, "damaged: its record lists no classes")
-    arrays: dict[str, Tensor] = {name: torch.from_numpy(array) for name, array in stored.arrays.items()}
-    try:
-        network = stored_network(ARCHITECTURES[arch], len(classes), arrays)
-        preprocessing = Preprocessing.from_json(record.get("preprocessing"))
-        trained, precision = record.get("trained", ["features", "classifier"]), record.get("precision", "float32")
-        unfreeze(network, trained)
-        DTYPES[precision]
-    except (ValueError, TypeError, KeyError, DlcvError) as error:
-        raise FileError(path, f"damaged: {error}") from None
-    return ImageCheckpoint(network, arch, tuple(trained), precision, classes, preprocessing, record)
-
-
-def _arch(path: Path, record: JSON) -> str:
-    arch = record.get("arch")
-    if not isinstance(arch, str) or arch not in ARCHITECTURES:
-        raise FileError(path, f"is no checkpoint of an image network that this version knows ({record.get('stage')})")
-    return arch
-
-
-def require_classes(checkpoint: Path, have: list[str], split: Path, want: list[str]) -> None:
-    """DlcvError, with the difference, unless both list the same classes in the same order."""
-    if have == want:
-        return
-    only: list[Any] = [
-        f"only in {path}: {list_names(map(repr, names))}"
-        for path, names in ((checkpoint, sorted({*have} - {*want})), (split, sorted({*want} - {*have})))
-        if names
-    ]
-    raise DlcvError(
-        f"{checkpoint} was trained for other classes than {split} has: "
-        f"{'; '.join(only) or 'the same names in another order'}"
-    )
+        share = f"{100 * collapse.share:.1f} % of the predictions are {collapse.most_frequent}"
+        reporter.warn(f"collapsed after {epoch.epoch} of {epochs} epochs: {collapse.why}; {share}; {remedy}")

@@ -1,88 +1,93 @@
-"""What every training has around its science: nothing to do, or a checkpoint and its metrics."""
+"""What every training does around its science: find a finished output, or write a checkpoint and its metrics."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from dlcv_cli.context import Outcome, Reporter
+import msgspec
+
+from dlcv_cli.context import Context, Outcome, Reporter
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON, hash_file, read_json
 from dlcv_cli.files.locks import claim_outputs, list_leftovers
 from dlcv_cli.files.recipes import Recipe, RunInfo, installed_versions, is_up_to_date, refuse_overwrite
-from dlcv_cli.results import documents as metrics
+from dlcv_cli.results import metrics
 from dlcv_cli.stages.snapshots import SnapshotFile, snapshot_path
 
 
-def find_finished(output: Path, recipe: Recipe, force: bool, report: Reporter) -> Outcome | None:
-    """The outcome when checkpoint and metrics are there and belong together, else None: it has to be trained."""
-    refuse_overwrite(metrics.metrics_path(output), recipe, lambda path: read_json(path, metrics.METRICS), force)
-    if not is_up_to_date(output, recipe, lambda path: tensors.read_metadata(path, tensors.CHECKPOINT), force):
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished training writes."""
+
+    arrays: tensors.Arrays  # the weights of the best record
+    subject: JSON  # network or task, which checkpoint and metrics both name
+    metadata: JSON  # what else the checkpoint needs to be used
+    parameters: Mapping[str, int]  # total and trainable
+    records: Sequence[JSON]  # each with `best`: whether it was the best so far
+    best: JSON  # the record whose weights are kept
+    packages: Sequence[str]  # whose versions the files record
+    run: JSON = field(default_factory=dict)  # what the metrics' `run` says beside times and versions
+
+
+def find_finished(output: Path, recipe: Recipe, context: Context) -> Outcome | None:
+    """Return the outcome if checkpoint and metrics exist and belong together; None if it has to be trained."""
+    refuse_overwrite(metrics.metrics_path(output), recipe, lambda path: read_json(path, metrics.SCHEMA), context.force)
+    if not is_up_to_date(output, recipe, lambda path: tensors.read_metadata(path, tensors.CHECKPOINT), context.force):
         return None
-    if not metrics.belongs(output, hash_file(output)):
-        report.note(f"{output}: its metrics are missing or another run's; training again")
+    if not metrics.belongs_to(output, hash_file(output)):
+        context.reporter.note(f"{output}: its metrics are missing or belong to another checkpoint; training again")
         return None
     _tidy(output, recipe)
     return Outcome(output, False, tensors.read_metadata(output, tensors.CHECKPOINT).get("best") or {})
 
 
 def claim_training(output: Path) -> AbstractContextManager[None]:
-    """Holds a training's output, and what is written beside it, for this process."""
+    """Claim a training's output, metrics and snapshot for this process."""
     return claim_outputs(output, metrics.metrics_path(output), snapshot_path(output))
 
 
 def _tidy(output: Path, recipe: Recipe) -> None:
-    """Clears away what a run that was killed after its last write has left: nobody will go on from it."""
-    partial = snapshot_path(output)
-    if partial.exists() or list_leftovers(output, metrics.metrics_path(output), partial):
+    """Delete the leftovers of a process that was killed after its last write."""
+    snapshot = snapshot_path(output)
+    if snapshot.exists() or list_leftovers(output, metrics.metrics_path(output), snapshot):
         with contextlib.suppress(DlcvError, OSError), claim_training(output):
-            if partial.exists() and not recipe.differences(tensors.read_metadata(partial, tensors.SNAPSHOT)):
-                partial.unlink()
+            if snapshot.exists() and not recipe.differences(tensors.read_metadata(snapshot, tensors.SNAPSHOT)):
+                snapshot.unlink()
 
 
-def warn_if_unpaired(checkpoint: Path, report: Reporter) -> None:
-    """Warns when the metrics beside a checkpoint are not its own."""
-    if metrics.metrics_path(checkpoint).is_file() and not metrics.belongs(checkpoint, hash_file(checkpoint)):
-        report.warn(f"{checkpoint} is not what its metrics file says: damaged or exchanged since it was trained")
+def warn_if_unpaired(checkpoint: Path, reporter: Reporter) -> None:
+    """Warn if the metrics beside a checkpoint are not its own."""
+    if metrics.metrics_path(checkpoint).is_file() and not metrics.belongs_to(checkpoint, hash_file(checkpoint)):
+        reporter.warn(
+            f"{checkpoint} is not the checkpoint that its metrics file names: one of them was damaged or exchanged"
+        )
 
 
 def write_training(
-    output: Path,
-    recipe: Recipe,
-    run: RunInfo,
-    arrays: tensors.Arrays,
-    subject: JSON,
-    about: JSON,
-    parameters: Mapping[str, int],
-    records: Sequence[JSON],
-    best: JSON,
-    packages: Sequence[str],
-    partial: SnapshotFile,
-    **machine: Any,
+    output: Path, recipe: Recipe, result: TrainingResult, run: RunInfo, snapshot: SnapshotFile
 ) -> Outcome:
-    """Writes the checkpoint, then the metrics that carry its sha256; then there is nothing left to go on from.
-
-    Args:
-        subject: the network or task, which both files say.
-        about: what the checkpoint needs to be used, beside that.
-        parameters: `total` and `trainable`.
-        records: epochs, or looks at the losses, each with `best`: whether it was the best so far.
-        best: that of them whose weights are kept.
-        machine: what `run` says beside times and versions.
-    """
-    plain, best = [_without_best(record) for record in records], _without_best(best)
-    common = {**recipe.to_json(output.parent), **subject}
+    """Write the checkpoint, then the metrics, which name its sha256; then delete the snapshot."""
+    best = _without_best(result.best)
+    common = {**recipe.to_json(output.parent), **result.subject}
+    versions = installed_versions(*result.packages)
     tensors.write(
-        output, tensors.CHECKPOINT, arrays, {**common, **about, "best": best, "versions": installed_versions(*packages)}
+        output, tensors.CHECKPOINT, result.arrays, {**common, **result.metadata, "best": best, "versions": versions}
     )
-    record = {**common, "parameters": dict(parameters), "records": plain, "best": best}
-    told = run.to_json(*packages, **machine, **partial.run())
-    metrics.write_metrics(output, hash_file(output), {**record, "run": told})
-    partial.remove()
+    document = {
+        **common,
+        "parameters": dict(result.parameters),
+        "records": [_without_best(record) for record in result.records],
+        "best": best,
+        "checkpoint": {"path": output.name, "sha256": hash_file(output)},
+        "run": run.to_json(*result.packages, **result.run, **snapshot.describe()),
+    }
+    metrics.write_metrics(output, msgspec.convert(document, metrics.TrainingMetrics))
+    snapshot.remove()
     return Outcome(output, True, best)
 
 

@@ -1,75 +1,75 @@
-"""Networks that have learned to ignore what they see. Letters: N examples, K classes."""
+"""Networks that have learned to ignore what they see. Letters: N examples, K classes or runs."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcv_cli.statistics.metrics import CLOSE, regression
+from dlcv_cli.statistics.metrics import CLOSE, mean_squared_error
 from dlcv_cli.statistics.significance import bca, mean_of, wilson
 
-FEW = 4  # a network that answers with a quarter of the classes that occur, or fewer, has collapsed
-FEWEST = 30  # on fewer examples even a good network cannot be told from the baseline: they say nothing
-SAME = 0.95  # so has one with this share of its answers in one place
+FEW = 4  # a network that predicts a quarter of the classes that occur, or fewer, has collapsed
+FEWEST = 30  # with fewer examples even a good network cannot be distinguished from the baseline
+SAME = 0.95  # a network with this share of its predictions in one place has collapsed
 
 
-def of_classes(
-    answered: NDArray[np.int64], labels: NDArray[np.int64], right: int, baseline: int, names: list[str]
-) -> dict[str, Any]:
-    """Whether an image network has collapsed.
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a network has collapsed."""
 
-    It has when it answers with few of the classes that occur, or is right no more often than the upper end of the 95 %
-    interval of the baseline's accuracy, on FEWEST examples or more.
+    collapsed: bool
+    why: str | None  # in words
+    answers: int | None  # how many different classes it predicts; None: its predictions are numbers
+    most_frequent: str  # prediction
+    share: float  # of the predictions that are that one, in 0..1
+
+
+def judge_classes(
+    predicted: NDArray[np.int64], labels: NDArray[np.int64], right: int, baseline: int, names: list[str]
+) -> Verdict:
+    """Return whether a classifier has collapsed.
+
+    It has if it predicts few of the classes that occur, or if on FEWEST examples or more it is right no more often than
+    the upper end of the 95 % interval of the baseline's accuracy.
 
     Args:
-        answered: (K,), how often it answers with each class. labels: (N,), of the same images.
-        right: how many of its answers are. baseline: the class that the baseline always answers.
-
-    Returns: collapsed; why, in words, or None; answers, how many different ones; most_frequent, a class name; share of
-        the answers, in 0..1.
+        predicted: (K,), how often it predicts each class. labels: (N,), of the same images.
+        right: how many of its predictions are. baseline: the class that the baseline always predicts.
     """
-    n, occur, different = len(labels), len(np.unique(labels)), int(np.count_nonzero(answered))
+    n, occur, different = len(labels), len(np.unique(labels)), int(np.count_nonzero(predicted))
     low, high = wilson(int((labels == baseline).sum()), n)
     why = None
     if occur > 1 and different <= max(1, occur // FEW):
-        why = f"answers with {different} of {occur} classes"
+        why = f"predicts {different} of {occur} classes"
     elif n >= FEWEST and right / n <= high:
         why = f"no better than always {names[baseline]} ({100 * low:.1f} to {100 * high:.1f} % right)"
-    most = int(answered.argmax())
-    return _verdict(why, different, names[most], float(answered[most] / n))
+    most = int(predicted.argmax())
+    return Verdict(why is not None, why, different, names[most], float(predicted[most] / n))
 
 
-def of_numbers(
+def judge_numbers(
     predictions: NDArray[np.float32], targets: NDArray[np.float32], constant: float, learns: bool = True
-) -> dict[str, Any]:
-    """Whether a cell has collapsed, in any of its runs: predictions (runs, N) against targets (N,).
+) -> Verdict:
+    """Return whether a cell has collapsed in any of its runs: predictions (K, N) against targets (N,).
 
-    A run has when SAME of its answers lie within CLOSE of their median, or its mean squared error reaches the lower end
-    of the 95 % interval of the constant's, on FEWEST sequences or more. What does not learn (the baseline) does not
-    collapse.
-
-    Returns: as `of_classes`, of the run with most answers in one place; answers None, they are numbers.
+    A run has if SAME of its predictions lie within CLOSE of their median, or if on FEWEST sequences or more its mean
+    squared error reaches the lower end of the 95 % interval of the constant's. What does not learn (the baseline) does
+    not collapse. The verdict's prediction and share are those of the run with most predictions in one place.
     """
     middles = np.median(predictions, axis=1)
     shares = np.mean(np.abs(predictions - middles[:, None]) < CLOSE, axis=1)
     spread = float(np.mean(np.abs(targets - np.median(targets)) < CLOSE))
     [(low, high)] = bca([mean_of((targets.astype(np.float64) - constant) ** 2)])
-    whys = []
-    for share, answers in zip(shares, predictions, strict=True):
+    reasons = []
+    for share, run in zip(shares, predictions, strict=True):
         if share >= SAME > spread:
-            whys.append(f"{100 * share:.0f} % of the answers are the same within {CLOSE}")
-        elif len(targets) >= FEWEST and regression(answers, targets)["mse"] >= low:
-            whys.append(f"no better than constant {constant:g} (MSE {low:.3g} to {high:.3g})")
-    why = whys[0] if whys and learns else None
+            reasons.append(f"{100 * share:.0f} % of the predictions are the same within {CLOSE}")
+        elif len(targets) >= FEWEST and mean_squared_error(run, targets) >= low:
+            reasons.append(f"no better than constant {constant:g} (MSE {low:.3g} to {high:.3g})")
+    why = reasons[0] if reasons and learns else None
     if why and len(predictions) > 1:
-        why = f"{len(whys)} of {len(predictions)} runs: {why}"
+        why = f"{len(reasons)} of {len(predictions)} runs: {why}"
     most = int(shares.argmax())
-    return _verdict(why, None, f"{middles[most]:.3g}", float(shares[most]))
-
-
-def _verdict(why: str | None, answers: int | None, most_frequent: str, share: float) -> dict[str, Any]:
-    return {
-        "collapsed": why is not None, "why": why, "answers": answers, "most_frequent": most_frequent, "share": share,
-    }  # fmt: skip
+    return Verdict(why is not None, why, None, f"{middles[most]:.3g}", float(shares[most]))

@@ -21,8 +21,8 @@ Interval = tuple[float, float]
 
 TAIL = 0.025  # on each side of a 95 % interval
 DRAWS = 9_999
-LARGEST = 5_000  # beyond so many examples, groups of them are drawn
-EXACT = 13  # up to so many differences, every assignment of signs is looked at: 2**13 < DRAWS
+LARGEST = 5_000  # above this number of examples, groups of them are drawn
+EXACT = 13  # up to this many differences, every assignment of signs is tried: 2**13 < DRAWS
 _ROWS = 500  # draws at a time: bounds the memory
 
 
@@ -47,6 +47,19 @@ def mean_of(values: Array) -> Statistic:
     return Statistic(np.column_stack([values, np.ones(len(values))]), lambda sums: sums[..., 0] / sums[..., 1])
 
 
+@dataclass(frozen=True)
+class Proportion:
+    """A share of n independent examples."""
+
+    successes: int
+    n: int
+
+
+def proportion_of(values: Array) -> Proportion:
+    """Return the share of values (N,) bool that are true."""
+    return Proportion(int(values.sum()), len(values))
+
+
 def wilson(successes: int, n: int) -> Interval:
     """95 % interval of a share of n >= 1 independent examples. Source: Wilson 1927 (doi:10.2307/2276774)."""
     z, p = _z(), successes / n
@@ -56,7 +69,7 @@ def wilson(successes: int, n: int) -> Interval:
 
 
 def paired_shares(only_a: int, only_b: int, n: int) -> Interval:
-    """95 % interval of share a - share b on the same n examples, of which so many succeed in one of the two only.
+    """Return the 95 % interval of share a - share b; of n examples only_a and only_b succeed in one of the two.
 
     Wald's, after one more example of either kind. Never of zero width, in [-1, 1].
     Source: Bonett & Price 2012 (doi:10.3102/1076998611411915).
@@ -67,7 +80,7 @@ def paired_shares(only_a: int, only_b: int, n: int) -> Interval:
 
 
 def mcnemar(only_a: int, only_b: int) -> tuple[float, float]:
-    """(mid-p, exact p), two-sided, of so many examples in which one of the two alone succeeds.
+    """Return (mid-p, exact p), two-sided; only_a and only_b count the examples in which one of the two alone succeeds.
 
     Source: McNemar 1947 (doi:10.1007/BF02295996); mid-p: Fagerland et al. 2013 (doi:10.1186/1471-2288-13-91).
     """
@@ -89,12 +102,19 @@ def bca(statistics: Sequence[Statistic], draws: int = DRAWS) -> list[Interval]:
     edges = list(itertools.accumulate((s.values.shape[1] for s in statistics), initial=0))
     drawn = np.concatenate([counts @ values for counts in _resamples(len(values), draws)])
     without = values.sum(0) - values  # the sums with one example left out
-    found = []
+    intervals = []
     for statistic, low, high in zip(statistics, edges, edges[1:], strict=False):
-        some = slice(low, high)
-        left_out = statistic.of(without[:, some]) if len(values) > 1 else np.zeros(1)
-        found.append(_bca(statistic.estimate, statistic.of(drawn[:, some]), left_out))
-    return found
+        own = slice(low, high)
+        left_out = statistic.of(without[:, own]) if len(values) > 1 else np.zeros(1)
+        intervals.append(_bca(statistic.estimate, statistic.of(drawn[:, own]), left_out))
+    return intervals
+
+
+def intervals_of(statistics: Sequence[Statistic | Proportion]) -> list[Interval]:
+    """Return a 95 % interval each: Wilson's of a proportion, BCa's of any other statistic, all from the same draws."""
+    sums = [s for s in statistics if isinstance(s, Statistic)]
+    drawn = iter(bca(sums) if sums else ())
+    return [wilson(s.successes, s.n) if isinstance(s, Proportion) else next(drawn) for s in statistics]
 
 
 def _bca(estimate: float, drawn: Floats, left_out: Floats) -> Interval:
@@ -115,7 +135,7 @@ def _bca(estimate: float, drawn: Floats, left_out: Floats) -> Interval:
 
 
 def _grouped(values: Floats) -> Floats:
-    """The values (N, M), or beyond LARGEST examples the sums of as many random groups: as exact, in bounded time."""
+    """The values (N, M), or above LARGEST examples the sums of LARGEST random groups, which takes bounded time."""
     n = len(values)
     if n <= LARGEST:
         return values
@@ -125,7 +145,7 @@ def _grouped(values: Floats) -> Floats:
 
 
 def _resamples(n: int, draws: int) -> Iterator[Floats]:
-    """How often each of n examples occurs in each of the draws with replacement, some rows (.., n) at a time."""
+    """Yield how often each of n examples occurs in each draw with replacement, _ROWS rows (.., n) at a time."""
     rng = np.random.default_rng(n)
     for begin in range(0, draws, _ROWS):
         chosen = rng.integers(0, n, (min(_ROWS, draws - begin), n), dtype=np.uint16)
@@ -133,7 +153,7 @@ def _resamples(n: int, draws: int) -> Iterator[Floats]:
 
 
 def sign_flips(differences: Array, draws: int = DRAWS) -> list[float]:
-    """Two-sided p of each row of paired differences (P, N): how often swapping pairs at random gives a sum as large.
+    """Return the two-sided p of each row of paired differences (P, N): how often random swaps give a sum as large.
 
     Every assignment of signs up to EXACT differences that are not 0, else `draws` random ones, itself counted.
     Source: Fisher 1935, The Design of Experiments, 21; Phipson & Smyth 2010 (doi:10.2202/1544-6115.1585).
@@ -150,12 +170,12 @@ def sign_flips(differences: Array, draws: int = DRAWS) -> list[float]:
             bits = np.unpackbits(np.frombuffer(rng.bytes(-(-rows * n // 8)), np.uint8), count=rows * n)
             signs = 2.0 * bits.reshape(rows, n) - 1
             as_large += (np.abs(signs @ grouped) >= totals).sum(0)
-    found = (as_large + 1) / (draws + 1)
+    ps = (as_large + 1) / (draws + 1)
     for number in np.flatnonzero(few):
-        some = grouped[grouped[:, number] != 0, number]
-        signs = 2.0 * ((np.arange(2 ** len(some))[:, None] >> np.arange(len(some))) & 1) - 1
-        found[number] = np.mean(np.abs(signs @ some) >= totals[number])
-    return [float(p) for p in found]
+        nonzero = grouped[grouped[:, number] != 0, number]
+        signs = 2.0 * ((np.arange(2 ** len(nonzero))[:, None] >> np.arange(len(nonzero))) & 1) - 1
+        ps[number] = np.mean(np.abs(signs @ nonzero) >= totals[number])
+    return [float(p) for p in ps]
 
 
 def t_interval(values: Array) -> Interval:
@@ -179,7 +199,7 @@ def t_test(a: Array, b: Array | float, paired: bool) -> tuple[float, Interval, f
 def _t(mean: float, error: float, freedom: float) -> tuple[float, Interval, float]:
     from scipy.special import stdtr, stdtrit
 
-    mean = float(mean)
+    mean, error = float(mean), float(error)
     if error <= 1e-14 * abs(mean) or error == 0:  # all the same, but for rounding
         return mean, (mean, mean), 1.0 if mean == 0 else 0.0
     half = float(stdtrit(freedom, 1 - TAIL)) * error
@@ -187,15 +207,15 @@ def _t(mean: float, error: float, freedom: float) -> tuple[float, Interval, floa
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """The p-values corrected for their number, so that a false alarm among them all is as rare as in one.
+    """Return p-values corrected for their number: the chance of any false alarm among them stays that of a single test.
 
     Source: Holm 1979 (Scandinavian Journal of Statistics 6, 65-70).
     """
-    found, largest = [0.0] * len(ps), 0.0
+    corrected, largest = [0.0] * len(ps), 0.0
     for rank, number in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
         largest = max(largest, min(1.0, (len(ps) - rank) * ps[number]))
-        found[number] = largest
-    return found
+        corrected[number] = largest
+    return corrected
 
 
 def _z() -> float:

@@ -1,6 +1,6 @@
-"""Where a training's batches come from: images decoded for each, frozen layers computed for each, or outputs kept.
+"""Where a training's batches come from: images decoded for each, features computed for each, or cached features.
 
-Letters: N images, C channels, H and W pixels.
+Letters: N images, C channels, H and W pixels, T tokens, D features of a token.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlcv_cli.vision.inference import Forward, Item, outputs
+from dlcv_cli.vision.inference import FeatureExtractor, Item, extract_in_threads, lay_out
 from dlcv_cli.vision.transforms import Images
 
 Order = NDArray[np.int64]
@@ -34,39 +34,39 @@ class Source:
         return len(self.labels)
 
 
-def computed(images: Images, forward: Forward, threads: int) -> Source:
-    """Images decoded, and frozen layers computed, anew for each batch."""
+def source_of_images(images: Images, extractor: FeatureExtractor, threads: int) -> Source:
+    """Return a source that decodes images, and computes their features, for each batch."""
 
-    def load(group: Sequence[tuple[int, str]]) -> Tensor:
-        return torch.stack([images.pixels(index, view) for index, view in group])
+    def load(batch: Sequence[tuple[int, str]]) -> Tensor:
+        return torch.stack([images.pixels(index, view) for index, view in batch])
 
     def batches(order: Order, batch_size: int, epoch: int) -> Iterator[Tensor]:
-        seen = groups([(int(i), images.view(int(i), epoch)) for i in order], batch_size)
-        if not forward.in_threads:
-            yield from (x for _, x in outputs(forward, seen, load, threads))
+        views = split_evenly([(int(i), images.view(int(i), epoch)) for i in order], batch_size)
+        if not extractor.in_threads:
+            yield from (x for _, x in extract_in_threads(extractor, views, load, threads))
             return
-        for batch in seen:  # no batch ahead: the threads would take the training step's cores from it
-            found = outputs(forward, groups(batch, forward.group), load, threads)
-            yield torch.cat([x for _, x in found])
+        for batch in views:  # no batch ahead: the threads would take the training step's cores from it
+            parts = extract_in_threads(extractor, split_evenly(batch, extractor.batch_size), load, threads)
+            yield lay_out(torch.cat([x for _, x in parts]))
 
     return Source(images.labels, batches)
 
 
-def kept(
+def source_of_rows(
     rows: Rows, slots: Callable[[int], NDArray[np.int64]], labels: NDArray[np.int64], device: torch.device
 ) -> Source:
-    """Outputs that are there already, gathered from a map.
+    """Return a source that gathers cached features from a map.
 
     Args:
-        rows: one row an output, as `to_rows` makes them.
+        rows: one row an image, as `to_rows` makes them.
         slots: epoch -> the row of each image, (N,).
     """
 
     def batches(order: Order, batch_size: int, epoch: int) -> Iterator[Tensor]:
-        here = slots(epoch)[order]
+        ordered = slots(epoch)[order]
         for at in range(0, len(order), batch_size):
-            x = from_rows(rows[here[at : at + batch_size]])
-            let_go(rows)
+            x = from_rows(rows[ordered[at : at + batch_size]])
+            release_pages(rows)
             if device.type == "cuda":
                 x = x.pin_memory()
             yield x.to(device, non_blocking=True)
@@ -74,26 +74,31 @@ def kept(
     return Source(labels, batches)
 
 
-def let_go(rows: NDArray[Any]) -> None:
-    """Pages of a map that have been read stay in the system's cache, but no longer count as this process's memory."""
+def release_pages(rows: NDArray[Any]) -> None:
+    """Give back pages of a map that were read: they stay in the system's cache, but not in this process's memory."""
     if isinstance(rows, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
         rows._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # missing in the stubs
 
 
+def row_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of a row for features of one image: channels last."""
+    return (*shape[1:], shape[0]) if len(shape) == 3 else tuple(shape)
+
+
 def to_rows(x: Tensor) -> Rows:
-    """(N, C, H, W) or (N, C), float32 or bfloat16 -> (N, H, W, C) or (N, C), bfloat16 as the int16 of its bits."""
+    """(N, C, H, W), (N, T, D) or (N, C) -> (N, H, W, C), (N, T, D) or (N, C); bfloat16 as the int16 of its bits."""
     x = (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).contiguous().cpu()
     rows: Rows = (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
     return rows
 
 
 def from_rows(rows: Rows) -> Tensor:
-    """What `to_rows` was given; four-dimensional ones are channels last in memory."""
+    """Return what `to_rows` was given; with four dimensions, channels last in memory."""
     x = torch.from_numpy(rows)
     x = x.view(torch.bfloat16) if x.dtype == torch.int16 else x
     return x.permute(0, 3, 1, 2) if x.dim() == 4 else x
 
 
-def groups(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
-    """The items in groups of that size; the last may be short."""
+def split_evenly(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """Return the items in batches of that size; the last may be short."""
     return [items[i : i + size] for i in range(0, len(items), size)]

@@ -71,7 +71,7 @@ def _refuse_divided(root: Path, folders: list[str]) -> None:
     seen = " and ".join(f"{name}/ ({list_names(classes, 3)})" for name, classes in parts.items())
     raise DlcvError(
         f"{root}: is divided already: its folders {seen} hold class folders. data split divides the images itself and "
-        f"expects one folder per class: give {root / next(iter(parts))}, or a folder that joins the classes of all parts"
+        f"expects one folder per class: give {root / next(iter(parts))}, or merge the parts into one set of classes"
     )
 
 

@@ -1,169 +1,70 @@
-"""Builds the networks of architectures.py in torch, under torchvision's tensor names, and says what trains.
+"""Builds the networks of architectures.py, gives them weights, and says which of their layers train.
 
-Letters: N images, C channels, H and W pixels, K classes.
+Letters: K classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import VGG, get_model
+from torchvision.models.vgg import cfgs, make_layers
 
 from dlcv_cli.errors import DlcvError, list_names
-from dlcv_cli.vision.architectures import Architecture, K
+from dlcv_cli.vision.architectures import Architecture
 
 
-class Fire(nn.Module):
-    """Squeeze to few channels, then expand by 1x1 and 3x3 convolutions side by side (arXiv:1602.07360)."""
-
-    def __init__(self, channels: int, squeeze: int, expand1x1: int, expand3x3: int) -> None:
-        super().__init__()
-        self.squeeze = nn.Conv2d(channels, squeeze, 1)
-        self.expand1x1 = nn.Conv2d(squeeze, expand1x1, 1)
-        self.expand3x3 = nn.Conv2d(squeeze, expand3x3, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, H, W) -> (N, expand1x1 + expand3x3, H, W)."""
-        squeezed = self.squeeze(x).relu_()
-        return torch.cat([self.expand1x1(squeezed), self.expand3x3(squeezed)], 1).relu_()
-
-
-# kind -> (channels in, the layer's numbers) -> (module, channels out)
-BUILD: dict[str, Callable[..., tuple[nn.Module, int]]] = {
-    "conv": lambda c, out, kernel, stride, padding: (nn.Conv2d(c, out, kernel, stride, padding), out),
-    "batchnorm": lambda c: (nn.BatchNorm2d(c), c),
-    "relu": lambda c: (nn.ReLU(inplace=True), c),
-    "maxpool": lambda c, kernel, stride, ceil=False: (nn.MaxPool2d(kernel, stride, ceil_mode=ceil), c),
-    "fire": lambda c, squeeze, one, three: (Fire(c, squeeze, one, three), one + three),
-    "dropout": lambda c, p: (nn.Dropout(p), c),
-    "linear": lambda c, out: (nn.Linear(c, out), out),
-    "avgpool": lambda c, side: (nn.AdaptiveAvgPool2d(side), c),
-}
-
-
-class Network(nn.Module):
-    """A straight line of layers: features, average pooling, flatten, classifier; logits (N, K) out."""
-
-    def __init__(self, architecture: Architecture, classes: int) -> None:
-        super().__init__()
-        self.features, channels = _sequence(architecture.features, 3, classes)
-        self.avgpool = nn.AdaptiveAvgPool2d(architecture.pool) if architecture.pool else None
-        self.flatten: nn.Module = nn.Flatten(1)
-        channels *= (architecture.pool or 1) ** 2
-        self.classifier, _ = _sequence(architecture.classifier, channels, classes)
-
-    def line(self) -> list[tuple[str, nn.Module]]:
-        """Every layer with its name, in the order in which an image passes them."""
-        features = [(f"features.{name}", layer) for name, layer in self.features.named_children()]
-        classifier = [(f"classifier.{name}", layer) for name, layer in self.classifier.named_children()]
-        flatten = [("flatten", self.flatten)]
-        if self.avgpool is None:  # a convolutional classifier: its own last pooling leaves (N, K, 1, 1)
-            return [*features, *classifier, *flatten]
-        return [*features, ("avgpool", self.avgpool), *flatten, *classifier]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) float -> logits (N, K)."""
-        for _, layer in self.line():
-            x = layer(x)
-        return x
-
-
-def _sequence(layers: Sequence[tuple[Any, ...]], channels: int, classes: int) -> tuple[nn.Sequential, int]:
-    modules = []
-    for kind, *numbers in layers:
-        module, channels = BUILD[kind](channels, *(classes if n is K else n for n in numbers))
-        modules.append(module)
-    return nn.Sequential(*modules), channels
-
-
-def _initialise_vgg(network: Network) -> None:
-    """He-normal convolutions (fan out), N(0, 0.01) linear layers, zero biases. Source: torchvision's VGG."""
+def _build_vgg16_mini(classes: int) -> nn.Module:
+    """Return torchvision's VGG16 at an eighth of the width, pooled to 2 x 2, with a classifier 512 wide."""
+    features = make_layers([width if width == "M" else int(width) // 8 for width in cfgs["D"]])
+    with torch.device("meta"):  # the classifier that VGG makes is replaced: it takes neither memory nor random numbers
+        network = VGG(features, num_classes=classes, init_weights=False)
+    network.avgpool = nn.AdaptiveAvgPool2d(2)
+    hidden = [
+        layer for size in (64 * 2 * 2, 512) for layer in (nn.Linear(size, 512), nn.ReLU(inplace=True), nn.Dropout(0.5))
+    ]
+    network.classifier = nn.Sequential(*hidden, nn.Linear(512, classes))
+    # VGG's own scheme, N(0, 0.01) for layers 4096 wide, leaves one as narrow as this on its first plateau
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.01)
-        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def _initialise_squeezenet(network: Network) -> None:
-    """He-uniform convolutions, N(0, 0.01) for the head, zero biases. Source: torchvision's SqueezeNet."""
-    head = network.classifier[1]
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            if module is head:
-                nn.init.normal_(module.weight, std=0.01)
-            else:
-                nn.init.kaiming_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
-def _initialise_he(network: Network) -> None:
-    """He-normal weights (fan in), zero biases, in every layer. Source: He et al. 2015 (arXiv:1502.01852)."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear):  # Source: He et al. 2015 (arXiv:1502.01852), fan in
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # they all have one
+    return network  # type: ignore[no-any-return]  # torchvision has no types
 
 
-INITIALISE: dict[str, Callable[[Network], None]] = {
-    "vgg": _initialise_vgg,
-    "squeezenet": _initialise_squeezenet,
-    "he": _initialise_he,
-    "default": lambda network: None,  # torch.nn's own
-}
+# networks that torchvision does not have: name -> a function of the number of classes
+BUILDERS: dict[str, Callable[[int], nn.Module]] = {"vgg16_mini": _build_vgg16_mini}
 
 
-def random_network(architecture: Architecture, classes: int, seed: int) -> Network:
-    """A network of random weights by its architecture's scheme, head included; the same for the same seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = Network(architecture, classes)
-        INITIALISE[architecture.initialise](network)
+def build_network(architecture: Architecture, classes: int) -> nn.Module:
+    """Return a network with K logits and its builder's random weights, drawn from torch's global generator."""
+    build = BUILDERS.get(architecture.builder)
+    network: nn.Module = build(classes) if build else get_model(architecture.builder, num_classes=classes)
     return network
 
 
-def unfreeze(network: Network, names: Sequence[str]) -> None:
-    """Lets exactly the layers of these names (and what is inside them) train.
+def build_random_network(architecture: Architecture, classes: int, seed: int) -> nn.Module:
+    """Return a network whose weights follow from the seed alone; the caller's random numbers are left as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_network(architecture, classes)
+
+
+def build_loaded_network(architecture: Architecture, classes: int, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Return a network with exactly these tensors.
 
     Raises:
-        DlcvError: a name fits no layer with weights.
-    """
-    chosen = set()
-    for name in names:
-        inside = {p for p, _ in network.named_parameters() if p == name or p.startswith(f"{name}.")}
-        if not inside:
-            layers = dict.fromkeys(p.rpartition(".")[0] for p, _ in network.named_parameters())
-            raise DlcvError(f"no layer {name!r} with weights in this network: it has {list_names(layers, 40)}")
-        chosen |= inside
-    for path, parameter in network.named_parameters():
-        parameter.requires_grad_(path in chosen)
-
-
-def count_parameters(network: Network) -> dict[str, int]:
-    """How many numbers there are in all, and how many of them train."""
-    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
-    return {"total": sum(n for n, _ in sizes), "trainable": sum(n for n, trains in sizes if trains)}
-
-
-def stored_network(architecture: Architecture, classes: int, tensors: Mapping[str, Tensor]) -> Network:
-    """A network with exactly these tensors, all of them and of the right shapes and types.
-
-    Raises:
-        ValueError: they are not this network's.
+        ValueError: one is missing, left over, or of another shape or type.
     """
     with torch.device("meta"):
-        network = Network(architecture, classes)
-    wanted = network.state_dict()
-    odd = [name for name in tensors if name in wanted and tensors[name].dtype != wanted[name].dtype]
-    if odd:
-        raise ValueError(f"{list_names(odd)} of another type than expected")
+        network = build_network(architecture, classes)
+    expected = network.state_dict()
+    mistyped = [name for name in tensors if name in expected and tensors[name].dtype != expected[name].dtype]
+    if mistyped:
+        raise ValueError(f"{list_names(mistyped)} of another type than expected")
     try:
         network.load_state_dict(dict(tensors), assign=True)
     except RuntimeError as error:
@@ -171,17 +72,45 @@ def stored_network(architecture: Architecture, classes: int, tensors: Mapping[st
     return network
 
 
+def list_top_layers(network: nn.Module) -> tuple[str, ...]:
+    """Return the names of the outermost layers with weights: together they are the whole network."""
+    return tuple(dict.fromkeys(name.partition(".")[0] for name, _ in network.named_parameters()))
+
+
+def unfreeze(network: nn.Module, names: Sequence[str]) -> None:
+    """Let exactly the layers of these names, and all that they contain, train.
+
+    Raises:
+        DlcvError: a name fits no layer with weights.
+    """
+    trainable = set()
+    for name in names:
+        matches = {p for p, _ in network.named_parameters() if p == name or p.startswith(f"{name}.")}
+        if not matches:
+            layers = dict.fromkeys(p.rpartition(".")[0] or p for p, _ in network.named_parameters())
+            raise DlcvError(f"no layer {name!r} with weights in this network: it has {list_names(layers, 40)}")
+        trainable |= matches
+    for path, parameter in network.named_parameters():
+        parameter.requires_grad_(path in trainable)
+
+
+def count_parameters(network: nn.Module) -> dict[str, int]:
+    """Return how many numbers the parameters have in all, and how many of them train."""
+    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
+    return {"total": sum(n for n, _ in sizes), "trainable": sum(n for n, trains in sizes if trains)}
+
+
 @dataclass(frozen=True)
 class Fit:
-    """How weights from elsewhere fit a network: names that fit, that the weights lack, and that are left over."""
+    """How weights fit a network: names that fit, that the weights lack, and that the network has no use for."""
 
     fits: list[str]
     missing: list[str]
-    left_over: list[str]
+    unused: list[str]
 
 
-def take_weights(network: Network, tensors: Mapping[str, Tensor], head: str) -> Fit:
-    """Copies what fits by name and shape into the network, all but the head, and says what did."""
+def copy_weights(network: nn.Module, tensors: Mapping[str, Tensor], head: str) -> Fit:
+    """Copy the tensors that fit by name and shape, all but the head's, into the network."""
     own = {n: t for n, t in network.state_dict().items() if not n.startswith(f"{head}.")}
     fits = [name for name, t in own.items() if name in tensors and tensors[name].shape == t.shape]
     # torch counts batches there for BatchNorm's momentum=None alone; older files lack it

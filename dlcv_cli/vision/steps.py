@@ -1,103 +1,173 @@
-"""Where the frozen part of a network ends: what lies before gives the same numbers in every epoch."""
+"""A network as a list of named steps, and where it is split: what lies before gives the same numbers in every epoch.
+
+Letters: N images, T tokens, D features of a token.
+"""
 
 from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import StochasticDepth
 
-from dlcv_cli.vision.models import Network
+from dlcv_cli.vision.architectures import Architecture
+
+
+class PatchEmbedding(nn.Module):
+    """A vision transformer's first step: patches as tokens, the class token before them, positions added."""
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        self.conv_proj, self.class_token = transformer.conv_proj, transformer.class_token
+        self.pos_embedding = transformer.encoder.pos_embedding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, T, D)."""
+        tokens = self.conv_proj(x).flatten(2).transpose(1, 2)
+        embedded: Tensor = torch.cat([self.class_token.expand(len(x), -1, -1), tokens], 1) + self.pos_embedding
+        return embedded
+
+
+class ClassToken(nn.Module):
+    """A vision transformer's step before its head: the class token alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, D) -> (N, D)."""
+        return x[:, 0]
+
+
+# steps that torchvision's networks take in `forward`, outside of their layers: name -> a function of the network
+ADAPTERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "flatten": lambda network: nn.Flatten(1),
+    "patch_embedding": PatchEmbedding,
+    "take_class_token": lambda network: ClassToken(),
+}
+
+
+def list_steps(network: nn.Module, architecture: Architecture) -> list[tuple[str, nn.Module]]:
+    """Return every step with its name, in the order in which an image passes them; they share the network's layers."""
+    return [
+        step
+        for name in architecture.steps
+        for step in _expand(name, ADAPTERS[name](network) if name in ADAPTERS else network.get_submodule(name))
+    ]
+
+
+def _expand(name: str, layer: nn.Module) -> list[tuple[str, nn.Module]]:
+    if type(layer) is not nn.Sequential:  # a subclass is a block with a name of its own
+        return [(name, layer)]
+    return [step for child, module in layer.named_children() for step in _expand(f"{name}.{child}", module)]
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A network in two: the frozen prefix (eval mode, no gradients) and the rest, which trains."""
+class SplitNetwork:
+    """A network in two: the frozen layers (eval mode, no gradients), and the tail, from the first step that trains."""
 
-    prefix: nn.Sequential
-    suffix: nn.Sequential
-    name: str  # the first layer of the suffix
+    network: nn.Module
+    frozen: nn.Sequential
+    tail: nn.Sequential
+    boundary: str  # name of the tail's first step
 
     def train(self) -> None:
-        """Train mode for what trains: dropout is live; BatchNorm that does not train keeps its statistics."""
-        self.prefix.eval()
-        self.suffix.train()
-        for module in self.suffix.modules():
-            if isinstance(module, _BatchNorm) and not trains(module):
-                module.eval()
+        """Put in train mode what trains.
+
+        Dropout is live, in frozen layers of the tail as well. BatchNorm that does not train keeps its statistics.
+        StochasticDepth skips a block at random to regularise the block's own weights: in a step in which nothing
+        trains it is off, so that such steps can be among the frozen layers, whose features are computed once.
+        """
+        self.frozen.eval()
+        self.tail.train()
+        for step in self.tail:
+            for module in step.modules():
+                if isinstance(module, _BatchNorm) and not trains(module):
+                    module.eval()
+                if isinstance(module, StochasticDepth) and not trains(step):
+                    module.eval()
 
 
 def trains(module: nn.Module) -> bool:
-    """Whether any parameter of the module gets gradients."""
+    """Return whether any parameter of the module gets gradients."""
     return any(p.requires_grad for p in module.parameters())
 
 
-def is_random(module: nn.Module) -> bool:
-    """Whether the module draws random numbers in train mode."""
-    return any(isinstance(m, _DropoutNd) and m.p > 0 for m in module.modules())
-
-
-def cut(network: Network) -> Cut:
-    """Cuts before the first layer that trains or is random in train mode; it follows from requires_grad alone.
-
-    For vgg16 with a head to train that is after classifier.1, with the default finetune before features.28.
-    """
-    line = network.line()
-    at = next((i for i, (_, layer) in enumerate(line) if trains(layer) or is_random(layer)), len(line))
-    return Cut(
-        nn.Sequential(*(layer for _, layer in line[:at])),
-        nn.Sequential(*(layer for _, layer in line[at:])),
-        line[at][0] if at < len(line) else "the end",
+def is_random(step: nn.Module) -> bool:
+    """Return whether a step in which nothing trains draws random numbers in train mode (see SplitNetwork.train)."""
+    return any(
+        (isinstance(m, _DropoutNd) and m.p > 0)
+        or (isinstance(m, nn.MultiheadAttention | nn.RNNBase) and m.dropout > 0)
+        or isinstance(m, nn.RReLU)
+        for m in step.modules()
     )
 
 
-@dataclass(frozen=True)
-class Work:
-    """What the frozen prefix does to one image."""
+def split_at_frozen(network: nn.Module, architecture: Architecture) -> SplitNetwork:
+    """Split a network before the first step that trains or is random; this follows from requires_grad alone.
 
-    shape: tuple[int, ...]  # of its output: (C, H, W) or (C,)
-    flops: int  # of its forward pass: two for each multiplication and addition
+    For vgg16 with a head to train that is after classifier.1, with the default finetune before features.28.
+    """
+    steps = list_steps(network, architecture)
+    at = next((i for i, (_, step) in enumerate(steps) if trains(step) or is_random(step)), len(steps))
+    frozen, tail = (nn.Sequential(*(step for _, step in part)) for part in (steps[:at], steps[at:]))
+    return SplitNetwork(network, frozen, tail, steps[at][0] if at < len(steps) else "the end")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the frozen layers do to one image."""
+
+    shape: tuple[int, ...]  # of its features: (C, H, W), (T, D) or (C,)
+    flops: int  # of their forward pass: two for each multiplication and addition
     total_flops: int  # of the whole network's
 
 
-def work(parts: Cut, side: int) -> Work:
-    """Shape and cost of the prefix for one image of side x side pixels, without computing anything."""
+def measure_cost(split: SplitNetwork, side: int) -> Cost:
+    """Return shape and cost of the features of one image of side x side pixels, without computing anything."""
     with torch.device("meta"):
         image = torch.empty(1, 3, side, side)
     counts = []
-    for layers in (parts.prefix, parts.suffix):
-        twin = _on_meta(layers)
+    for layers in (split.frozen, split.tail):
+        twin = _copy_to_meta(layers).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             image = twin(image)
         counts.append((counter.get_total_flops(), tuple(image.shape[1:])))
-    (frozen, shape), (rest, _) = counts
-    return Work(shape, frozen, frozen + rest)
+    (frozen, shape), (tail, _) = counts
+    return Cost(shape, frozen, frozen + tail)
 
 
-def _on_meta(layers: nn.Sequential) -> nn.Sequential:
-    """The same layers without numbers: not one byte of their weights is copied."""
+def _copy_to_meta(layers: nn.Sequential) -> nn.Sequential:
+    """Return the same layers without numbers; not one byte of their weights is copied."""
     memo = {id(t): torch.empty_like(t, device="meta") for t in (*layers.parameters(), *layers.buffers())}
     return copy.deepcopy(layers, memo)
 
 
-def chain(prefix: nn.Sequential, beginning: bytes) -> list[bytes]:
-    """32 bytes for each place in the prefix, its end included, that say by content what is computed up to there.
+def hash_steps(steps: Sequence[nn.Module], start: bytes) -> list[bytes]:
+    """Return 32 bytes for each place between the steps, both ends included, that say what is computed up to there.
 
     Two networks that begin with the same layers and weights have the same beginning of this list.
 
     Args:
-        beginning: what the first layer is given, and how it is computed.
+        start: what the first step is given, and how it is computed.
     """
-    found = [hashlib.sha256(beginning).digest()]
-    for layer in prefix:
-        so_far = hashlib.sha256(found[-1] + repr(layer).encode())
-        for name, tensor in layer.state_dict().items():
-            so_far.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            so_far.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        found.append(so_far.digest())
-    return found
+    keys = [hashlib.sha256(start).digest()]
+    for step in steps:
+        digest = hashlib.sha256(keys[-1] + repr([(name, _describe(m)) for name, m in step.named_modules()]).encode())
+        for name, tensor in step.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        keys.append(digest.digest())
+    return keys
+
+
+def _describe(module: nn.Module) -> tuple[str, str, dict[str, Any]]:
+    """Return a module's class, how it prints, and its settings, of which not all are printed (an attention's heads)."""
+    plain = (bool, int, float, str, tuple)
+    settings = {key: v for key, v in vars(module).items() if key != "training" and isinstance(v, plain)}
+    return type(module).__qualname__, repr(module), settings

@@ -19,15 +19,17 @@ from torch.nn import functional as F
 from dlcv_cli.config import TrainConfig
 from dlcv_cli.errors import DivergedError
 from dlcv_cli.vision.batches import Source
-from dlcv_cli.vision.models import Network
-from dlcv_cli.vision.steps import Cut
+from dlcv_cli.vision.optimizers import build_optimizer, optimizer_state, restore_optimizer
+from dlcv_cli.vision.steps import SplitNetwork
 
 EVALUATION_BATCH = 32
+OPTIMIZER = "adam"
+NOW, BEST, OF_OPTIMIZER = "now.", "best.", "optimizer."  # how the names of a snapshot's tensors begin
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How many of an epoch's images are done, of training or of validation."""
+    """Number of images done in an epoch, of training or of its validation pass."""
 
     epoch: int
     done: int
@@ -39,28 +41,28 @@ class Progress:
 class Epoch:
     """One epoch's record; losses are means per image in nats, accuracies fractions in 0..1."""
 
-    epoch: int  # 1 is the first
-    lr: float
-    train_loss: float
-    train_accuracy: float
+    epoch: int  # 1 is the first; 0 is the network before it, which has no lr and no training loss
+    lr: float | None
+    train_loss: float | None
+    train_accuracy: float | None
     val_loss: float
     val_accuracy: float
     images_per_second: float
-    best: bool  # the best validation accuracy so far, the earliest where several are equal
-    val_answered: tuple[int, ...]  # (K,) how often it answers each class on the validation part
+    best: bool  # better on the validation part than all before
+    val_predicted: tuple[int, ...]  # (K,) number of validation images predicted as each class
 
 
-def predict(suffix: nn.Module, source: Source, precision: str, batch_size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
-    """Yields logits (n, K) float32 of a part's images in order, in eval mode."""
-    suffix.eval()
+def predict(tail: nn.Module, source: Source, precision: str, batch_size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
+    """Yield logits (n, K) float32 of a part's images in order, in eval mode."""
+    tail.eval()
     with torch.inference_mode():
         for x in source.batches(np.arange(len(source)), batch_size, 0):
-            yield _logits(suffix, x, precision)
+            yield _logits(tail, x, precision)
 
 
-def _logits(suffix: nn.Module, x: Tensor, precision: str) -> Tensor:
+def _logits(tail: nn.Module, x: Tensor, precision: str) -> Tensor:
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        logits: Tensor = suffix(x)
+        logits: Tensor = tail(x)
     return logits.float()
 
 
@@ -69,190 +71,195 @@ class Score:
     """Sums over examples, to be divided once."""
 
     loss: float = 0.0
-    right: int = 0
+    correct: int = 0
     done: int = 0
-    answered: tuple[int, ...] = ()  # how often, by class
+    predicted: tuple[int, ...] = ()  # number of images, by class
 
 
-def evaluate(suffix: nn.Module, source: Source, precision: str) -> Iterator[Score]:
-    """Yields sums so far: of cross-entropies in nats, right answers, answers by class; the last over all examples."""
+def evaluate(tail: nn.Module, source: Source, precision: str) -> Iterator[Score]:
+    """Yield sums so far of cross-entropies in nats, correct predictions, and predictions by class; last over all."""
     score = Score()
-    for logits in predict(suffix, source, precision):
+    for logits in predict(tail, source, precision):
         labels = torch.from_numpy(source.labels[score.done : score.done + len(logits)]).to(logits.device)
         score.loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        answers = logits.argmax(1)
-        score.right += int((answers == labels).sum())
-        answered = answers.bincount(minlength=logits.shape[1]).tolist()
-        score.answered = tuple(map(sum, zip(score.answered, answered, strict=True))) if score.done else tuple(answered)
+        classes = logits.argmax(1)
+        score.correct += int((classes == labels).sum())
+        counts = classes.bincount(minlength=logits.shape[1]).tolist()
+        score.predicted = tuple(map(sum, zip(score.predicted, counts, strict=True))) if score.done else tuple(counts)
         score.done += len(labels)
         yield score
 
 
 class Training:
-    """Trains what `unfreeze` left trainable, when iterated over; at the end the network has the best epoch's weights.
+    """Trains what `unfreeze` let train, when iterated over; at the end the network has the best epoch's weights.
 
-    Order is a function of (seed, epoch), dropout of (seed, epoch, step): at whatever event it is left, `state` is all
-    that another one has to `restore` to go on to the same end, bit for bit. The last batch may be short.
+    The best epoch has the highest validation accuracy; of equal ones, the lowest validation loss; of equal ones, it is
+    the earliest. Order is a function of (seed, epoch), dropout of (seed, epoch, step): at whatever event training is
+    left, `state` is all that another Training has to `restore` to go on to the same end, bit for bit. The last batch
+    may be short.
 
     Args:
-        parts: the network, cut; the sources give what enters its suffix.
-        precision: `float32`, or `bfloat16` for all but the weights, the loss and Adam.
+        split: the network; the sources give what enters its tail.
+        precision: `float32`, or `bfloat16` for all but the weights, the loss and the optimizer.
+        evaluate_start: whether the network as it is now is evaluated as epoch 0, and can be the best.
 
-    Raises (when iterated over):
+    Raises (when iterated over, and by `state`):
         DivergedError: the loss stopped being a finite number.
     """
 
     def __init__(
         self,
-        network: Network,
-        parts: Cut,
+        split: SplitNetwork,
         train: Source,
         val: Source,
         config: TrainConfig,
-        device: torch.device,
         precision: str,
+        evaluate_start: bool = False,
     ) -> None:
-        self.network, self.parts, self.train, self.val, self.config = network, parts, train, val, config
-        self.device, self.precision = device, precision
-        self.trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        self.fused = device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(
-            self.trainable.values(), lr=config.lr, weight_decay=config.weight_decay, fused=self.fused
-        )
+        self.split, self.train, self.val, self.config = split, train, val, config
+        self.network, self.precision, self.evaluate_start = split.network, precision, evaluate_start
+        self.trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        self.device = next(iter(self.trainable.values())).device
+        self.optimizer = build_optimizer(OPTIMIZER, self.trainable, config)
         self.epoch = 0  # epochs that are done
         self.done = 0  # images of the next one that were trained on
-        self.loss_sum, self.right = torch.zeros((), device=device), torch.zeros((), device=device)
-        self.best_accuracy = -1.0
+        self.loss_sum, self.correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        self.best_accuracy, self.best_loss = -1.0, math.inf
         self.best: dict[str, Tensor] = {}
         self.best_is_now = False  # no step since
 
     def __iter__(self) -> Iterator[Progress | Epoch]:
+        if self.evaluate_start and self.best_accuracy < 0 and self.epoch == self.done == 0:
+            yield from self._validate(0, time.perf_counter(), None)
         while self.epoch < self.config.epochs:
-            begun, before = time.perf_counter(), self.done
-            lr = self.config.lr_at(self.epoch)
+            begun, lr = time.perf_counter(), self.config.lr_at(self.epoch)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            yield from self._steps()
-            for score in evaluate(self.parts.suffix, self.val, self.precision):
-                yield Progress(self.epoch + 1, score.done, len(self.val), validation=True)
-            count = self.done - before + len(self.val)
-            record = self._ended(lr, score)
-            yield Epoch(**record, images_per_second=count / (time.perf_counter() - begun))
+            yield from self._take_steps()
+            yield from self._validate(self.epoch + 1, begun, lr)
         self.optimizer.zero_grad()  # frees what is as large as the weights
         self.network.load_state_dict(self.best, strict=False)
 
-    def _steps(self) -> Iterator[Progress]:
-        """The rest of an epoch's training steps."""
-        self.parts.train()
-        config, train = self.config, self.train
+    def _take_steps(self) -> Iterator[Progress]:
+        """Take the training steps that an epoch has left."""
+        self.split.train()
+        config, train, self.before = self.config, self.train, self.done
         order = np.random.default_rng((config.seed, self.epoch)).permutation(len(train))
         for x in train.batches(order[self.done :], config.batch_size, self.epoch):
             labels = torch.from_numpy(train.labels[order[self.done : self.done + len(x)]]).to(self.device)
             torch.manual_seed(_mix(config.seed, self.epoch, self.done // config.batch_size))
-            logits = _logits(self.parts.suffix, x, self.precision)
+            logits = _logits(self.split.tail, x, self.precision)
             loss = F.cross_entropy(logits, labels)
             self.optimizer.zero_grad()
             torch.autograd.backward(loss)
             self.optimizer.step()
             self.best_is_now = False
             self.loss_sum += loss.detach() * len(labels)
-            self.right += (logits.detach().argmax(1) == labels).sum()
+            self.correct += (logits.detach().argmax(1) == labels).sum()
             self.done += len(labels)
             yield Progress(self.epoch + 1, self.done, len(train))
 
-    def _ended(self, lr: float, score: Score) -> dict[str, Any]:
-        """Closes an epoch: its record."""
-        train_loss, train_accuracy = self.loss_sum.item() / self.done, self.right.item() / self.done
-        val_loss, val_accuracy = score.loss / score.done, score.right / score.done
-        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+    def _validate(self, epoch: int, begun: float, lr: float | None) -> Iterator[Progress | Epoch]:
+        """Make the validation pass that closes an epoch, and give its record."""
+        for score in evaluate(self.split.tail, self.val, self.precision):
+            yield Progress(epoch, score.done, len(self.val), validation=True)
+        count = self.done - self.before + len(self.val) if epoch else len(self.val)
+        loss, accuracy = (None, None)
+        if epoch:
+            loss, accuracy = self.loss_sum.item() / self.done, self.correct.item() / self.done
+        val_loss, val_accuracy = score.loss / score.done, score.correct / score.done
+        self._require_finite(0.0 if loss is None else loss, val_loss)
+        better = (val_accuracy, -val_loss) > (self.best_accuracy, -self.best_loss)
+        if better:
+            self.best_accuracy, self.best_loss, self.best_is_now = val_accuracy, val_loss, True
+            self.best = {name: t.detach().clone() for name, t in _changing(self.network)}
+        self.epoch, self.done = epoch, 0
+        self.loss_sum.zero_()
+        self.correct.zero_()
+        speed = count / (time.perf_counter() - begun)
+        yield Epoch(epoch, lr, loss, accuracy, val_loss, val_accuracy, speed, better, score.predicted)
+
+    def _require_finite(self, *numbers: float) -> None:
+        if not all(map(math.isfinite, numbers)):
+            lr = self.config.lr_at(min(self.epoch, self.config.epochs - 1))
             raise DivergedError(
                 f"the loss is no longer a finite number in epoch {self.epoch + 1} at lr {lr:g}: try a lower --lr"
             )
-        better = val_accuracy > self.best_accuracy
-        if better:
-            self.best_accuracy, self.best_is_now = val_accuracy, True
-            self.best = {name: t.detach().clone() for name, t in _changing(self.network)}
-        record = {
-            "epoch": self.epoch + 1,
-            "lr": lr,
-            "train_loss": train_loss,
-            "train_accuracy": train_accuracy,
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
-            "best": better,
-            "val_answered": score.answered,
-        }
-        self.epoch, self.done = self.epoch + 1, 0
-        self.loss_sum.zero_()
-        self.right.zero_()
-        return record
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, numbers): all that changed since the beginning. The tensors are the training's own, not copies."""
-        found = {f"now.{name}": t.detach() for name, t in _changing(self.network)}
-        for name, p in self.trainable.items():
-            found |= {f"{key}.{name}": t for key, t in self.optimizer.state[p].items()}
+        """Return all that changed since the beginning: tensors (the training's own, not copies), and numbers.
+
+        Raises:
+            DivergedError: a number in it is not finite; there is nothing to go on from.
+        """
+        tensors = {f"{NOW}{name}": t.detach() for name, t in _changing(self.network)}
+        remembered, values = optimizer_state(self.optimizer, self.trainable)
+        tensors |= {f"{OF_OPTIMIZER}{key}": t for key, t in remembered.items()}
+        loss_sum = self.loss_sum.item()
+        self._require_finite(loss_sum, *(t.sum(dtype=torch.float64).item() for t in tensors.values()))
         if not self.best_is_now:
-            found |= {f"best.{name}": t for name, t in self.best.items()}
-        return found, {
+            tensors |= {f"{BEST}{name}": t for name, t in self.best.items()}
+        return tensors, {
             "epoch": self.epoch,
             "done": self.done,
-            "loss_sum": self.loss_sum.item(),
-            "right": self.right.item(),
+            "loss_sum": loss_sum,
+            "correct": self.correct.item(),
             "best_accuracy": self.best_accuracy,
+            "best_loss": self.best_loss if self.best else None,
             "best_is_now": self.best_is_now,
+            "optimizer": values,
         }
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Goes on from what `state` gave.
+        """Go on from what `state` returned.
 
         Raises:
-            ValueError: it is not the state of such a training.
+            ValueError, KeyError, TypeError: it is not the state of such a training.
         """
-        rest = dict(tensors)
+        unused = dict(tensors)
 
-        def taken(name: str, like: Tensor) -> Tensor:
-            t = rest.pop(name, None)
+        def take(name: str, like: Tensor) -> Tensor:
+            t = unused.pop(name, None)
             if t is None or t.shape != like.shape or t.dtype != like.dtype:
                 raise ValueError(f"its tensor {name} is not {tuple(like.shape)} {like.dtype}")
             return torch.empty_like(like).copy_(t)  # in the memory layout that it had
 
-        epoch, done = numbers.get("epoch"), numbers.get("done")
+        self._restore_place(numbers)
+        remembered = {name: unused.pop(name) for name in tensors if name.startswith(OF_OPTIMIZER)}
+        remembered = {name.removeprefix(OF_OPTIMIZER): t for name, t in remembered.items()}
+        restore_optimizer(self.optimizer, self.trainable, remembered, dict(numbers["optimizer"]))
+        with torch.no_grad():
+            for name, t in _changing(self.network):
+                t.copy_(take(f"{NOW}{name}", t))
+        if self.best_is_now:
+            self.best = {name: t.detach().clone() for name, t in _changing(self.network)}
+        elif self.best_accuracy >= 0:
+            self.best = {name: take(f"{BEST}{name}", t.detach()) for name, t in _changing(self.network)}
+        if unused:
+            raise ValueError(f"it has a tensor {next(iter(unused))}")
+
+    def _restore_place(self, numbers: Mapping[str, Any]) -> None:
+        """Restore where training was, and the numbers of the best epoch."""
+        epoch, done = numbers["epoch"], numbers["done"]
         if type(epoch) is not int or not 0 <= epoch <= self.config.epochs:
             raise ValueError(f"epoch {epoch}")
         if type(done) is not int or not (0 <= done <= len(self.train) * (epoch < self.config.epochs)):
             raise ValueError(f"{done} images of an epoch")
         if done % self.config.batch_size and done < len(self.train):
             raise ValueError(f"{done} images in batches of {self.config.batch_size}")
-        with torch.no_grad():
-            for name, t in _changing(self.network):
-                t.copy_(taken(f"now.{name}", t))
-            for name, p in self.trainable.items():
-                if f"step.{name}" in rest:  # Adam has none before the first step
-                    like = {
-                        "step": torch.zeros((), device=self.device if self.fused else None),
-                        "exp_avg": p,
-                        "exp_avg_sq": p,
-                    }
-                    self.optimizer.state[p] = {key: taken(f"{key}.{name}", t.detach()) for key, t in like.items()}
-            self.best_is_now, self.best_accuracy = bool(numbers["best_is_now"]), float(numbers["best_accuracy"])
-            if self.best_is_now:
-                self.best = {name: t.detach().clone() for name, t in _changing(self.network)}
-            elif epoch:
-                self.best = {name: taken(f"best.{name}", t.detach()) for name, t in _changing(self.network)}
-            self.loss_sum.fill_(float(numbers["loss_sum"]))
-            self.right.fill_(float(numbers["right"]))
-        if rest:
-            raise ValueError(f"it has a tensor {next(iter(rest))}")
         self.epoch, self.done = epoch, done
+        self.best_is_now, self.best_accuracy = bool(numbers["best_is_now"]), float(numbers["best_accuracy"])
+        self.best_loss = math.inf if self.best_accuracy < 0 else float(numbers["best_loss"])
+        self.loss_sum.fill_(float(numbers["loss_sum"]))
+        self.correct.fill_(float(numbers["correct"]))
 
 
-def _changing(network: Network) -> Iterator[tuple[str, Tensor]]:
-    """What training changes: trainable parameters, and buffers (BatchNorm's statistics)."""
+def _changing(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield what training changes: trainable parameters, and buffers (BatchNorm's statistics)."""
     yield from ((name, p) for name, p in network.named_parameters() if p.requires_grad)
     yield from network.named_buffers()
 
 
 def _mix(*numbers: int) -> int:
-    """One seed of several numbers, different for different ones."""
+    """Return one seed for several numbers, different for different ones."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -25,10 +25,10 @@ from torch.nn import functional as F
 from dlcv_cli.config import Augment
 from dlcv_cli.errors import FileError
 from dlcv_cli.vision import images
-from dlcv_cli.vision.preprocessing import Preprocessing
+from dlcv_cli.vision.preprocessing import Interpolation, Preprocessing
 
 PLAIN, MIRRORED = "plain", "mirrored"
-# EXIF orientation -> (3, H, W) from as it is stored to as it is seen
+# EXIF orientation -> turns (3, H, W) from how it is stored to how it is seen
 UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {
     2: lambda x: x.flip(2),
     3: lambda x: x.flip(1, 2),
@@ -38,7 +38,7 @@ UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {
     7: lambda x: x.transpose(1, 2).flip(1, 2),
     8: lambda x: x.transpose(1, 2).flip(1),
 }
-MAX_RATIO = 8  # of an image's sides; of a longer one only the middle is resized, or a sliver would become gigabytes
+MAX_RATIO = 8  # of an image's sides; only the middle of a longer one is resized: a sliver would become gigabytes
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -46,25 +46,25 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Images:
-    """One part of a data set: N files, each known by its sha256, labels (N,) int64 in 0..K-1, and how they are seen."""
+    """One part of a data set: N files, each known by its sha256, labels (N,) int64 in 0..K-1, and how they vary."""
 
     paths: list[Path]
     digests: list[str]  # hex sha256 of each file
     labels: NDArray[np.int64]
     preprocessing: Preprocessing
     augment: Augment = "none"
-    views: int | None = None  # so many random views of each image, in turn; None: a new one in every epoch
+    views: int | None = None  # number of random views of each image, used in turn; None: a new one in every epoch
     seed: int = 0
 
     @property
     def distinct(self) -> float:
-        """In how many epochs, at most, an image can look different."""
+        """Largest number of epochs in which an image looks different each time."""
         return 1 if self.augment == "none" else self.views or math.inf
 
     def view(self, index: int, epoch: int) -> str:
-        """The name of what an epoch sees of an image; for one image, one name is one picture.
+        """Return the name of the view of an image that an epoch sees; for one image, a name stands for one picture.
 
-        A function of the settings and of the image's content, wherever it stands in a split.
+        It depends on the settings and on the image's content, not on its place in a split.
         """
         if self.augment == "none":
             return PLAIN
@@ -74,44 +74,43 @@ class Images:
         return MIRRORED if random.Random(f"{name} {self.digests[index]}").random() < 0.5 else PLAIN
 
     def key(self, index: int, view: str) -> bytes:
-        """32 bytes that say which picture a view of an image is, by content."""
+        """Return 32 bytes that identify a view of an image by content."""
         digest = self.digests[index]
         return bytes.fromhex(digest) if view == PLAIN else hashlib.sha256(f"{digest} {view}".encode()).digest()
 
     def pixels(self, index: int, view: str) -> Tensor:
-        """(crop, crop, 3) uint8. FileError when the image cannot be read, or is no longer what its sha256 says."""
+        """Return (crop, crop, 3) uint8. Raise FileError if the image cannot be read, or changed since it was hashed."""
         path, digest = self.paths[index], self.digests[index]
         try:
             data = images.read(path)
             if hashlib.sha256(data).hexdigest() != digest:
-                raise ValueError("changed while it was in use; make the split anew")
+                raise ValueError("changed while it was in use; make a new split")
             image = decode(data)
         except ValueError as error:
             raise FileError(path, str(error)) from None
         if view in (PLAIN, MIRRORED):
-            seen = resize_and_crop(image, self.preprocessing)
-            return seen.flip(1) if view == MIRRORED else seen
-        return random_part(image, self.preprocessing.crop, random.Random(f"{view} {digest}"))
+            pixels = resize_and_crop(image, self.preprocessing)
+            return pixels.flip(1) if view == MIRRORED else pixels
+        return crop_randomly(image, self.preprocessing, random.Random(f"{view} {digest}"))
 
 
 def decode(data: bytes) -> Tensor:
-    """(3, H, W) uint8, upright, channels last in memory.
+    """Return an image file's pixels (3, H, W) uint8, upright, channels last in memory.
 
-    JPEGs in colour or gray by torchvision's decoder, four times as fast as Pillow's and within 2 of its 255 levels;
-    all else by Pillow.
+    JPEGs in colour or gray are decoded by torchvision, four times as fast as Pillow and within 2 of its 255 levels; all
+    else by Pillow.
 
     Raises:
-        ValueError: with the reason, when it cannot be decoded.
+        ValueError: it cannot be decoded; with the reason.
     """
     with images.refusing():
         image = images.header(data)
         if image.format == "JPEG" and image.mode in ("RGB", "L"):
-            # here, because it takes a second: a run with all it needs in the store decodes nothing
             from torchvision.io import ImageReadMode, decode_jpeg
 
             coded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            with contextlib.suppress(RuntimeError):  # of damaged ones Pillow takes more, and `data split` goes by it
-                # turned here, because torchvision sees EXIF only where it comes before all else of its kind
+            with contextlib.suppress(RuntimeError):  # Pillow accepts more damaged files, and `data split` used Pillow
+                # turned by us, because torchvision sees EXIF only where it comes before other segments of its kind
                 decoded: Tensor = decode_jpeg(coded, mode=ImageReadMode.RGB)
                 turn = UPRIGHT.get(images.orientation(image))
                 return turn(decoded) if turn else decoded
@@ -119,15 +118,16 @@ def decode(data: bytes) -> Tensor:
 
 
 def resize_and_crop(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """(3, H, W) uint8 -> (crop, crop, 3) uint8: short side to `resize`, bilinear with antialiasing, then the middle."""
+    """(3, H, W) uint8 -> (crop, crop, 3) uint8: short side to `resize`, with antialiasing, then the middle."""
     short = min(image.shape[1:])
-    image = _middle(image, *(min(side, MAX_RATIO * short) for side in image.shape[1:]))
+    image = _crop_middle(image, *(min(side, MAX_RATIO * short) for side in image.shape[1:]))
     size = [int(preprocessing.resize * side / short) for side in image.shape[1:]]
-    return _middle(_resized(image, size), preprocessing.crop, preprocessing.crop).permute(1, 2, 0)
+    image = _resize(image, size, preprocessing.interpolation)
+    return _crop_middle(image, preprocessing.crop, preprocessing.crop).permute(1, 2, 0)
 
 
-def random_part(image: Tensor, side: int, rng: random.Random) -> Tensor:
-    """(3, H, W) uint8 -> (side, side, 3) uint8: a random part of the image, mirrored half of the time.
+def crop_randomly(image: Tensor, preprocessing: Preprocessing, rng: random.Random) -> Tensor:
+    """(3, H, W) uint8 -> (crop, crop, 3) uint8: a random part of the image, mirrored half of the time.
 
     The part has 35 to 100 % of the area and a side ratio of 3/4 to 4/3, each drawn uniformly (the ratio's logarithm).
     Source: Szegedy et al. 2015 (arXiv:1409.4842), section 6, with a smaller range of areas.
@@ -138,24 +138,25 @@ def random_part(image: Tensor, side: int, rng: random.Random) -> Tensor:
     wide = max(1, min(width, round(math.sqrt(area * ratio))))
     high = max(1, min(height, round(math.sqrt(area / ratio))))
     left, top = rng.randint(0, width - wide), rng.randint(0, height - high)
-    seen = _resized(image[:, top : top + high, left : left + wide], [side, side]).permute(1, 2, 0)
-    return seen.flip(1) if rng.random() < 0.5 else seen
+    size = [preprocessing.crop, preprocessing.crop]
+    pixels = _resize(image[:, top : top + high, left : left + wide], size, preprocessing.interpolation).permute(1, 2, 0)
+    return pixels.flip(1) if rng.random() < 0.5 else pixels
 
 
-def _middle(image: Tensor, height: int, width: int) -> Tensor:
+def _crop_middle(image: Tensor, height: int, width: int) -> Tensor:
     # Python's round, to even, as torchvision's center_crop has it
     top, left = round((image.shape[1] - height) / 2), round((image.shape[2] - width) / 2)
     return image[:, top : top + height, left : left + width]
 
 
-def _resized(image: Tensor, size: list[int]) -> Tensor:
-    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+def _resize(image: Tensor, size: list[int], interpolation: Interpolation) -> Tensor:
+    return F.interpolate(image[None], size, mode=interpolation, antialias=True)[0]
 
 
-def in_threads(
+def map_in_order(
     work: Callable[[Job], Result], jobs: Iterable[Job], threads: int, ahead: int
 ) -> Iterator[tuple[Job, Result]]:
-    """Yields each job and what became of it, in order; at most `ahead` are under way or done beyond the one in use.
+    """Yield each job and its result, in order, computed in threads; at most `ahead` jobs beyond the current one begin.
 
     Each thread computes alone, without torch's own threads, so a result does not depend on how many there are.
     """

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from dlcv_cli.config import SeqTrainConfig
-from dlcv_cli.sequences.cells import Cell, Parameters, checked
+from dlcv_cli.errors import SettingError
+from dlcv_cli.sequences.cells import Cell, Parameters, check_parameters
+from dlcv_cli.sequences.engines.base import Order
 from dlcv_cli.sequences.tasks import Floats, Sequences
-from dlcv_cli.sequences.training import Order
 
-ANSWER_STEPS = 2**18  # at most so many time steps in one batch of answers, to bound memory
-
-
-PACE = 2000  # time steps: some tenths of a second
+PREDICT_STEPS = 2**18  # most time steps in one batch of predictions, to bound memory
+PACE = 2000  # time steps that take a few tenths of a second
 
 
 class Recurrent(nn.Module):
@@ -25,86 +24,94 @@ class Recurrent(nn.Module):
 
     def __init__(self, cell: Cell, inputs: int, hidden: int) -> None:
         super().__init__()
-        layer = getattr(nn, str(cell.module))
-        self.rnn: nn.RNNBase = layer(inputs, hidden, batch_first=True, **(cell.options or {}))
+        layer = getattr(nn, cell.module, None) if isinstance(cell.module, str) else cell.module
+        if layer is None:
+            raise SettingError(f"torch.nn has no layer {cell.module!r}: give the class itself in the cell's entry")
+        self.rnn = layer(inputs, hidden, batch_first=True, **(cell.options or {}))
         self.head = nn.Linear(hidden, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, T, F) -> (n,)."""
         states, _ = self.rnn(x)  # (n, T, D)
-        answer: Tensor = self.head(states[:, -1])  # (n, 1)
-        return answer.squeeze(1)
+        prediction: Tensor = self.head(states[:, -1])  # (n, 1)
+        return prediction.squeeze(1)
 
 
 class Reference:
-    """One network while it trains. Sets torch's threads to one: at this size a second only costs."""
+    """One network. Sets torch's threads to one: at this size a second one only costs."""
 
     def __init__(
         self, cell: Cell, parameters: Parameters, config: SeqTrainConfig, train: Sequences | None = None
     ) -> None:
         torch.set_num_threads(1)
         inputs = parameters["rnn.weight_ih_l0"].shape[-1]
-        parameters = checked(cell, parameters, inputs)
+        parameters = check_parameters(cell, parameters, inputs)
         self.module = Recurrent(cell, inputs, parameters["head.weight"].shape[1])
-        self.module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in parameters.items()})
+        try:
+            self._load(parameters)
+        except RuntimeError as error:
+            raise SettingError(f"the cell's layer has other parameters than its entry says: {error}") from None
         self.config = config
         if train:
             self.xs = [torch.from_numpy(x)[None] for x in np.split(train.inputs, np.cumsum(train.lengths)[:-1])]
             self.targets = torch.from_numpy(train.targets)
             self.optimizer = torch.optim.Adam(self.module.parameters(), lr=config.lr, fused=True)
 
+    def _load(self, parameters: Parameters) -> None:
+        self.module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in parameters.items()})
+
     def advance(self, order: Order) -> tuple[float, int]:
-        """As `Engine` has it."""
+        """See Engine."""
         total, size = 0.0, self.config.batch_size
         for step, first in enumerate(range(0, len(order), size)):
-            some = order[first : first + size]
-            errors = torch.cat([self.module(self.xs[i]) - self.targets[i] for i in some.tolist()])
+            batch = order[first : first + size]
+            errors = torch.cat([self.module(self.xs[i]) - self.targets[i] for i in batch.tolist()])
             loss = errors.square().sum()
             if not torch.isfinite(loss):
                 return total, step
             self.optimizer.zero_grad()
-            torch.autograd.backward(loss / len(some))
+            torch.autograd.backward(loss / len(batch))
             if self.config.clip_norm:
                 nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
             self.optimizer.step()
             total += loss.item()
         return total, -(-len(order) // size)
 
-    def answers(self, data: Sequences) -> Floats:
-        """As `Engine` has it; sequences of one length share a batch."""
+    def predict(self, data: Sequences) -> Floats:
+        """See Engine; sequences of one length share a batch."""
         starts = np.concatenate([[0], np.cumsum(data.lengths)[:-1]])
-        answers = np.empty(len(data.lengths), np.float32)
+        predictions = np.empty(len(data.lengths), np.float32)
         with torch.inference_mode():
             for steps in np.unique(data.lengths):
-                chosen = np.flatnonzero(data.lengths == steps)
-                share = max(1, ANSWER_STEPS // int(steps))
-                for some in (chosen[i : i + share] for i in range(0, len(chosen), share)):
-                    x = data.inputs[starts[some, None] + np.arange(steps)]  # (n, T, F)
-                    answers[some] = self.module(torch.from_numpy(x)).numpy()
-        return answers
+                numbers = np.flatnonzero(data.lengths == steps)
+                share = max(1, PREDICT_STEPS // int(steps))
+                for batch in (numbers[i : i + share] for i in range(0, len(numbers), share)):
+                    x = data.inputs[starts[batch, None] + np.arange(steps)]  # (n, T, F)
+                    predictions[batch] = self.module(torch.from_numpy(x)).numpy()
+        return predictions
 
     def parameters(self) -> Parameters:
-        """As `Engine` has it."""
+        """See Engine."""
         return {name: tensor.detach().numpy().copy() for name, tensor in self.module.state_dict().items()}
 
     def moments(self) -> tuple[Parameters, Parameters]:
-        """As `Engine` has it."""
-        found = {name: self.optimizer.state[p] for name, p in self.module.named_parameters()}
+        """See Engine."""
+        states = {name: self.optimizer.state[p] for name, p in self.module.named_parameters()}
         zeros = {name: torch.zeros_like(p) for name, p in self.module.named_parameters()}  # before the first step
         means, squares = (
-            {name: state.get(key, zeros[name]).numpy().copy() for name, state in found.items()}
+            {name: state.get(key, zeros[name]).numpy().copy() for name, state in states.items()}
             for key in ("exp_avg", "exp_avg_sq")
         )
         return means, squares
 
     def restore(self, parameters: Parameters, means: Parameters, squares: Parameters, steps: int) -> None:
-        """As `Engine` has it."""
-        self.module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in parameters.items()})
+        """See Engine."""
+        self._load(parameters)
         for name, p in self.module.named_parameters():
-            mean, square = (torch.from_numpy(found[name].copy()) for found in (means, squares))
+            mean, square = (torch.from_numpy(moments[name].copy()) for moments in (means, squares))
             self.optimizer.state[p] = {"step": torch.tensor(float(steps)), "exp_avg": mean, "exp_avg_sq": square}
 
     def pace(self) -> int:
-        """As `Engine` has it."""
+        """See Engine."""
         steps = sum(x.shape[1] for x in self.xs) / len(self.xs) * self.config.batch_size
         return max(1, int(PACE / steps))

@@ -1,4 +1,4 @@
-"""Pays for the frozen layers once: what they make of each image is taken from the store, or computed into it."""
+"""The features of a data set's images: taken from the feature cache, or computed into it once."""
 
 from __future__ import annotations
 
@@ -16,237 +16,257 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlcv_cli.context import Reporter, map_in_threads
+from dlcv_cli.context import Context, Reporter, map_in_threads
 from dlcv_cli.errors import DlcvError, format_bytes
-from dlcv_cli.files import feature_cache as stores
+from dlcv_cli.files import feature_cache
 from dlcv_cli.files.disk import JSON, hash_json
 from dlcv_cli.files.feature_cache import FeatureCache
 from dlcv_cli.files.locks import hold_lock
 from dlcv_cli.files.recipes import installed_versions
-from dlcv_cli.vision.batches import Source, computed, from_rows, groups, kept, let_go, to_rows
-from dlcv_cli.vision.inference import DTYPES, Forward, outputs
-from dlcv_cli.vision.steps import Cut, chain, work
+from dlcv_cli.vision.batches import (
+    Source,
+    from_rows,
+    release_pages,
+    row_shape,
+    source_of_images,
+    source_of_rows,
+    split_evenly,
+    to_rows,
+)
+from dlcv_cli.vision.inference import DTYPES, FeatureExtractor, extract_in_threads
+from dlcv_cli.vision.steps import SplitNetwork, hash_steps, measure_cost
 from dlcv_cli.vision.transforms import Images
 
-SPARE = 0.1  # of the free disk that a store leaves free
+FREE_SHARE = 0.1  # of the free disk that cached features leave free
+FORMAT = 3  # goes up when transforms.py, inference.py or steps.py compute otherwise
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One picture that is to pass the frozen layers: an image of a part, and how it is seen."""
+class View:
+    """One view of one image, which is to pass the frozen layers."""
 
     images: Images
     index: int
-    view: str
+    name: str
 
 
-class _DoesNotFitError(Exception):
-    """The store has no place on the disk."""
+class _NoSpaceError(Exception):
+    """The features do not fit on the disk."""
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """A network's frozen layers, where and how they compute, and where what they give is kept (None: nowhere)."""
+class FrozenLayers:
+    """A network's frozen layers, and where and how they compute."""
 
-    parts: Cut
+    split: SplitNetwork
     arch: str
     device: torch.device
     precision: str
     threads: int
-    cache: Path | None
 
-    def forward(self, images: Images, begin: int = 0) -> Forward:
-        """The layers from the one of that number on."""
-        return Forward(list(self.parts.prefix)[begin:], images.preprocessing, self.device, self.precision)
+    def extractor(self, images: Images, first: int = 0) -> FeatureExtractor:
+        """Return an extractor of the layers from that number on."""
+        return FeatureExtractor([*self.split.frozen], images.preprocessing, self.device, self.precision, first)
+
+    def place_keys(self, images: Images) -> list[bytes]:
+        """Return a key for each place between the layers: what is computed up to there, to the last bit."""
+        extractor = FeatureExtractor([], images.preprocessing, self.device, self.precision)
+        device = self.device.type
+        if device == "cuda":
+            device = torch.cuda.get_device_name(self.device)
+        elif device == "cpu":
+            device = torch.backends.cpu.get_cpu_capability()
+        versions = installed_versions("torch", "torchvision", "pillow")
+        start = {
+            "preprocessing": images.preprocessing.to_json(),
+            "precision": self.precision,
+            "device": device,
+            "fused": extractor.fused,
+            "batch": [extractor.batch_size, extractor.spatial_batch_size],
+            "versions": {name: version for name, version in versions.items() if name != "dlcv"},
+            "format": FORMAT,
+        }
+        return hash_steps([*self.split.frozen], bytes.fromhex(hash_json(start)))
 
 
-def sources(
-    frozen: Frozen, parties: Sequence[Images], epochs: Sequence[int], report: Reporter
+def open_sources(
+    frozen: FrozenLayers, parts: Sequence[Images], epochs: Sequence[int], context: Context
 ) -> tuple[list[Source], JSON]:
-    """A source for each part of a data set, with or without the store: the numbers are the same to the last bit.
+    """Return a source for each part of a data set; its numbers are the same with and without the feature cache.
 
     Args:
-        epochs: how many epochs each part is gone through.
+        epochs: number of epochs in which each part is gone through.
 
     Returns:
-        The sources, and what the metrics say of the store.
+        The sources, and what the metrics file says of the features.
     """
-    if not len(frozen.parts.prefix):
-        empty = frozen.forward(parties[0])
-        return [computed(images, empty, frozen.threads) for images in parties], {"used": False, "why": "nothing frozen"}
-    cost = work(frozen.parts, parties[0].preprocessing.crop)
+    report = context.reporter
+    if not len(frozen.split.frozen):
+        direct = [source_of_images(images, frozen.extractor(images), frozen.threads) for images in parts]
+        return direct, {"used": False, "why": "nothing frozen"}
+    cost = measure_cost(frozen.split, parts[0].preprocessing.crop)
     size = math.prod(cost.shape) * DTYPES[frozen.precision].itemsize
-    about = {"before": frozen.parts.name, "bytes_per_image": size}
+    description: JSON = {"before": frozen.split.boundary, "bytes_per_image": size}
     report.note(
-        f"frozen before {frozen.parts.name}: {100 * cost.flops / cost.total_flops:.1f} % of the "
-        f"{cost.total_flops / 1e9:.3g} GFLOP an image takes forward; {size:,} bytes an image to keep"
+        f"frozen before {frozen.split.boundary}: {100 * cost.flops / cost.total_flops:.1f} % of the "
+        f"{cost.total_flops / 1e9:.3g} GFLOP per image of a forward pass; features take {size:,} bytes per image"
     )
-    storable = [images.augment != "crop-flip" or images.views is not None for images in parties]
-    chosen = [(images, count) for images, count, may in zip(parties, epochs, storable, strict=True) if may]
-    if frozen.cache is None:
+    repeats = [images.augment != "crop-flip" or images.views is not None for images in parts]
+    views = _list_views([(images, count) for images, count, r in zip(parts, epochs, repeats, strict=True) if r])
+    cached: tuple[FeatureCache, NDArray[Any]] | None = None
+    if context.cache is None:
         why = "--no-cache"
-        report.note("--no-cache: the frozen layers are computed anew for each batch")
-        found = None
+        report.note("--no-cache: the features are computed again for each batch")
     else:
-        found, why, counts = _filled(frozen, cost.shape, chosen, frozen.cache, report)
-        about |= counts
-    if not all(storable):
-        why = "every epoch another random part of each training image"
-        report.note(f"{why}: those are computed anew each time; --views N would keep N views of each")
-    anew = None if found and all(storable) else frozen.forward(parties[0])
-    made = [
-        _from_store(frozen, *found, images) if found and may else computed(images, anew, frozen.threads)  # type: ignore[arg-type]
-        for images, may in zip(parties, storable, strict=True)
-    ]
-    return made, {"used": found is not None, **({"why": why} if why else {}), **about}
+        cached, why, counts = _fill_cache(frozen, row_shape(cost.shape), views, context.cache, report)
+        description |= counts
+    if not all(repeats):
+        why = "each epoch sees another random part of each training image"
+        report.note(f"{why}: those features are not cached; --views N would cache N views of each image")
+    extractor: FeatureExtractor | None = None
+    sources = []
+    for images, r in zip(parts, repeats, strict=True):
+        if cached and r:
+            sources.append(_source_of_cache(*cached, images, frozen.device))
+        else:
+            extractor = extractor or frozen.extractor(images)  # one for all: it may copy the weights
+            sources.append(source_of_images(images, extractor, frozen.threads))
+    return sources, {"used": cached is not None, **({"why": why} if why else {}), **description}
 
 
-def _from_store(frozen: Frozen, store: FeatureCache, rows: NDArray[Any], images: Images) -> Source:
-    def slots(epoch: int) -> NDArray[np.int64]:
-        keys = (images.key(i, images.view(i, epoch)) for i in range(len(images.paths)))
-        return np.array([store.slots[key] for key in keys], np.int64)
-
-    return kept(rows, slots, images.labels, frozen.device)
-
-
-def _filled(
-    frozen: Frozen, shape: tuple[int, ...], chosen: Sequence[tuple[Images, int]], cache: Path, report: Reporter
-) -> tuple[tuple[FeatureCache, NDArray[Any]] | None, str, dict[str, int]]:
-    """The store with all that is wanted in it, mapped; without one, why not; how many were there and were computed."""
-    wanted = {
-        images.key(index, view): Wanted(images, index, view)
-        for images, epochs in chosen
+def _list_views(parts: Sequence[tuple[Images, int]]) -> dict[bytes, View]:
+    """Return every view that the epochs of these parts see, by its key."""
+    return {
+        images.key(index, name): View(images, index, name)
+        for images, epochs in parts
         for epoch in range(int(min(epochs, images.distinct)))
         for index in range(len(images.paths))
-        for view in (images.view(index, epoch),)
+        for name in (images.view(index, epoch),)
     }
-    keys = chain(frozen.parts.prefix, bytes.fromhex(hash_json(_beginning(frozen, chosen[0][0]))))
-    store = FeatureCache(stores.folder_for(cache, keys[-1]))
+
+
+def _source_of_cache(cache: FeatureCache, rows: NDArray[Any], images: Images, device: torch.device) -> Source:
+    def slots(epoch: int) -> NDArray[np.int64]:
+        keys = (images.key(i, images.view(i, epoch)) for i in range(len(images.paths)))
+        return np.array([cache.slots[key] for key in keys], np.int64)
+
+    return source_of_rows(rows, slots, images.labels, device)
+
+
+def _fill_cache(
+    frozen: FrozenLayers, shape: tuple[int, ...], views: dict[bytes, View], folder: Path, report: Reporter
+) -> tuple[tuple[FeatureCache, NDArray[Any]] | None, str, dict[str, int]]:
+    """Return the feature cache with all views in it, and its rows; without one, why not; and counts of views."""
+    images = next(iter(views.values())).images
+    *earlier_keys, key = frozen.place_keys(images)
+    cache = FeatureCache(feature_cache.folder_for(folder, key))
     try:
         with hold_lock(
-            stores.lock_path(store.folder), lambda: report.note(f"waiting for another dlcv that fills {store.folder}")
+            feature_cache.lock_path(cache.folder),
+            lambda: report.note(f"waiting for another dlcv that is filling {cache.folder}"),
         ):
-            _open_sound(store, [*wanted], report)
-            with _dropped_if_empty(store):
-                if not store.digests:
-                    about = {"arch": frozen.arch, "before": frozen.parts.name, "precision": frozen.precision}
-                    rows = (*shape[1:], shape[0])  # as sources.to_rows lays them
-                    store.begin(rows, frozen.precision, {**about, "image_size": chosen[0][0].preprocessing.crop})
-                missing = {key: item for key, item in wanted.items() if key not in store.slots}
-                said = f"store {store.name}: {len(wanted) - len(missing):,} of {len(wanted):,} are there"
+            _open_and_check(cache, [*views], report)
+            with _dropping_if_empty(cache):
+                if not cache.digests:
+                    about = {"arch": frozen.arch, "before": frozen.split.boundary, "precision": frozen.precision}
+                    cache.begin(shape, frozen.precision, {**about, "image_size": images.preprocessing.crop})
+                missing = {key: view for key, view in views.items() if key not in cache.slots}
+                space = f", {_describe_space(cache, len(missing))}" if missing else ""
+                found = f"{len(views) - len(missing):,} of {len(views):,} images are cached"
+                report.note(f"feature cache {cache.name}: {found}{space}")
                 if missing:
-                    said += f", {_space(store, len(missing))}"
-                report.note(said)
-                if missing:
-                    _fill(frozen, store, [stores.folder_for(cache, key) for key in keys[:-1]], missing, report)
-                store.mark_used()
+                    places = [feature_cache.folder_for(folder, key) for key in earlier_keys]
+                    _compute_missing(frozen, cache, places, missing, report)
+                cache.mark_used()
                 # mapped while no one else can drop it; what is mapped stays, whatever becomes of the files
-                return (store, store.rows()), "", {"images": len(wanted), "computed": len(missing)}
-    except (_DoesNotFitError, OSError) as error:
+                return (cache, cache.rows()), "", {"images": len(views), "computed": len(missing)}
+    except (_NoSpaceError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             raise
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = "the disk is full" if full else str(error.strerror if isinstance(error, OSError) else error)
-        report.warn(f"store {store.folder}: {why}; going on without it: the frozen layers are computed for each batch")
+        report.warn(f"feature cache {cache.folder}: {why}; going on without it: features are computed for each batch")
         return None, why, {}
 
 
 @contextlib.contextmanager
-def _dropped_if_empty(store: FeatureCache) -> Iterator[None]:
-    """Leaves no store without records behind when the block ends by an error."""
+def _dropping_if_empty(cache: FeatureCache) -> Iterator[None]:
+    """Leave no feature cache without entries behind if the block ends by an error."""
     try:
         yield
     except BaseException:
-        if not store.digests:
+        if not cache.digests:
             with contextlib.suppress(OSError):
-                store.drop()
+                cache.drop()
         raise
 
 
-def _beginning(frozen: Frozen, images: Images) -> JSON:
-    """All beside images and weights that the last bits of an output depend on."""
-    forward = Forward([], images.preprocessing, frozen.device, frozen.precision)
-    device = frozen.device.type
-    if device == "cuda":
-        device = torch.cuda.get_device_name(frozen.device)
-    elif device == "cpu":
-        device = torch.backends.cpu.get_cpu_capability()
-    return {
-        "preprocessing": images.preprocessing.to_json(),
-        "precision": frozen.precision,
-        "device": device,
-        "fused": forward.fused,
-        "group": [forward.group, forward.few],
-        "versions": {
-            name: v for name, v in installed_versions("torch", "torchvision", "pillow").items() if name != "dlcv"
-        },
-        "format": 2,  # goes up when views.py or forward.py compute otherwise
-    }
-
-
-def _open_sound(store: FeatureCache, keys: Sequence[bytes], report: Reporter, drop: bool = True) -> None:
-    """Opens a store and checks those of its records that are wanted; a damaged one is named, dropped, and empty."""
+def _open_and_check(cache: FeatureCache, keys: Sequence[bytes], report: Reporter, drop: bool = True) -> None:
+    """Open a feature cache and check the entries with these keys; if it is damaged, name it, drop it, go on empty."""
     try:
-        if not store.open():
+        if not cache.open():
             return
-        rows, slots = store.rows(), [store.slots[key] for key in keys if key in store.slots]
-        sound = map_in_threads(lambda slot: store.is_sound(rows, slot), slots, "checking the store", report)
-        let_go(rows)
+        rows, slots = cache.rows(), [cache.slots[key] for key in keys if key in cache.slots]
+        sound = map_in_threads(lambda slot: cache.is_sound(rows, slot), slots, "checking cached features", report)
+        release_pages(rows)
         if all(sound):
             return
-        problem = f"{store.folder}: {sound.count(False):,} of {len(sound):,} records damaged"
+        problem = f"{cache.folder}: {sound.count(False):,} of {len(sound):,} entries damaged"
     except DlcvError as error:
         problem = str(error)
-    report.warn(f"{problem}; {'dropped, ' if drop else ''}computing anew")
+    report.warn(f"{problem}; {'dropped, ' if drop else ''}computing the features again")
     if drop:
-        store.drop()
-    store.forget()
+        cache.drop()
+    cache.forget()
 
 
-def _space(store: FeatureCache, count: int) -> str:
-    """What so many records more need, and what the disk has. _DoesNotFitError when it has too little."""
-    need, free = count * store.entry_bytes, shutil.disk_usage(store.folder).free
-    said = f"{format_bytes(need)} to add, {format_bytes(free)} free on its disk"
-    if need > (1 - SPARE) * free:
-        raise _DoesNotFitError(said)
-    return said
+def _describe_space(cache: FeatureCache, count: int) -> str:
+    """Return the space that so many new entries need, and the disk has. Raise _NoSpaceError if it has too little."""
+    need, free = count * cache.entry_bytes, shutil.disk_usage(cache.folder).free
+    text = f"{format_bytes(need)} to add, {format_bytes(free)} free on its disk"
+    if need > (1 - FREE_SHARE) * free:
+        raise _NoSpaceError(text)
+    return text
 
 
-def _fill(
-    frozen: Frozen, store: FeatureCache, before: Sequence[Path], missing: dict[bytes, Wanted], report: Reporter
+def _compute_missing(
+    frozen: FrozenLayers, cache: FeatureCache, places: Sequence[Path], missing: dict[bytes, View], report: Reporter
 ) -> None:
-    """Computes what is missing, from the outputs of earlier layers where another store has them, and keeps it."""
-    begin, earlier = _earlier(before, missing, report)
+    """Compute missing features, from those of earlier layers where another cache has them, and append them."""
+    first, earlier = _open_latest(places, missing, report)
     rows = earlier.rows()
-    there = [key for key in missing if key in earlier.slots]
-    if there:
-        report.note(f"{len(there):,} go on from what store {earlier.name} has before {earlier.metadata.get('before')}")
+    begun = [key for key in missing if key in earlier.slots]
+    new = [key for key in missing if key not in earlier.slots]
+    if begun:
+        where = f"feature cache {earlier.name}, before {earlier.metadata.get('before')}"
+        report.note(f"{len(begun):,} images start from {where}")
 
     def load_rows(keys: Sequence[bytes]) -> Tensor:
         return from_rows(rows[[earlier.slots[key] for key in keys]])
 
     def load_pixels(keys: Sequence[bytes]) -> Tensor:
-        return torch.stack([missing[key].images.pixels(missing[key].index, missing[key].view) for key in keys])
+        return torch.stack([missing[key].images.pixels(missing[key].index, missing[key].name) for key in keys])
 
     done = 0
-    rest = [key for key in missing if key not in earlier.slots]
-    with store.appending() as append:
-        for first, keys, load in ((begin, there, load_rows), (0, rest, load_pixels)):
+    with cache.appending() as append:
+        for at, keys, load in ((first, begun, load_rows), (0, new, load_pixels)):
             if not keys:
                 continue
-            forward = frozen.forward(missing[keys[0]].images, first)
-            for group, x in outputs(forward, groups(keys, forward.group), load, frozen.threads):
-                append(group, to_rows(x))
-                done += len(group)
+            extractor = frozen.extractor(missing[keys[0]].images, at)
+            for batch, x in extract_in_threads(
+                extractor, split_evenly(keys, extractor.batch_size), load, frozen.threads
+            ):
+                append(batch, to_rows(x))
+                done += len(batch)
                 report.progress("frozen layers", done, len(missing))
 
 
-def _earlier(before: Sequence[Path], missing: dict[bytes, Wanted], report: Reporter) -> tuple[int, FeatureCache]:
-    """The store of the latest earlier place in the prefix that has some of what is missing, or an empty one."""
-    for begin, folder in reversed(list(enumerate(before))):
-        store = FeatureCache(folder)
-        _open_sound(store, [*missing], report, drop=False)
-        if any(key in store.slots for key in missing):
-            store.mark_used()
-            return begin, store
+def _open_latest(places: Sequence[Path], missing: dict[bytes, View], report: Reporter) -> tuple[int, FeatureCache]:
+    """Return the cache of the latest place between the layers that has some of the views, or an empty one."""
+    for at, folder in reversed(list(enumerate(places))):
+        cache = FeatureCache(folder)
+        _open_and_check(cache, [*missing], report, drop=False)
+        if any(key in cache.slots for key in missing):
+            cache.mark_used()
+            return at, cache
     return 0, FeatureCache(Path())

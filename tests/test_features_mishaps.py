@@ -1,4 +1,4 @@
-"""The store of frozen layers' outputs in trouble: damage, full disks and other mishaps cost time, never a result."""
+"""The feature cache in trouble: damage, full disks and other mishaps cost time, never a result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import Run
 from PIL import Image
-from test_activations import BOTH, COMMON, Train, flip, folder, made, sound, train  # noqa: F401  # fixtures
+from test_features import BOTH, COMMON, Train, flip, folder, made, sound, train  # noqa: F401  # fixtures
 
 from dlcv_cli.files import feature_cache as stores
 from dlcv_cli.stages import snapshots as resume
@@ -41,7 +41,7 @@ def test_a_damaged_store(train: Train, cache_folder: Path, damage: Callable[[Pat
     found = train("head")
     [warning] = found.warnings
     assert str(listing.features.folder) in warning
-    assert warning.endswith("; dropped, computing anew")
+    assert warning.endswith("; dropped, computing the features again")
     assert (found.data, found.store["computed"]) == (first.data, BOTH)
     assert sound(cache_folder) == [BOTH]
     again = train("head")
@@ -111,7 +111,7 @@ def test_the_disk_is_full(
     assert sound(cache_folder) == [BOTH]
 
 
-@pytest.mark.parametrize("name", ["hold_lock", "_open_sound"])
+@pytest.mark.parametrize("name", ["hold_lock", "_open_and_check"])
 def test_what_others_keep_is_not_deleted(
     train: Train, cache_folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,18 +135,18 @@ def test_an_image_that_changes_meanwhile(
 ) -> None:
     """An image that is another one when it is decoded than when it was checked is refused by name; none is kept."""
     name = json.loads((folder / "photos.split.json").read_text())["parts"]["val"][0]["path"]
-    sources = vgg.sources
+    open_sources = vgg.open_sources
 
     def late(*args: Any) -> Any:
         Image.new("RGB", (64, 64)).save(folder / "photos" / name)
-        return sources(*args)
+        return open_sources(*args)
 
-    monkeypatch.setattr(vgg, "sources", late)
+    monkeypatch.setattr(vgg, "open_sources", late)
     args = (folder / "photos.split.json", "--arch", "vgg16_mini", *COMMON, "-o", folder / "new.safetensors")
     result = run("vgg", "head", *args, *more)
     assert (result.exit_code, result.stdout) == (1, "")
     last = result.stderr.splitlines()[-1]
-    assert last == f"dlcv: {folder / 'photos' / name}: changed while it was in use; make the split anew"
+    assert last == f"dlcv: {folder / 'photos' / name}: changed while it was in use; make a new split"
     assert not (folder / "new.safetensors").exists()
     assert sum(sound(cache_folder)) < BOTH
 

@@ -1,60 +1,58 @@
-"""The frozen layers' arithmetic: the same numbers in any company, those of the plain layers, and what they cost."""
+"""The frozen layers' arithmetic: the same features in any batch, those of torch's own layers; and what they cost."""
 
 from __future__ import annotations
 
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_networks import ALEXNET_FEATURES, DEEPER_BATCHNORM, NEW, shrink_networks
 from torch import Tensor, nn
+from torchvision.models.squeezenet import Fire
 
 from dlcv_cli.vision import inference as module
-from dlcv_cli.vision.architectures import ARCHITECTURES, Architecture, K
-from dlcv_cli.vision.batches import from_rows, groups, to_rows
-from dlcv_cli.vision.inference import Forward, has_bfloat16, outputs, resolve
-from dlcv_cli.vision.models import Fire, Network, random_network, unfreeze
+from dlcv_cli.vision.architectures import ARCHITECTURES
+from dlcv_cli.vision.batches import from_rows, split_evenly, to_rows
+from dlcv_cli.vision.inference import FeatureExtractor, extract_in_threads, has_bfloat16, resolve_precision
+from dlcv_cli.vision.models import build_network, build_random_network, unfreeze
 from dlcv_cli.vision.preprocessing import Preprocessing
-from dlcv_cli.vision.steps import Cut, chain, cut, work
+from dlcv_cli.vision.steps import SplitNetwork, hash_steps, measure_cost, split_at_frozen
 
 CPU = torch.device("cpu")
 PRECISIONS = ("float32", "bfloat16")
 MINI = ARCHITECTURES["vgg16_mini"]
-# batch normalisation between convolution and ReLU, and frozen linear layers
-BATCHNORM = replace(
-    MINI, features=(("conv", 8, 3, 2, 1), ("batchnorm",), ("relu",), ("maxpool", 2, 2), ("conv", 16, 3, 1, 1))
-)
-NARROW = replace(ARCHITECTURES["alexnet"], classifier=(("dropout", 0.5), ("linear", K)), head="classifier.1")
-NETWORKS: dict[str, Architecture] = {
-    "vgg16_mini": MINI,
-    "squeezenet1_1": ARCHITECTURES["squeezenet1_1"],
-    "alexnet": NARROW,
-    "batchnorm": BATCHNORM,
-}
+OTHERS = {"alexnet features": ALEXNET_FEATURES, "batchnorm": DEEPER_BATCHNORM}
+NAMES = ("vgg16_mini", "squeezenet1_1", *OTHERS, *NEW)
 # pixels the images are said to have, which decides how many pass the convolutions at once: 4, 1 and 16
-CASES = [*((name, 224) for name in NETWORKS), *((name, 448) for name in NETWORKS), ("vgg16_mini", 64)]
+CASES = [*((name, 224) for name in NAMES), *((name, 448) for name in NAMES), ("vgg16_mini", 64)]
 
 
-def parts_of(name: str) -> Cut:
-    """A network in two, its head to train; every tensor random, biases and statistics too."""
-    architecture = NETWORKS[name]
-    network = random_network(architecture, 3, seed=0)
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new networks for 64 pixels, vit_b_16 a small one."""
+    shrink_networks(monkeypatch)
+
+
+def split_of(name: str) -> SplitNetwork:
+    """Return a network, split, its head to train; every tensor random, biases and statistics too."""
+    architecture = OTHERS.get(name) or ARCHITECTURES[name]
+    network = build_random_network(architecture, 3, seed=0)
     rng = torch.Generator().manual_seed(0)
     for key, tensor in network.state_dict().items():
-        if tensor.ndim == 1:
-            tensor.uniform_(*((0.5, 1.5) if key.endswith("var") else (-0.2, 0.2)), generator=rng)
+        if tensor.ndim == 1 and tensor.is_floating_point():
+            tensor.uniform_(*((0.5, 1.5) if key.endswith(("var", "weight")) else (-0.2, 0.2)), generator=rng)
     unfreeze(network, (architecture.head,))
     network.to(memory_format=torch.channels_last)
-    return cut(network)
+    return split_at_frozen(network, architecture)
 
 
-def made(layers: Sequence[nn.Module], precision: str, side: int = 224) -> Forward:
+def made(layers: Sequence[nn.Module], precision: str, side: int = 224) -> FeatureExtractor:
     """The layers, for images of so many pixels."""
-    return Forward(layers, Preprocessing(side, side), CPU, precision)
+    return FeatureExtractor(layers, Preprocessing(side, side), CPU, precision)
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +70,9 @@ def plain(prefix: nn.Sequential, pixels: Tensor) -> Tensor:
     return found
 
 
-def passed(forward: Forward, pixels: Tensor, order: Sequence[int], size: int, threads: int) -> Tensor:
+def passed(forward: FeatureExtractor, pixels: Tensor, order: Sequence[int], size: int, threads: int) -> Tensor:
     """Outputs of the images in that order, so many a group, put back in the images' own order."""
-    found = outputs(forward, groups(order, size), lambda group: pixels[list(group)], threads)
+    found = extract_in_threads(forward, split_evenly(order, size), lambda group: pixels[list(group)], threads)
     y = torch.cat([x for _, x in found])
     back: Tensor = y[torch.tensor(order).argsort()]
     return back
@@ -95,7 +93,7 @@ def fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_image_depends_on_itself_alone(name: str, precision: str, side: int, fused: bool, pixels: Tensor) -> None:
     """Alone, among others, anywhere in any group, with any number of threads: the same bytes."""
-    forward = made(parts_of(name).prefix, precision, side)
+    forward = made(split_of(name).frozen, precision, side)
     expected = forward(pixels)
     assert not torch.equal(expected[0], expected[1]), "the case can tell images apart"
     shuffled = np.random.default_rng(0).permutation(19).tolist()
@@ -105,7 +103,7 @@ def test_an_image_depends_on_itself_alone(name: str, precision: str, side: int, 
 
 def test_torchs_own_threads_do_not_matter(pixels: Tensor) -> None:
     """Frozen layers compute without torch's own threads, however many the training step has, and leave it those."""
-    forward = made(parts_of("vgg16_mini").prefix, "float32")
+    forward = made(split_of("vgg16_mini").frozen, "float32")
     seen = set()
 
     def load(group: Sequence[int]) -> Tensor:
@@ -115,17 +113,17 @@ def test_torchs_own_threads_do_not_matter(pixels: Tensor) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        assert [len(x) for _, x in outputs(forward, groups(range(19), 4), load, 2)] == [4, 4, 4, 4, 3]
+        assert [len(x) for _, x in extract_in_threads(forward, split_evenly(range(19), 4), load, 2)] == [4, 4, 4, 4, 3]
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
     assert seen == {1}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_numbers_are_the_plain_layers(name: str, fused: bool, pixels: Tensor) -> None:
     """float32 agrees with torch's own layers to 1e-5 of the largest number, bfloat16 to a few percent."""
-    prefix = parts_of(name).prefix
+    prefix = split_of(name).frozen
     expected = plain(prefix, pixels)
     most = expected.abs().max()
     for precision, bound in (("float32", 1e-5), ("bfloat16", 0.05)):
@@ -178,34 +176,34 @@ def test_fusion_is_tried_first(wrong: str, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_going_on_is_going_all_the_way(name: str, precision: str, side: int, pixels: Tensor) -> None:
     """From what is kept before any layer with weights, the layers behind give the bytes of the whole way."""
-    prefix = list(parts_of(name).prefix)
+    prefix = list(split_of(name).frozen)
     expected = made(prefix, precision, side)(pixels)
     places = [i for i, layer in enumerate(prefix) if i and [*layer.parameters()]]
     assert places
     for place in places[::-3]:
         kept = to_rows(made(prefix[:place], precision, side)(pixels))
-        rest = made(prefix[place:], precision, side)
+        rest = FeatureExtractor(prefix, Preprocessing(side, side), CPU, precision, place)
         for some in (slice(0, 19), slice(7, 9)):  # whole groups, and too few for one
-            found = torch.cat([x for _, x in outputs(rest, groups(kept[some], 16), from_rows, 2)])
+            found = torch.cat([x for _, x in extract_in_threads(rest, split_evenly(kept[some], 16), from_rows, 2)])
             assert torch.equal(found, expected[some]), prefix[place]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_network_is_left_alone(precision: str, pixels: Tensor) -> None:
     """Computing changes no value, type, mode or gradient flag of the layers it was given, nor the pixels."""
-    for name in NETWORKS:
-        parts = parts_of(name)
-        parts.train()
-        tensors = [*parts.prefix.named_parameters(), *parts.prefix.named_buffers()]
+    for name in NAMES:
+        split = split_of(name)
+        split.train()
+        tensors = [*split.frozen.named_parameters(), *split.frozen.named_buffers()]
         before = [(key, t.detach().clone(), t.dtype, t.requires_grad) for key, t in tensors]
-        modes = [layer.training for layer in parts.suffix.modules()]
+        modes = [layer.training for layer in split.tail.modules()]
         given = pixels.clone()
-        found = made(parts.prefix, precision)(pixels)
+        found = made(split.frozen, precision)(pixels)
         assert not found.requires_grad
         for (key, old, dtype, grad), (_, now) in zip(before, tensors, strict=True):
             assert torch.equal(old, now.detach()), key
             assert (now.dtype, now.requires_grad, now.grad) == (dtype, grad, None), key
-        assert [layer.training for layer in parts.suffix.modules()] == modes
+        assert [layer.training for layer in split.tail.modules()] == modes
         assert torch.equal(pixels, given)
 
 
@@ -219,10 +217,10 @@ def test_outputs_come_in_order_and_errors_come_out() -> None:
         time.sleep(0.02 if group[0] == 0 else 0)
         return torch.full((len(group), 2), float(group[0]))
 
-    seen = [int(x[0, 0]) for _, x in outputs(forward, groups(range(8), 2), load, 3)]
+    seen = [int(x[0, 0]) for _, x in extract_in_threads(forward, split_evenly(range(8), 2), load, 3)]
     assert seen == [0, 2, 4, 6]
     with pytest.raises(OSError, match="gone"):
-        list(outputs(forward, [[1], [9], [2]], load, 2))
+        list(extract_in_threads(forward, [[1], [9], [2]], load, 2))
 
 
 # ------------------------------------------------------------------------------------------------- by content
@@ -230,34 +228,34 @@ def test_outputs_come_in_order_and_errors_come_out() -> None:
 
 def test_chain_has_a_key_for_every_place() -> None:
     """Prefixes that begin alike share the beginning of the list, whatever comes after and whatever trains."""
-    one = random_network(MINI, 3, seed=0)
-    other = random_network(MINI, 5, seed=1)
+    one = build_random_network(MINI, 3, seed=0)
+    other = build_random_network(MINI, 5, seed=1)
     other.features.load_state_dict(one.features.state_dict())
     unfreeze(one, ("classifier.6",))
     unfreeze(other, ("features.28",))
-    long, short = (chain(cut(n).prefix, b"begin") for n in (one, other))
-    assert len(long) == len(cut(one).prefix) + 1 == len(set(long))
+    long, short = (hash_steps(split_at_frozen(n, MINI).frozen, b"begin") for n in (one, other))
+    assert len(long) == len(split_at_frozen(one, MINI).frozen) + 1 == len(set(long))
     assert all(len(key) == 32 for key in long)
     assert long[: len(short)] == short
     one.to(memory_format=torch.channels_last)
-    assert chain(cut(one).prefix, b"begin") == long
-    assert not {*chain(cut(one).prefix, b"another")} & {*long}
+    assert hash_steps(split_at_frozen(one, MINI).frozen, b"begin") == long
+    assert not {*hash_steps(split_at_frozen(one, MINI).frozen, b"another")} & {*long}
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "batchnorm"])
 def test_chain_changes_with_any_number(name: str) -> None:
     """The last bit of any weight, bias or statistic changes every key behind its layer and none before."""
-    prefix = parts_of(name).prefix
-    before = chain(prefix, b"")
+    prefix = split_of(name).frozen
+    before = hash_steps(prefix, b"")
     for key, tensor in prefix.state_dict().items():
         number = tensor[(-1,) * tensor.ndim]
         old = number.clone()
         number.copy_(old + 1 if key.endswith("tracked") else torch.nextafter(old, old + 1))
         at = int(key.partition(".")[0]) + 1
-        same = [one == other for one, other in zip(chain(prefix, b""), before, strict=True)]
+        same = [one == other for one, other in zip(hash_steps(prefix, b""), before, strict=True)]
         assert same == [True] * at + [False] * (len(same) - at), key
         number.copy_(old)
-    assert chain(prefix, b"") == before
+    assert hash_steps(prefix, b"") == before
 
 
 @pytest.mark.parametrize(
@@ -273,12 +271,12 @@ def test_chain_changes_with_any_number(name: str) -> None:
 )
 def test_chain_changes_with_any_layer(at: int, layer: nn.Module) -> None:
     """Another kind of layer or another setting, with the same weights, changes every key behind it."""
-    prefix = parts_of("batchnorm").prefix
-    before = chain(prefix, b"")
+    prefix = split_of("batchnorm").frozen
+    before = hash_steps(prefix, b"")
     if layer.state_dict():
         layer.load_state_dict(prefix[at].state_dict())
     prefix[at] = layer
-    same = [one == other for one, other in zip(chain(prefix, b""), before, strict=True)]
+    same = [one == other for one, other in zip(hash_steps(prefix, b""), before, strict=True)]
     assert same == [True] * (at + 1) + [False] * (len(same) - at - 1)
 
 
@@ -304,11 +302,11 @@ VGG16 = [
 def test_work_of_vgg16(layers: tuple[str, ...], shape: tuple[int, ...], convolutions: int, linear: list[int]) -> None:
     """Shape and operations before the cut are those counted by hand, two for each multiplication and addition."""
     with torch.device("meta"):
-        network = Network(ARCHITECTURES["vgg16"], 101)
+        network = build_network(ARCHITECTURES["vgg16"], 101)
     unfreeze(network, layers)
     counts = [9 * c * out * side**2 for c, out, side in VGG16]
     total = 2 * (sum(counts) + 25088 * 4096 + 4096 * 4096 + 4096 * 101)
-    found = work(cut(network), 224)
+    found = measure_cost(split_at_frozen(network, ARCHITECTURES["vgg16"]), 224)
     assert found.shape == shape
     assert found.flops == 2 * (sum(counts[:convolutions]) + sum(linear))
     assert found.total_flops == total
@@ -317,10 +315,10 @@ def test_work_of_vgg16(layers: tuple[str, ...], shape: tuple[int, ...], convolut
 
 def test_work_is_that_of_the_outputs(pixels: Tensor) -> None:
     """The shape foretold is the shape computed, for every network; the network itself stays real."""
-    for name in NETWORKS:
-        parts = parts_of(name)
-        assert work(parts, 64).shape == tuple(made(parts.prefix, "float32")(pixels[:1]).shape[1:])
-        assert all(t.device == CPU for t in (*parts.prefix.state_dict().values(), *parts.suffix.state_dict().values()))
+    for name in NAMES:
+        split = split_of(name)
+        assert measure_cost(split, 64).shape == tuple(made(split.frozen, "float32")(pixels[:1]).shape[1:])
+        assert all(t.device == CPU for t in (*split.frozen.state_dict().values(), *split.tail.state_dict().values()))
 
 
 # ------------------------------------------------------------------------------------------------- precision, rows
@@ -330,8 +328,8 @@ def test_work_is_that_of_the_outputs(pixels: Tensor) -> None:
 def test_auto_follows_the_device(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked for is what is computed in; auto is bfloat16 exactly where the device has it."""
     monkeypatch.setattr(module, "has_bfloat16", lambda device: native)
-    assert resolve("auto", CPU) == ("bfloat16" if native else "float32")
-    assert [resolve(p, CPU) for p in PRECISIONS] == [*PRECISIONS]  # type: ignore[arg-type]
+    assert resolve_precision("auto", CPU) == ("bfloat16" if native else "float32")
+    assert [resolve_precision(p, CPU) for p in PRECISIONS] == [*PRECISIONS]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

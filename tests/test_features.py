@@ -1,8 +1,9 @@
-"""Frozen layers paid for once: the store changes no bit of any result, is used when it may be, and is never trusted."""
+"""Features computed once: the cache changes no bit of any result, is used when it can be, and is never trusted."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,16 +14,18 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torchvision
 from conftest import Run, contents, dlcv, make_photos, metrics_of
 from PIL import Image
-from torch import Tensor
+from small_networks import NEW, shrink_networks
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlcv_cli.files import feature_cache as stores
 from dlcv_cli.files import tensors
 from dlcv_cli.stages import weights
 from dlcv_cli.vision.architectures import ARCHITECTURES
-from dlcv_cli.vision.models import Network, random_network, unfreeze
+from dlcv_cli.vision.models import BUILDERS, build_random_network, unfreeze
 
 MINI = ARCHITECTURES["vgg16_mini"]
 LAYERS = {"head": (MINI.head,), "finetune": MINI.unfreeze}
@@ -71,7 +74,7 @@ def trainer(run: Run, folder: Path) -> Train:
         start = ("--arch", "vgg16_mini") if stage == "head" else ("--from", folder / "head.safetensors")
         result = run("vgg", stage, split or folder / "photos.split.json", *COMMON, *start, "-o", output, *more)
         assert result.exit_code == 0, result.stderr
-        return Trained(output, result.stderr, metrics_of(output)["run"]["store"])
+        return Trained(output, result.stderr, metrics_of(output)["run"]["features"])
 
     return train
 
@@ -164,15 +167,29 @@ def test_no_bit_of_a_prediction_either(run: Run, train: Train, stage: str, preci
     for more, computed in (((), TEST), ((), 0), (("--no-cache",), None)):
         assert run("eval", checkpoint, "--threads", 1, "--force", *more).exit_code == 0
         document = json.loads(checkpoint.with_suffix(".test.eval.json").read_text("utf-8"))
-        assert document["run"]["store"].get("computed") == computed
+        assert document["run"]["features"].get("computed") == computed
         found.append(checkpoint.with_suffix(".test.predictions.safetensors").read_bytes())
     assert found[0] == found[1] == found[2]
 
 
-def plain_training(network: Network, x: dict[str, Tensor], y: dict[str, Tensor], config: dict[str, Any]) -> Any:
-    """A training as a notebook has it, whole network in train mode: ([(train loss, val loss)], the best's state)."""
+def plain_training(network: nn.Module, x: dict[str, Tensor], y: dict[str, Tensor], config: dict[str, Any]) -> Any:
+    """Train as a notebook does, the whole network in train mode: ([(train loss, val loss)], the best's state)."""
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=config["lr"])
-    losses, best, state = [], -1.0, {}
+    losses: list[tuple[float, float]] = []
+    best: tuple[float, float] = (-1.0, 0.0)
+    state: dict[str, Tensor] = {}
+
+    def validate(train_loss: float) -> None:
+        nonlocal best, state
+        with torch.no_grad():
+            logits = network.eval()(x["val"])
+        loss, accuracy = F.cross_entropy(logits, y["val"]).item(), (logits.argmax(1) == y["val"]).float().mean().item()
+        losses.append((train_loss, loss))
+        if (accuracy, -loss) > best:
+            best, state = (accuracy, -loss), {name: t.clone() for name, t in network.state_dict().items()}
+
+    if "unfreeze" in config:  # finetune: its start counts as epoch 0
+        validate(math.nan)
     for epoch in range(config["epochs"]):
         if config["schedule"] == "exponential":
             optimizer.param_groups[0]["lr"] = config["lr"] * config["decay"] ** epoch
@@ -187,12 +204,7 @@ def plain_training(network: Network, x: dict[str, Tensor], y: dict[str, Tensor],
             loss.backward()
             optimizer.step()
             total += loss.item() * len(batch)
-        with torch.no_grad():
-            logits = network.eval()(x["val"])
-        losses.append((total / TRAIN, F.cross_entropy(logits, y["val"]).item()))
-        right = (logits.argmax(1) == y["val"]).float().mean().item()
-        if right > best:
-            best, state = right, {name: t.clone() for name, t in network.state_dict().items()}
+        validate(total / TRAIN)
     return losses, state
 
 
@@ -204,8 +216,8 @@ def test_losses_are_a_plain_loops(run: Run, train: Train, folder: Path, stage: s
     again = train(stage, "--precision", "float32", "--batch-size", batch, "--epochs", 4)
     assert (again.store["computed"], again.data) == (0, kept.data)
     metrics = metrics_of(again.path)
-    network = random_network(MINI, 3, seed=0)
-    start = folder / "head.safetensors" if stage == "finetune" else weights.shipped("vgg16_mini.safetensors")
+    network = build_random_network(MINI, 3, seed=0)
+    start = folder / "head.safetensors" if stage == "finetune" else weights.find_shipped("vgg16_mini.safetensors")
     stored = safetensors.torch.load_file(start)
     network.load_state_dict({k: t for k, t in stored.items() if stage == "finetune" or MINI.head not in k}, False)
     unfreeze(network, LAYERS[stage])
@@ -217,8 +229,8 @@ def test_losses_are_a_plain_loops(run: Run, train: Train, folder: Path, stage: s
         x[part] = torch.from_numpy(raw.astype(np.float32)).permute(0, 3, 1, 2)
         y[part] = torch.tensor([document["classes"].index(e["path"].split("/")[0]) for e in examples])
     losses, state = plain_training(network, x, y, metrics["config"])
-    found = [(record["train_loss"], record["val_loss"]) for record in metrics["records"]]
-    np.testing.assert_allclose(found, losses, rtol=1e-5)
+    recorded = np.array([(record["train_loss"], record["val_loss"]) for record in metrics["records"]], float)
+    np.testing.assert_allclose(recorded, losses, rtol=1e-5)
     network.load_state_dict(state)
     for part in ("val", "test"):
         assert run("eval", again.path, "--split", part, "--threads", 1).exit_code == 0
@@ -227,6 +239,38 @@ def test_losses_are_a_plain_loops(run: Run, train: Train, folder: Path, stage: s
             logits = network.eval()(x[part]).numpy()
         np.testing.assert_array_equal(predictions.arrays["logits"].argmax(1), logits.argmax(1))
         np.testing.assert_allclose(predictions.arrays["logits"], logits, rtol=0, atol=1e-4 * np.abs(logits).max())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("arch", NEW)
+def test_every_network_trains_from_cached_features(
+    run: Run, folder: Path, tmp_path: Path, arch: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Head and finetune of the last stage: the same bytes with and without cache; strict in torchvision's network."""
+    shrink_networks(monkeypatch)
+    state = build_random_network(ARCHITECTURES[arch], 5, seed=1).state_dict()
+    safetensors.torch.save_file(state, tmp_path / "weights.safetensors")
+    common = (folder / "photos.split.json", *COMMON, "--precision", precision)
+    outputs = []
+    for number, more in enumerate(((), ("--no-cache",))):
+        head, finetune = (tmp_path / f"{stage}{number}.safetensors" for stage in ("head", "finetune"))
+        weights_option = ("--weights", tmp_path / "weights.safetensors")
+        result = run("image", "head", *common, "--arch", arch, *weights_option, "-o", head, *more)
+        assert result.exit_code == 0, result.stderr
+        assert metrics_of(head)["run"]["features"]["used"] is not bool(more)
+        result = run("image", "finetune", *common, "--from", tmp_path / "head0.safetensors", "-o", finetune, *more)
+        assert result.exit_code == 0, result.stderr
+        outputs.append((head.read_bytes(), finetune.read_bytes()))
+    assert outputs[0] == outputs[1]
+    first, second = (safetensors.torch.load_file(tmp_path / f"{stage}0.safetensors") for stage in ("head", "finetune"))
+    changed = {name for name, tensor in second.items() if not torch.equal(tensor, first[name])}
+    metrics = metrics_of(tmp_path / "finetune0.safetensors")
+    if metrics["best"]["epoch"]:
+        trained = ARCHITECTURES[arch].unfreeze
+        assert changed
+        assert all(any(name.startswith(f"{layer}.") for layer in trained) for name in changed)
+    theirs = BUILDERS[arch](3) if arch in BUILDERS else torchvision.models.get_model(arch, num_classes=3)
+    theirs.load_state_dict(second, strict=True)
 
 
 # ------------------------------------------------------------------------------------------------------ when it is used
@@ -266,8 +310,8 @@ def test_another_computation_is_computed(train: Train, folder: Path, cache_folde
         path = changed_weights(folder, CHANGES[change])
         other = train("head", "--weights", path, "--precision", "float32")
     assert (other.store["images"], other.store["computed"]) == (BOTH, BOTH)
-    assert f": 0 of {BOTH} are there" in other.said
-    assert "go on from" not in other.said or change == "last bias"
+    assert f": 0 of {BOTH} images are cached" in other.said
+    assert "start from" not in other.said or change == "last bias"
     assert sound(cache_folder) == [BOTH, BOTH]
     again = train("head", "--weights", folder / "head.safetensors", "--precision", "float32")
     assert (again.store["computed"], again.data) == (0, first.data)
@@ -284,7 +328,7 @@ def test_another_training_uses_it(train: Train, folder: Path, cache_folder: Path
     ):
         found = train("head", *more)
         assert (found.store["images"], found.store["computed"]) == (BOTH, 0)
-        assert f": {BOTH} of {BOTH} are there\n" in found.said
+        assert f": {BOTH} of {BOTH} images are cached\n" in found.said
     assert sound(cache_folder) == [BOTH]
 
 
@@ -298,9 +342,9 @@ def test_images_are_known_by_content(run: Run, train: Train, folder: Path, cache
     assert 0 < len(new) <= TEST
     assert train("head", split=other).store["computed"] == len(new)
     assert run("eval", first.path, "--split", "val").exit_code == 0
-    assert json.loads(first.path.with_suffix(".val.eval.json").read_text())["run"]["store"]["computed"] == 0
+    assert json.loads(first.path.with_suffix(".val.eval.json").read_text())["run"]["features"]["computed"] == 0
     assert run("eval", first.path).exit_code == 0
-    seen = json.loads(first.path.with_suffix(".test.eval.json").read_text())["run"]["store"]
+    seen = json.loads(first.path.with_suffix(".test.eval.json").read_text())["run"]["features"]
     assert (seen["images"], seen["computed"]) == (TEST, TEST - len(new))
     assert sound(cache_folder) == [24]
 
@@ -347,30 +391,30 @@ def test_an_earlier_cut_serves(
     common = {*digests(folder / "photos.split.json", "train", "val")}.intersection(
         digests(folder / "other.split.json", "train", "val")
     )
-    said = f"{len(common)} go on from what store {earlier.features.name} has before features.28"
+    said = f"{len(common)} images start from feature cache {earlier.features.name}, before features.28"
     assert (said in found.said, len(found.warnings)) == ((False, 1) if damaged else (True, 0))
     assert found.store["computed"] == BOTH
     assert found.data == train("head", *given, "--no-cache", split=folder / "other.split.json").data
     empty = train("head", *given, "--cache", tmp_path / "empty", split=folder / "other.split.json")
-    assert (empty.data, "go on from" in empty.said) == (found.data, False)
+    assert (empty.data, "start from" in empty.said) == (found.data, False)
 
 
 def test_what_the_metrics_say(run: Run, train: Train, folder: Path) -> None:
-    """`run.store` of each kind of run: its keys in their order, and what stderr says with it."""
+    """`run.features` of each kind of run has these keys, and stderr says it in words."""
     kept, without = train("head", "--precision", "float32"), train("finetune", "--no-cache", "--precision", "bfloat16")
     assert list(kept.store) == COUNTS
     assert kept.store == dict(zip(COUNTS, (True, "classifier.2", 2048, BOTH, BOTH), strict=True))
-    assert f": 0 of {BOTH} are there, 38.9 kB to add, " in kept.said
+    assert f": 0 of {BOTH} images are cached, 38.9 kB to add, " in kept.said
     assert without.store == {"used": False, "why": "--no-cache", "before": "features.28", "bytes_per_image": 2048}
     assert list(without.store) == ["used", "why", "before", "bytes_per_image"]
-    assert "--no-cache: the frozen layers are computed anew for each batch\n" in without.said
+    assert "--no-cache: the features are computed again for each batch\n" in without.said
     anew = train("head", "--augment", "crop-flip", "--precision", "float32")
-    why = "every epoch another random part of each training image"
+    why = "each epoch sees another random part of each training image"
     assert anew.store == {"used": True, "why": why, **{**kept.store, "images": VAL, "computed": 0}}
     assert list(anew.store) == ["used", "why", *COUNTS[1:]]
-    assert f"{why}: those are computed anew each time; --views N would keep N views of each\n" in anew.said
+    assert f"{why}: those features are not cached; --views N would cache N views of each image\n" in anew.said
     scratch = run("vgg", "scratch", folder / "photos.split.json", *COMMON, "-o", folder / "scratch.safetensors",
                   "--arch", "vgg16_mini")  # fmt: skip
     assert scratch.exit_code == 0
-    assert "store" not in scratch.stderr
-    assert metrics_of(folder / "scratch.safetensors")["run"]["store"] == {"used": False, "why": "nothing frozen"}
+    assert "feature cache" not in scratch.stderr
+    assert metrics_of(folder / "scratch.safetensors")["run"]["features"] == {"used": False, "why": "nothing frozen"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dlcv_cli.errors import FileError
-from dlcv_cli.vision.transforms import in_threads
+from dlcv_cli.vision.transforms import map_in_order
 
 
 @pytest.mark.parametrize(("threads", "ahead"), [(1, 1), (2, 5), (4, 4), (3, 100)])
@@ -21,12 +21,12 @@ def test_results_come_in_order(threads: int, ahead: int) -> None:
         time.sleep(0.002 * (12 - job))
         return job * job
 
-    assert list(in_threads(work, range(12), threads, ahead)) == [(job, job * job) for job in range(12)]
+    assert list(map_in_order(work, range(12), threads, ahead)) == [(job, job * job) for job in range(12)]
 
 
 def test_results_of_nothing() -> None:
     """No jobs, no results."""
-    assert list(in_threads(len, [], 2, 4)) == []
+    assert list(map_in_order(len, [], 2, 4)) == []
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 8])
@@ -39,14 +39,14 @@ def test_no_more_than_so_many_ahead(ahead: int) -> None:
             taken.append(job)
             yield job
 
-    for job, _ in in_threads(lambda job: job, jobs(), 4, ahead):
+    for job, _ in map_in_order(lambda job: job, jobs(), 4, ahead):
         assert len(taken) == min(20, job + ahead)
 
 
 def test_two_work_at_a_time() -> None:
     """With two threads two jobs are under way at once."""
     both = threading.Barrier(2, timeout=20)
-    assert [job for job, _ in in_threads(lambda _: both.wait(), range(6), 2, 4)] == [*range(6)]
+    assert [job for job, _ in map_in_order(lambda _: both.wait(), range(6), 2, 4)] == [*range(6)]
 
 
 def test_an_error_comes_where_its_job_stood() -> None:
@@ -60,7 +60,7 @@ def test_an_error_comes_where_its_job_stood() -> None:
         time.sleep(0.01)
         return job
 
-    results = in_threads(work, range(100), 2, 4)
+    results = map_in_order(work, range(100), 2, 4)
     assert [next(results)[1] for _ in range(3)] == [0, 1, 2]
     with pytest.raises(FileError, match=r"three\.png: no image"):
         next(results)
@@ -80,7 +80,7 @@ def test_stopping_early_stops_the_work() -> None:
         return job
 
     before = threading.active_count()
-    results = in_threads(work, range(100), 2, 50)
+    results = map_in_order(work, range(100), 2, 50)
     next(results)
     results.close()  # type: ignore[attr-defined]  # it is a generator
     assert len(started) < 20
@@ -92,7 +92,7 @@ def test_each_thread_computes_alone() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        assert {n for _, n in in_threads(lambda _: torch.get_num_threads(), range(8), 2, 4)} == {1}
+        assert {n for _, n in map_in_order(lambda _: torch.get_num_threads(), range(8), 2, 4)} == {1}
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)

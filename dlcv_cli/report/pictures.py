@@ -1,0 +1,45 @@
+"""Pictures of single examples on the page, with what was predicted of them."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An evaluated image: its thumbnail (a JPEG with its width and height), or the reason why it has none."""
+
+    path: str
+    label: str
+    answer: str
+    loss: float  # nats
+    probability: float  # of the label
+    jpeg: bytes = b""
+    size: tuple[int, int] = (96, 96)
+    problem: str = ""
+
+    @cached_property
+    def uri(self) -> str:
+        """The thumbnail as an address that holds it."""
+        return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode()}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pictures side by side, with what they have in common."""
+
+    pictures: tuple[Picture, ...]
+    true: str = ""
+    answered: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures of one network under a heading; galleries with the same heading stand together on the page."""
+
+    heading: str
+    hint: str
+    rows: tuple[Row, ...]

@@ -1,0 +1,212 @@
+"""`*.eval.json`, schema dlcv.eval/2: what one checkpoint achieves on one part of its data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+
+import msgspec
+
+from dlcv_cli.results.codec import Count, Document, Finite, NonNegative, Setting, Share, Struct
+from dlcv_cli.results.metrics import InputFile
+
+SCHEMA = "dlcv.eval/2"
+Over = Literal["examples", "seeds"]
+
+
+class Interval(msgspec.Struct, frozen=True, array_like=True):
+    """The ends of a 95 % interval."""
+
+    low: Finite
+    high: Finite
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError(f"the interval's low end {self.low} is above its high end {self.high}")
+
+
+class Data(Struct, frozen=True, kw_only=True):
+    """The examples that were evaluated: which, how many, and a fingerprint of their content."""
+
+    study: str
+    part: str
+    n: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+    path: str
+    fingerprint: str
+
+
+class Baseline(Struct, frozen=True, kw_only=True):
+    """What a rule without any learning achieves on the same examples."""
+
+    name: str
+    metrics: dict[str, Finite]
+    intervals: dict[str, Interval]
+
+
+class Collapse(Struct, frozen=True, kw_only=True):
+    """Whether a network ignores what it sees, and its most frequent prediction."""
+
+    collapsed: bool
+    why: str | None
+    answers: Count | None  # how many different classes it predicts; None: its predictions are numbers
+    most_frequent: str
+    share: Share  # of the predictions that are the most frequent one
+
+    def describe(self) -> str:
+        """Return the most frequent prediction and its share in words."""
+        near = "near " if self.answers is None else ""
+        return f"{100 * self.share:.1f} % of its predictions are {near}{self.most_frequent}"
+
+
+class Unchecked(Struct, frozen=True, kw_only=True):
+    """A file of the lineage that could not be read as it was."""
+
+    name: str
+    why: str
+
+
+class Contamination(Struct, frozen=True, kw_only=True):
+    """How many evaluated examples the checkpoint, or one that it comes from, was trained or chosen on."""
+
+    checked: list[str]  # data files whose examples were compared
+    unchecked: list[Unchecked]
+    unrecorded: list[str]  # weights that do not say what they were trained on
+    examples: Count  # evaluated examples that are training examples
+    chosen: Count  # evaluated examples that are validation examples
+    of: Count
+    by_chance: bool  # the task has so few different examples that equal ones are no leak
+    allowed: bool
+
+    @property
+    def leaks(self) -> bool:
+        """Whether the figures are better than they would be on new examples."""
+        return self.examples > 0 and not self.by_chance
+
+
+class PerSeed(Struct, frozen=True, kw_only=True):
+    """The metrics of one of several runs."""
+
+    seed: Count
+    metrics: dict[str, Finite]
+
+
+class Spread(Struct, frozen=True, kw_only=True):
+    """How a metric varies over runs; std is the sample standard deviation."""
+
+    mean: Finite
+    std: NonNegative
+    min: Finite
+    max: Finite
+
+
+class PredictionsFile(Struct, frozen=True, kw_only=True):
+    """The predictions beside an evaluation."""
+
+    path: str
+    sha256: str
+
+
+class PerClass(Struct, frozen=True, kw_only=True):
+    """One class: how many images it has, how often it is predicted, and how often rightly."""
+
+    name: str = msgspec.field(name="class")
+    n: Count
+    recall: Share | None  # None: the part has no image of it
+    precision: Share | None  # None: it is never predicted
+    answered: Count
+
+
+class ConfusedPair(Struct, frozen=True, kw_only=True):
+    """Images of one class that were taken for another; share is of the class's images."""
+
+    true: str
+    answered: str
+    n: Count
+    share: Share
+
+
+class CalibrationBin(Struct, frozen=True, kw_only=True):
+    """The images whose confidence lies in (low, high]: mean confidence and accuracy."""
+
+    low: Share
+    high: Share
+    n: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+    confidence: Share
+    accuracy: Share
+
+
+class HighLoss(Struct, frozen=True, kw_only=True):
+    """An image with a high loss (nats), and the probability that the network gave its true class."""
+
+    path: str
+    sha256: str
+    label: str
+    answer: str
+    loss: Finite
+    probability: Share
+
+
+class ByLength(Struct, frozen=True, kw_only=True):
+    """The sequences of one length."""
+
+    length: Count
+    n: Count
+    mse: NonNegative
+    mae: NonNegative
+    close: Share
+
+
+class ImageDetails(Struct, frozen=True, kw_only=True):
+    """Where a classifier goes wrong."""
+
+    per_class: Annotated[list[PerClass], msgspec.Meta(min_length=1)]
+    confusion: list[tuple[Count, Count, Count]]  # true class, predicted class, images; only where there are any
+    confused: list[ConfusedPair]  # most frequent first
+    calibration: list[CalibrationBin]
+    highest_loss: list[HighLoss]  # highest first
+    root: str  # folder of the images, relative to the evaluation
+
+    def __post_init__(self) -> None:
+        if any(max(cell[:2]) >= len(self.per_class) for cell in self.confusion):
+            raise ValueError(f"`confusion` names a class beyond the {len(self.per_class)} of `per_class`")
+
+
+class SequenceDetails(Struct, frozen=True, kw_only=True):
+    """How the error depends on the length."""
+
+    by_length: list[ByLength]
+
+
+Details = TypeVar("Details", bound=Struct)
+
+
+class Evaluation(Document, Generic[Details], frozen=True, kw_only=True):
+    """One checkpoint on one part. `metrics`, `intervals`: a value for each key of the study's METRICS that applies.
+
+    Several seeds: metrics are means over the runs, and intervals say how the mean varies with the seeds.
+    """
+
+    SCHEMA: ClassVar[str] = SCHEMA
+
+    stage: str
+    config: dict[str, Setting]
+    inputs: dict[str, InputFile]  # "checkpoint", "data"
+    data: Data
+    metrics: dict[str, Finite]
+    intervals: dict[str, Interval]
+    intervals_over: Over
+    baselines: list[Baseline]
+    collapse: Collapse
+    per_seed: list[PerSeed]  # empty where a study does not train with several seeds
+    seed_spread: dict[str, Spread]  # empty for one run
+    details: Details
+    contamination: Contamination
+    predictions: PredictionsFile
+    run: dict[str, Any]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the runs."""
+        return [run.seed for run in self.per_seed]
+
+
+AnyEvaluation = Evaluation[Any]

@@ -1,0 +1,112 @@
+"""`*.metrics.json`, schema dlcv.metrics/1: how a training went. Written beside its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+
+from dlcv_cli.errors import FileError
+from dlcv_cli.files.disk import as_object, path_beside, read_json
+from dlcv_cli.results.codec import (
+    Count,
+    Digest,
+    Document,
+    Finite,
+    NonNegative,
+    Setting,
+    Share,
+    Struct,
+    read_document,
+    write_document,
+)
+
+SCHEMA = "dlcv.metrics/1"
+
+
+class InputFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An input by content; paths are relative to the folder of the file that names it."""
+
+    name: str | None = None  # of weights that are known by name
+    path: str | None = None
+    root: str | None = None  # folder of the images, if it was not the one that the split names
+    sha256: str
+
+
+class Parameters(Struct, frozen=True, kw_only=True):
+    """How many numbers a network has, and how many of them were trained."""
+
+    total: Count
+    trainable: Count
+
+
+class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of training progress: an epoch of images, or some hundred iterations over sequences."""
+
+    seed: Count | None = None
+    epoch: Count | None = None
+    iteration: Count | None = None
+    lr: NonNegative | None = None
+    train_loss: Finite | None
+    train_accuracy: Share | None = None
+    val_loss: Finite
+    val_accuracy: Share | None = None
+
+    @property
+    def step(self) -> int:
+        """How far the training was: epochs or iterations."""
+        return self.epoch if self.epoch is not None else self.iteration or 0
+
+
+class CheckpointFile(Struct, frozen=True, kw_only=True):
+    """The checkpoint that the metrics belong to."""
+
+    path: str
+    sha256: Digest
+
+
+class TrainingMetrics(Document, frozen=True, kw_only=True, omit_defaults=True):
+    """A training: settings, inputs, every record and the best one. `run` holds what varies between identical runs."""
+
+    SCHEMA: ClassVar[str] = SCHEMA
+
+    stage: str
+    config: dict[str, Setting]
+    inputs: dict[str, InputFile]
+    arch: str | None = None  # of image networks
+    precision: str | None = None
+    task: str | None = None  # of cells
+    parameters: Parameters
+    records: Annotated[list[Record], msgspec.Meta(min_length=1)]
+    best: Record
+    checkpoint: CheckpointFile
+    run: dict[str, Any]
+
+
+def metrics_path(checkpoint: Path) -> Path:
+    """Return where the metrics of a checkpoint are."""
+    return path_beside(checkpoint, ".metrics.json")
+
+
+def write_metrics(checkpoint: Path, metrics: TrainingMetrics) -> None:
+    """Write the metrics beside a checkpoint, which must have been written before."""
+    write_document(metrics_path(checkpoint), metrics)
+
+
+def read_metrics(checkpoint: Path, checkpoint_sha256: str) -> TrainingMetrics:
+    """Read the metrics of a checkpoint. Raise FileError if they are damaged or belong to another checkpoint."""
+    path = metrics_path(checkpoint)
+    if not belongs_to(checkpoint, checkpoint_sha256) and path.exists():
+        raise FileError(path, f"does not belong to {checkpoint.name}: one of the two was damaged or exchanged")
+    metrics = read_document(path, TrainingMetrics)
+    for number, record in enumerate([*metrics.records, metrics.best]):
+        if record.epoch is None and record.iteration is None:
+            raise FileError(path, f"damaged: `$.records[{number}]`: neither `epoch` nor `iteration`")
+    return metrics
+
+
+def belongs_to(checkpoint: Path, checkpoint_sha256: str) -> bool:
+    """Return whether the metrics beside a checkpoint exist and name its sha256."""
+    path = metrics_path(checkpoint)
+    return path.exists() and as_object(read_json(path, SCHEMA).get("checkpoint")).get("sha256") == checkpoint_sha256

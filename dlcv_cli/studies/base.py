@@ -1,0 +1,201 @@
+"""What a study is: its data, examples, checkpoints, metrics, baselines, collapse rule, tests and figures.
+
+A study is one subclass of Study, and one line in studies/__init__.py. Letters: N examples, K runs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlcv_cli.context import Context
+from dlcv_cli.report.kinds import FigureGroup
+from dlcv_cli.report.pictures import Gallery
+from dlcv_cli.results.codec import Struct
+from dlcv_cli.results.comparison import Column
+from dlcv_cli.results.evaluation import AnyEvaluation, Baseline, Collapse, Interval, Over, PerSeed, Spread
+from dlcv_cli.results.metrics import TrainingMetrics
+from dlcv_cli.statistics.metrics import over_runs
+from dlcv_cli.statistics.paired import Difference
+from dlcv_cli.statistics.significance import Proportion, Statistic, intervals_of, t_interval
+
+S = TypeVar("S")  # what a study makes of the predictions of one run: all that its metrics need
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class System(Generic[S]):
+    """A network, or a baseline, on N examples: the scores of each run."""
+
+    name: str
+    runs: list[S]
+    seeds: Sequence[int]
+    baseline: bool = False
+
+
+@dataclass(frozen=True)
+class Metric(Generic[S]):
+    """One metric: all that evaluating, comparing, tables and figures need to know of it."""
+
+    column: Column  # its key in files and how it is shown
+    value: Callable[[S], float]
+    range: tuple[float, float] = (0, np.inf)
+    interval: Callable[[S], Statistic | Proportion] | None = None  # None: no interval is known to hold
+    test: Callable[[Sequence[System[S]], System[S]], list[Difference]] | None = None  # others against a reference
+    of_baselines: bool = True
+    applies: Callable[[S], bool] | None = None  # None: always; else the column is absent where it does not
+
+
+@dataclass(frozen=True)
+class Array:
+    """What an array of a predictions file must be: its type, shape, which axis are the examples, and its range."""
+
+    dtype: type[np.generic]
+    shape: tuple[int, ...]
+    axis: int = 0
+    below: int | None = None  # values are integers in 0..below-1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One checkpoint on one part: the predictions' arrays, and what the evaluation says beside the metrics."""
+
+    fingerprint: str  # of the examples
+    arrays: dict[str, NDArray[Any]]
+    seeds: list[int]  # of the runs; empty: the study does not train with several
+    baselines: list[str]
+    collapse: Collapse
+    details: Struct
+    packages: tuple[str, ...]  # whose versions the results depend on
+    machine: dict[str, Any] = field(default_factory=dict)  # what `run` records of the computation
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A checkpoint on the page of a report."""
+
+    name: str
+    checkpoint: Path
+    file: Path  # its evaluation
+    evaluation: AnyEvaluation
+    metrics: TrainingMetrics
+
+
+class Study(ABC, Generic[S]):
+    """One kind of question, with its data, networks and metrics. No method but `measure` imports torch or numba."""
+
+    name: ClassVar[str]
+    stages: ClassVar[tuple[str, ...]]  # the stages that write its checkpoints
+    data_role: ClassVar[str]  # the role of its data among a checkpoint's inputs
+    details: ClassVar[type[Struct]]  # what its evaluations say beside metrics
+    metrics: ClassVar[tuple[Metric[Any], ...]]  # the difference to the reference is shown of the first
+    truth: ClassVar[str]  # the array of the right answers
+    step: ClassVar[str]  # what learning curves run over: a field of results.metrics.Record
+    log_loss: ClassVar[bool] = False  # whether losses span orders of magnitude
+
+    @abstractmethod
+    def digest_examples(self, data: Path) -> dict[str, list[str]]:
+        """Return the sha256 of each example of each part of a data file. FileError: it is no data of this study."""
+
+    def repeats_examples(self, metadata: Mapping[str, Any]) -> bool:
+        """Return whether the checkpoint's data has so few different examples that equal ones are no leak."""
+        return False
+
+    def check_files(self, data: Path, part: str, context: Context) -> None:
+        """Raise FileError unless the files that the data consists of are as they were."""
+
+    @abstractmethod
+    def measure(self, checkpoint: Path, data: Path, part: str, context: Context) -> Measured:
+        """Predict each example of a part. DlcvError: checkpoint or data are damaged, or do not fit each other."""
+
+    @abstractmethod
+    def expected_arrays(self, evaluation: AnyEvaluation) -> dict[str, Array]:
+        """Return what the arrays of an evaluation's predictions must be, without `examples`."""
+
+    @abstractmethod
+    def score(self, arrays: Arrays) -> tuple[list[S], list[S]]:
+        """Return the scores of each run, and of each baseline."""
+
+    def class_names(self, evaluation: AnyEvaluation) -> list[str]:
+        """Return the names of the classes that predictions number."""
+        return []
+
+    @abstractmethod
+    def draw_figures(self, networks: Sequence[Reported]) -> list[FigureGroup]:
+        """Return the figures of a report beside table and learning curves."""
+
+    def load_pictures(self, network: Reported, root: Path | None, data: Path | None) -> tuple[Gallery, ...]:
+        """Return pictures of single examples for a report."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an evaluation or a comparison says of the systems on one set of examples."""
+
+    metrics: dict[str, float]
+    intervals: dict[str, Interval]
+    intervals_over: Over
+    baselines: list[Baseline]
+    per_seed: list[PerSeed]
+    seed_spread: dict[str, Spread]
+
+
+def systems_of(
+    study: Study[S], arrays: Arrays, name: str, seeds: Sequence[int], baselines: Sequence[str]
+) -> list[System[S]]:
+    """Return a network and its baselines, scored on the arrays of its predictions."""
+    runs, rules = study.score(arrays)
+    named = [System(rule, [scores], [], True) for rule, scores in zip(baselines, rules, strict=True)]
+    return [System(name, runs, seeds), *named]
+
+
+def summarize(study: Study[S], systems: Sequence[System[S]]) -> Summary:
+    """Return metrics and 95 % intervals of a network and its baselines (the rest), all from the same draws.
+
+    Several runs: metrics are means over them, and intervals are over the seeds, which were drawn at random.
+    """
+    network, baselines = systems[0], systems[1:]
+    metrics = [metric for metric in study.metrics if not metric.applies or metric.applies(network.runs[0])]
+    rules = [metric for metric in metrics if metric.of_baselines]
+    several = len(network.runs) > 1
+    drawn = [] if several else [(metric, network.runs[0]) for metric in metrics]
+    drawn += [(metric, baseline.runs[0]) for baseline in baselines for metric in rules]
+    pairs = [(metric.column.key, metric.interval(scores)) for metric, scores in drawn if metric.interval]
+    intervals = iter([Interval(*ends) for ends in intervals_of([statistic for _, statistic in pairs])])
+    by_run = [{metric.column.key: metric.value(scores) for metric in metrics} for scores in network.runs]
+    values = {key: [run[key] for run in by_run] for key in by_run[0]}
+    if several:
+        own = {m.column.key: _clip(t_interval(np.array(values[m.column.key])), m.range) for m in metrics}
+    else:
+        own = {metric.column.key: next(intervals) for metric in metrics if metric.interval}
+    described = [
+        Baseline(
+            name=baseline.name,
+            metrics={metric.column.key: metric.value(baseline.runs[0]) for metric in rules},
+            intervals={metric.column.key: next(intervals) for metric in rules if metric.interval},
+        )
+        for baseline in baselines
+    ]
+    return Summary(
+        metrics={key: float(np.mean(of)) for key, of in values.items()},
+        intervals=own,
+        intervals_over="seeds" if several else "examples",
+        baselines=described,
+        per_seed=[PerSeed(seed=s, metrics=run) for s, run in zip(network.seeds, by_run, strict=True)]
+        if network.seeds
+        else [],
+        seed_spread={key: Spread(**over_runs(of)) for key, of in values.items()} if several else {},
+    )
+
+
+def _clip(interval: tuple[float, float], range: tuple[float, float]) -> Interval:
+    """Return an interval without what lies beyond a metric's range."""
+    low, high = np.clip(interval, *range).tolist()
+    return Interval(low, high)

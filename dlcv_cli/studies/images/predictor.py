@@ -1,0 +1,150 @@
+"""Opens an image checkpoint, loads images that it is to see, and computes its logits.
+
+Letters: N images, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dlcv_cli.config import Precision
+from dlcv_cli.context import Context, Reporter
+from dlcv_cli.errors import DlcvError, FileError, list_names
+from dlcv_cli.files import tensors
+from dlcv_cli.files.disk import JSON
+from dlcv_cli.files.splits import Split
+from dlcv_cli.studies.images.device import prepare
+from dlcv_cli.studies.images.features import FrozenLayers, open_sources
+from dlcv_cli.studies.images.part_files import require_images
+from dlcv_cli.vision import inference
+from dlcv_cli.vision.architectures import ARCHITECTURES
+from dlcv_cli.vision.models import build_loaded_network, list_top_layers, unfreeze
+from dlcv_cli.vision.preprocessing import Preprocessing
+from dlcv_cli.vision.steps import SplitNetwork, split_at_frozen
+from dlcv_cli.vision.training import predict
+from dlcv_cli.vision.transforms import Images
+
+
+@dataclass(frozen=True)
+class ImageCheckpoint:
+    """A checkpoint of an image network, ready to compute."""
+
+    path: Path
+    network: nn.Module
+    arch: str
+    trained: tuple[str, ...]  # the layers that were trained
+    precision: Precision  # of the arithmetic it was trained in
+    classes: list[str]
+    preprocessing: Preprocessing
+
+
+def open_checkpoint(path: Path) -> ImageCheckpoint:
+    """Read an image checkpoint. Raise FileError if anything in it is wrong."""
+    stored = tensors.read(path, tensors.CHECKPOINT)
+    metadata, arch, classes = stored.metadata, read_arch(path, stored.metadata), read_classes(path, stored.metadata)
+    arrays: dict[str, Tensor] = {name: torch.from_numpy(array) for name, array in stored.arrays.items()}
+    try:
+        network = build_loaded_network(ARCHITECTURES[arch], len(classes), arrays)
+        preprocessing = Preprocessing.from_json(metadata.get("preprocessing"))
+        # checkpoints of the first versions say neither: in all of them every layer was trained, in float32
+        trained, precision = metadata.get("trained", list_top_layers(network)), metadata.get("precision", "float32")
+        unfreeze(network, trained)
+        inference.DTYPES[precision]
+    except (ValueError, TypeError, KeyError, DlcvError) as error:
+        raise FileError(path, f"damaged: {error}") from None
+    return ImageCheckpoint(path, network, arch, tuple(trained), precision, classes, preprocessing)
+
+
+def read_arch(path: Path, metadata: JSON) -> str:
+    """Return the name of a checkpoint's network. Raise FileError if it is none of ours."""
+    arch = metadata.get("arch")
+    if not isinstance(arch, str) or arch not in ARCHITECTURES:
+        raise FileError(path, f"holds no image network that this version knows ({metadata.get('stage')})")
+    return arch
+
+
+def read_classes(path: Path, metadata: JSON) -> list[str]:
+    """Return the names of a checkpoint's classes. Raise FileError if there are none."""
+    classes = metadata.get("classes")
+    if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes):
+        raise FileError(path, "damaged: its metadata lists no classes")
+    return classes
+
+
+def require_classes(checkpoint: Path, trained: list[str], split: Path, expected: list[str]) -> None:
+    """Raise DlcvError, with the difference, unless both list the same classes in the same order."""
+    if trained == expected:
+        return
+    only = [
+        f"only in {path}: {list_names(map(repr, names))}"
+        for path, names in (
+            (checkpoint, sorted({*trained} - {*expected})),
+            (split, sorted({*expected} - {*trained})),
+        )
+        if names
+    ]
+    raise DlcvError(
+        f"{checkpoint} was trained on other classes than {split} has: "
+        f"{'; '.join(only) or 'the same names in another order'}"
+    )
+
+
+def load_part(split: Split, part: str, preprocessing: Preprocessing, reporter: Reporter) -> Images:
+    """Return the images of one part of a split, after checking each file against its sha256.
+
+    Raises:
+        FileError: the part is empty, or images are missing or changed; names them.
+    """
+    paths, examples = require_images(split, part, reporter), split.parts[part]
+    labels = np.array([e.label for e in examples], np.int64)
+    return Images(paths, [e.sha256 for e in examples], labels, preprocessing)
+
+
+def place_and_split(network: nn.Module, arch: str, trained: Sequence[str], device: torch.device) -> SplitNetwork:
+    """Move a network to its device, let these layers train, and split it before the first that trains or is random."""
+    unfreeze(network, trained)
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub knows no module form
+    return split_at_frozen(network, ARCHITECTURES[arch])
+
+
+class Predictor:
+    """Computes a checkpoint's logits on the context's device, from cached features if the context has a cache."""
+
+    def __init__(self, checkpoint: ImageCheckpoint, context: Context) -> None:
+        self.checkpoint, self.context = checkpoint, context
+        self.device, self.threads = prepare(context.machine)
+        self.precision: str = checkpoint.precision
+        if self.precision == "bfloat16" and not inference.has_bfloat16(self.device):
+            self.precision = "float32"
+            context.reporter.note(
+                f"{checkpoint.path} was trained in bfloat16, which {self.device} does not support: using float32"
+            )
+        split = place_and_split(checkpoint.network, checkpoint.arch, checkpoint.trained, self.device)
+        self._frozen = FrozenLayers(split, checkpoint.arch, self.device, self.precision, self.threads)
+        self._features: JSON = {}
+
+    def predict(self, images: Images) -> Iterator[Tensor]:
+        """Yield logits (n, K) float32 on the CPU, batch by batch in the order of the images."""
+        reporter = self.context.reporter
+        (source,), self._features = open_sources(self._frozen, (images,), (1,), self.context)
+        done = 0
+        for logits in predict(self._frozen.split.tail, source, self.precision):
+            done += len(logits)
+            reporter.progress(f"predicting with {self.checkpoint.path.name}", done, len(images.paths))
+            yield logits.cpu()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a `run` record says of the computation; `features` is about the last `predict`."""
+        return {
+            "device": str(self.device),
+            "threads": self.threads,
+            "precision": self.precision,
+            "features": self._features,
+        }

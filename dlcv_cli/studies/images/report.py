@@ -1,0 +1,137 @@
+"""What a report shows of classifiers: confusion, recall and calibration, and the images that they get most wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from dlcv_cli.files import splits
+from dlcv_cli.report.axes import Axis
+from dlcv_cli.report.kinds import Bars, FigureGroup, Matrix, Reliability
+from dlcv_cli.report.pictures import Gallery, Picture, Row
+from dlcv_cli.results.evaluation import Evaluation, ImageDetails
+from dlcv_cli.statistics.metrics import score_logits
+from dlcv_cli.studies.base import Reported
+from dlcv_cli.studies.images.thumbnails import make_thumbnail
+from dlcv_cli.studies.stored import read_predictions
+
+EXAMPLES = 3  # images shown of each confused pair
+ImageEvaluation = Evaluation[ImageDetails]
+
+
+def draw_figures(networks: Sequence[Reported]) -> list[FigureGroup]:
+    """Return a confusion matrix, recall by class and a calibration plot of each network."""
+    evaluations = [(network.name, network.evaluation) for network in networks]
+    return [
+        FigureGroup(
+            "Confusion matrix",
+            "Rows are true classes, columns answers; the stronger a cell's colour, the larger its share of the row.",
+            [draw_confusion(*pair) for pair in evaluations],
+        ),
+        FigureGroup(
+            "Recall by class",
+            "Recall is the share of a class's images that are classified correctly. The lowest comes first.",
+            [draw_recall(*pair) for pair in evaluations],
+        ),
+        FigureGroup(
+            "Calibration",
+            "A well-calibrated network lies on the diagonal: of the answers with a confidence of 80 %, 80 % are right. "
+            "Below the diagonal it is overconfident. ECE is the mean distance from the diagonal, weighted by images.",
+            [draw_calibration(*pair) for pair in evaluations],
+        ),
+    ]
+
+
+def draw_confusion(name: str, evaluation: ImageEvaluation) -> Matrix:
+    """Return the confusion matrix, each row as shares of its true class."""
+    classes = evaluation.details.per_class
+    cells = tuple((true, answer, n, n / classes[true].n) for true, answer, n in evaluation.details.confusion)
+    wrong = [cell for cell in cells if cell[0] != cell[1]]
+    names = tuple(row.name for row in classes)
+    text = f"Answers of {name} by true class, {len(names)} classes, as shares of each class. "
+    if wrong:
+        true, answer, n, _ = max(wrong, key=lambda cell: cell[2])
+        text += f"Most confused: {names[true]} taken for {names[answer]}, {n} times."
+    else:
+        text += "No errors."
+    return Matrix(f"confusion-{name}", f"Confusion matrix: {name}", text, names, cells)
+
+
+def draw_recall(name: str, evaluation: ImageEvaluation) -> Bars:
+    """Return the recall of each class that has images, lowest first."""
+    known = [(row, row.recall) for row in evaluation.details.per_class if row.recall is not None]
+    rows = sorted(known, key=lambda pair: (pair[1], pair[0].name))
+    values = tuple(recall for _, recall in rows)
+    precisions = ["" if row.precision is None else f"{100 * row.precision:.1f}" for row, _ in rows]
+    extra = (("precision %", *precisions), ("times predicted", *(str(row.answered) for row, _ in rows)))
+    lowest = ", ".join(f"{row.name} {100 * recall:.0f} %" for row, recall in rows[:3])
+    text = f"Recall of {len(rows)} classes by {name}. Lowest: {lowest}. Median: {100 * median(values):.1f} %."
+    axis = Axis("recall %", 0, 1, percent=True)
+    names, counts = tuple(row.name for row, _ in rows), tuple(row.n for row, _ in rows)
+    return Bars(f"recall-{name}", f"Recall by class: {name}", text, axis, names, values, counts, extra)
+
+
+def draw_calibration(name: str, evaluation: ImageEvaluation) -> Reliability:
+    """Return confidence against accuracy in the evaluation's bins."""
+    bins = tuple((b.low, b.high, b.n, b.confidence, b.accuracy) for b in evaluation.details.calibration)
+    error = evaluation.metrics["expected_calibration_error"]
+    confidence = sum(b[2] * b[3] for b in bins) / sum(b[2] for b in bins)
+    accuracy = sum(b[2] * b[4] for b in bins) / sum(b[2] for b in bins)
+    text = f"Accuracy by confidence of {name} in {len(bins)} bins. Mean confidence {100 * confidence:.1f} %, "
+    text += f"accuracy {100 * accuracy:.1f} %; expected calibration error {100 * error:.2f} %."
+    return Reliability(f"calibration-{name}", f"Calibration: {name}, ECE {100 * error:.2f} %", text, bins)
+
+
+def load_pictures(network: Reported, root: Path | None, data: Path | None) -> tuple[Gallery, ...]:
+    """Return the most confused pairs of classes with some of their images, and the images with the highest loss.
+
+    Args:
+        root: folder of the images; None: where the evaluation found them.
+        data: the split file; None: where the evaluation found it.
+    """
+    root = root or network.file.parent / network.evaluation.details.root
+    return _load_confused(network, root, data), _load_highest_losses(network, root)
+
+
+def _load_confused(network: Reported, root: Path, data: Path | None) -> Gallery:
+    evaluation: ImageEvaluation = network.evaluation
+    predictions = read_predictions(network.file, evaluation)
+    scores = score_logits(predictions["logits"], predictions["labels"])
+    split = splits.read(data or network.file.parent / evaluation.data.path)
+    examples = split.parts[evaluation.data.part]
+    numbers = {row.name: number for number, row in enumerate(evaluation.details.per_class)}
+    rows = []
+    for pair in evaluation.details.confused:
+        confused = (predictions["labels"] == numbers[pair.true]) & (scores.answers == numbers[pair.answered])
+        indices = np.flatnonzero(confused)
+        highest = indices[np.argsort(-scores.losses[indices], kind="stable")][:EXAMPLES]
+        pictures = (
+            _load(root, examples[i].sha256, Picture(
+                examples[i].path, pair.true, pair.answered, float(scores.losses[i]), float(np.exp(-scores.losses[i]))
+            )) for i in highest
+        )  # fmt: skip
+        text = f"{pair.n:,} images, {100 * pair.share:.1f} % of the class"
+        rows.append(Row(tuple(pictures), pair.true, pair.answered, text))
+    return Gallery("Most confused pairs", "", tuple(rows))
+
+
+def _load_highest_losses(network: Reported, root: Path) -> Gallery:
+    pictures = (
+        _load(root, image.sha256, Picture(image.path, image.label, image.answer, image.loss, image.probability))
+        for image in network.evaluation.details.highest_loss
+    )
+    hint = "Each image has its class, the answer, and the probability given to its class."
+    return Gallery("Images with the highest loss", hint, (Row(tuple(pictures)),))
+
+
+def _load(root: Path, sha256: str, picture: Picture) -> Picture:
+    """Return the picture with its thumbnail, or with the reason why it has none."""
+    try:
+        jpeg, size = make_thumbnail(root / picture.path, sha256)
+    except ValueError as error:
+        return replace(picture, problem=str(error))
+    return replace(picture, jpeg=jpeg, size=size)

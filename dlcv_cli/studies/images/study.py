@@ -1,0 +1,233 @@
+"""The image study: classifiers, and what transfer learning buys. Letters: N images, K classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from dlcv_cli.context import Context
+from dlcv_cli.errors import FileError
+from dlcv_cli.files import splits
+from dlcv_cli.files.disk import relative_path
+from dlcv_cli.report.kinds import FigureGroup
+from dlcv_cli.report.pictures import Gallery
+from dlcv_cli.results.comparison import Column
+from dlcv_cli.results.evaluation import (
+    AnyEvaluation,
+    CalibrationBin,
+    Collapse,
+    ConfusedPair,
+    HighLoss,
+    ImageDetails,
+    PerClass,
+)
+from dlcv_cli.statistics import metrics
+from dlcv_cli.statistics.collapse import judge_classes
+from dlcv_cli.statistics.metrics import Scores, score_answers, score_logits
+from dlcv_cli.statistics.paired import Difference, Sample, compare_recalls, compare_shares
+from dlcv_cli.statistics.significance import mean_of, proportion_of
+from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Reported, Study, System
+from dlcv_cli.vision.splits import Example
+
+MOST_CONFUSED = 10
+HIGHEST_LOSS = 16
+TOP = 5
+
+
+def _sample(system: System[Scores]) -> Sample:
+    return Sample(system.runs[0].right[None], system.seeds, system.baseline)
+
+
+def _compare_accuracies(others: Sequence[System[Scores]], base: System[Scores]) -> list[Difference]:
+    return compare_shares([_sample(system) for system in others], _sample(base))
+
+
+def _compare_recalls(others: Sequence[System[Scores]], base: System[Scores]) -> list[Difference]:
+    return compare_recalls([_sample(system) for system in others], _sample(base), base.runs[0].labels)
+
+
+METRICS: tuple[Metric[Scores], ...] = (
+    Metric(
+        Column(key="top1_accuracy", heading="top-1 %", noun="top-1 accuracy", higher_is_better=True, percent=True),
+        value=lambda s: float(s.right.mean()),
+        range=(0, 1),
+        interval=lambda s: proportion_of(s.right),
+        test=_compare_accuracies,
+    ),
+    Metric(
+        Column(key="top5_accuracy", heading="top-5 %", noun="top-5 accuracy", higher_is_better=True, percent=True),
+        value=lambda s: float(s.in_five.mean()),
+        range=(0, 1),
+        interval=lambda s: proportion_of(s.in_five),
+        of_baselines=False,
+        applies=lambda s: s.classes > TOP,  # five of five classes are always right
+    ),
+    Metric(
+        Column(
+            key="mean_per_class_recall",
+            heading="per-class recall %",
+            noun="per-class recall",
+            higher_is_better=True,
+            percent=True,
+        ),
+        value=lambda s: metrics.mean_per_class_recall(s.right, s.labels),
+        range=(0, 1),
+        interval=lambda s: metrics.recall_of(s.right, s.labels),
+        test=_compare_recalls,
+    ),
+    Metric(  # none of the usual intervals holds for it (docs/statistics.md)
+        Column(
+            key="expected_calibration_error",
+            heading="ECE %",
+            noun="calibration error",
+            higher_is_better=False,
+            percent=True,
+        ),
+        value=lambda s: metrics.calibration_of(s).estimate,
+        range=(0, 1),
+        of_baselines=False,
+    ),
+    Metric(
+        Column(key="loss", heading="loss", noun="loss", higher_is_better=False),
+        value=lambda s: float(s.losses.mean()),
+        interval=lambda s: mean_of(s.losses),
+        of_baselines=False,
+    ),
+)
+
+
+class ImageStudy(Study[Scores]):
+    """Pretrained head, finetuning or random weights?"""
+
+    name = "images"
+    stages = ("vgg.head", "vgg.finetune", "vgg.scratch")
+    data_role = "split"
+    details = ImageDetails
+    metrics = METRICS
+    truth = "labels"
+    step = "epoch"
+
+    def digest_examples(self, data: Path) -> dict[str, list[str]]:
+        """Return the sha256 of each image's file."""
+        return {part: [example.sha256 for example in own] for part, own in splits.read(data).parts.items()}
+
+    def check_files(self, data: Path, part: str, context: Context) -> None:
+        """Raise FileError unless each image of a part exists unchanged in the context's root."""
+        from dlcv_cli.studies.images.part_files import require_images
+
+        require_images(splits.read(data, context.root), part, context.reporter)
+
+    def measure(self, checkpoint: Path, data: Path, part: str, context: Context) -> Measured:
+        """Compute the logits of each image of a part."""
+        from dlcv_cli.studies.images.device import PACKAGES
+        from dlcv_cli.studies.images.predictor import Predictor, load_part, open_checkpoint, require_classes
+
+        stored, split = open_checkpoint(checkpoint), splits.read(data, context.root)
+        require_classes(checkpoint, stored.classes, data, split.classes)
+        predictor = Predictor(stored, context)
+        images = load_part(split, part, stored.preprocessing, context.reporter)
+        logits = np.concatenate([batch.numpy() for batch in predictor.predict(images)])
+        if not np.isfinite(logits).all():
+            raise FileError(checkpoint, "its predictions are not finite numbers: damaged, or diverged in training")
+        scores, classes = score_logits(logits, images.labels), split.classes
+        baseline = metrics.largest_class(np.array([example.label for example in split.parts["train"]], np.int64))
+        predicted = np.bincount(scores.answers, minlength=len(classes))
+        verdict = judge_classes(predicted, images.labels, int(scores.right.sum()), baseline, classes)
+        return Measured(
+            splits.fingerprint(classes, split.parts[part]),
+            {"logits": logits, "labels": images.labels, "baselines": np.full((1, len(images.labels)), baseline)},
+            [],
+            [f"always {classes[baseline]}"],
+            Collapse(**asdict(verdict)),
+            describe_errors(scores, classes, split.parts[part], relative_path(split.root, checkpoint.parent)),
+            PACKAGES,
+            predictor.describe(),
+        )
+
+    def expected_arrays(self, evaluation: AnyEvaluation) -> dict[str, Array]:
+        """Return logits (N, K), labels (N,) and baselines (R, N)."""
+        n, classes = evaluation.data.n, len(evaluation.details.per_class)
+        return {
+            "logits": Array(np.float32, (n, classes)),
+            "labels": Array(np.int64, (n,), below=classes),
+            "baselines": Array(np.int64, (len(evaluation.baselines), n), axis=-1, below=classes),
+        }
+
+    def score(self, arrays: Arrays) -> tuple[list[Scores], list[Scores]]:
+        """Score logits, and the classes that the baselines predict."""
+        logits, labels = arrays["logits"], arrays["labels"]
+        rules = [score_answers(answers, labels, logits.shape[1]) for answers in arrays["baselines"]]
+        return [score_logits(logits, labels)], rules
+
+    def class_names(self, evaluation: AnyEvaluation) -> list[str]:
+        """Return the names of the classes, by number."""
+        return [row.name for row in evaluation.details.per_class]
+
+    def draw_figures(self, networks: Sequence[Reported]) -> list[FigureGroup]:
+        """Draw confusion matrices, recall by class and calibration."""
+        from dlcv_cli.studies.images.report import draw_figures
+
+        return draw_figures(networks)
+
+    def load_pictures(self, network: Reported, root: Path | None, data: Path | None) -> tuple[Gallery, ...]:
+        """Return the images most confused, and those with the highest loss."""
+        from dlcv_cli.studies.images.report import load_pictures
+
+        return load_pictures(network, root, data)
+
+
+def describe_errors(scores: Scores, classes: Sequence[str], examples: Sequence[Example], root: str) -> ImageDetails:
+    """Return where a classifier goes wrong, on the images of these scores."""
+    table = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(table, (scores.labels, scores.answers), 1)
+    counts, predicted, right = table.sum(1), table.sum(0), table.diagonal()
+    cells = [(int(i), int(j), int(table[i, j])) for i, j in np.argwhere(table)]
+    wrong = sorted((cell for cell in cells if cell[0] != cell[1]), key=lambda cell: (-cell[2], cell))
+    return ImageDetails(
+        per_class=[
+            PerClass(
+                name=name,
+                n=int(counts[k]),
+                recall=float(right[k] / counts[k]) if counts[k] else None,
+                precision=float(right[k] / predicted[k]) if predicted[k] else None,
+                answered=int(predicted[k]),
+            )
+            for k, name in enumerate(classes)
+        ],
+        confusion=cells,
+        confused=[
+            ConfusedPair(true=classes[i], answered=classes[j], n=n, share=float(n / counts[i]))
+            for i, j, n in wrong[:MOST_CONFUSED]
+        ],
+        calibration=_bin_by_confidence(scores),
+        highest_loss=[
+            HighLoss(
+                path=examples[i].path,
+                sha256=examples[i].sha256,
+                label=classes[scores.labels[i]],
+                answer=classes[scores.answers[i]],
+                loss=float(scores.losses[i]),
+                probability=float(np.exp(-scores.losses[i])),
+            )
+            for i in np.argsort(-scores.losses, kind="stable")[:HIGHEST_LOSS]
+        ],
+        root=root,
+    )
+
+
+def _bin_by_confidence(scores: Scores) -> list[CalibrationBin]:
+    """Return the bins of confidence that have any images."""
+    member = metrics.bins(scores.confidences)
+    return [
+        CalibrationBin(
+            low=b / metrics.BINS,
+            high=(b + 1) / metrics.BINS,
+            n=int((member == b).sum()),
+            confidence=float(scores.confidences[member == b].mean()),
+            accuracy=float(scores.right[member == b].mean()),
+        )
+        for b in np.unique(member).tolist()
+    ]

@@ -1,0 +1,202 @@
+"""The sequence study: cells that learn a number from a sequence. Letters: N sequences, K runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlcv_cli.config import SeqTrainConfig
+from dlcv_cli.context import Context
+from dlcv_cli.errors import DlcvError, FileError
+from dlcv_cli.files import sequences, tensors
+from dlcv_cli.files.disk import as_object
+from dlcv_cli.report.kinds import FigureGroup
+from dlcv_cli.results.comparison import Column
+from dlcv_cli.results.evaluation import AnyEvaluation, ByLength, Collapse, SequenceDetails
+from dlcv_cli.sequences.tasks import TASKS, Sequences
+from dlcv_cli.statistics import metrics
+from dlcv_cli.statistics.collapse import judge_numbers
+from dlcv_cli.statistics.paired import Difference, Sample, compare_means
+from dlcv_cli.statistics.significance import mean_of, proportion_of
+from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Reported, Study, System
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The predictions of one run and the targets, both (N,)."""
+
+    predictions: Floats
+    targets: Floats
+
+    @property
+    def errors(self) -> NDArray[np.float64]:
+        """Absolute errors (N,)."""
+        return np.abs(self.predictions.astype(np.float64) - self.targets)
+
+
+def _compare_errors(others: Sequence[System[Predicted]], base: System[Predicted]) -> list[Difference]:
+    samples = [
+        Sample(np.stack([run.errors**2 for run in system.runs]), system.seeds, system.baseline)
+        for system in (base, *others)
+    ]
+    return compare_means(samples[1:], samples[0])
+
+
+METRICS: tuple[Metric[Predicted], ...] = (
+    Metric(
+        Column(key="mse", heading="MSE", noun="MSE", higher_is_better=False),
+        value=lambda p: metrics.mean_squared_error(p.predictions, p.targets),
+        interval=lambda p: mean_of(p.errors**2),
+        test=_compare_errors,
+    ),
+    Metric(
+        Column(key="mae", heading="MAE", noun="MAE", higher_is_better=False),
+        value=lambda p: metrics.mean_absolute_error(p.predictions, p.targets),
+        interval=lambda p: mean_of(p.errors),
+    ),
+    Metric(
+        Column(key="close", heading="within 0.04 %", noun="share within 0.04", higher_is_better=True, percent=True),
+        value=lambda p: metrics.share_close(p.predictions, p.targets),
+        range=(0, 1),
+        interval=lambda p: proportion_of(metrics.is_close(p.predictions, p.targets)),
+    ),
+    Metric(
+        Column(key="r2", heading="R2", noun="R2", higher_is_better=True, small=False),
+        value=lambda p: metrics.explained_variance(p.predictions, p.targets),
+        range=(-np.inf, 1),
+        interval=lambda p: metrics.r2_of(p.predictions, p.targets),
+    ),
+)
+
+
+class SequenceStudy(Study[Predicted]):
+    """Elman network, LSTM or GRU?"""
+
+    name = "sequences"
+    stages = ("seq.train",)
+    data_role = "data"
+    details = SequenceDetails
+    metrics = METRICS
+    truth = "targets"
+    step = "iteration"
+    log_loss = True
+
+    def digest_examples(self, data: Path) -> dict[str, list[str]]:
+        """Return the sha256 of each sequence of each part."""
+        parts = sequences.read(data).parts
+        return {part: [digest.hex() for digest in sequences.digests(content)] for part, content in parts.items()}
+
+    def repeats_examples(self, metadata: Mapping[str, Any]) -> bool:
+        """Return whether the task is of symbols, so that short sequences can be equal by chance."""
+        task = metadata.get("task")
+        return isinstance(task, str) and task in TASKS and TASKS[task].finite
+
+    def measure(self, checkpoint: Path, data: Path, part: str, context: Context) -> Measured:
+        """Predict each sequence of a part with each run of a checkpoint."""
+        from dlcv_cli.studies.sequences.checkpoints import PACKAGES, look_up_task
+
+        stored, file = tensors.read(checkpoint, tensors.CHECKPOINT), sequences.read(data)
+        if stored.metadata.get("task") != file.task:
+            trained = stored.metadata.get("task")
+            raise DlcvError(f"{checkpoint} was trained on the task {trained!r}, but {data} is of {file.task!r}")
+        examples, task = file.parts[part], look_up_task(file)
+        runs, engine, learns = predict_runs(stored, examples, context)
+        predictions = np.stack(list(runs.values()))  # (K, N)
+        if not np.isfinite(predictions).all():
+            raise FileError(checkpoint, "its predictions are not finite numbers: damaged, or diverged in training")
+        try:
+            halves = [task.knows_one(x) for x in np.split(examples.inputs, np.cumsum(examples.lengths)[:-1])]
+        except IndexError:
+            raise FileError(data, "damaged: a sequence in which nothing is marked") from None
+        verdict = judge_numbers(predictions, examples.targets, task.constant, learns)
+        return Measured(
+            sequences.fingerprint(examples),
+            {
+                "predictions": predictions[0] if len(runs) == 1 else predictions,
+                "targets": examples.targets,
+                "lengths": examples.lengths,
+                "baselines": np.array([np.full_like(halves, task.constant), halves], np.float32),
+            },
+            list(runs),
+            [f"constant {task.constant:g}", "knows one of the two"],
+            Collapse(**asdict(verdict)),
+            SequenceDetails(by_length=measure_by_length(predictions, examples.targets, examples.lengths)),
+            PACKAGES[engine],
+        )
+
+    def expected_arrays(self, evaluation: AnyEvaluation) -> dict[str, Array]:
+        """Return predictions (N,) or (K, N), targets, lengths and baselines."""
+        n, runs = evaluation.data.n, len(evaluation.seeds)
+        return {
+            "predictions": Array(np.float32, (runs, n) if runs > 1 else (n,), axis=-1),
+            "targets": Array(np.float32, (n,)),
+            "lengths": Array(np.int64, (n,)),
+            "baselines": Array(np.float32, (len(evaluation.baselines), n), axis=-1),
+        }
+
+    def score(self, arrays: Arrays) -> tuple[list[Predicted], list[Predicted]]:
+        """Pair predictions with targets."""
+        runs, targets = np.atleast_2d(arrays["predictions"]), arrays["targets"]
+        return [Predicted(run, targets) for run in runs], [Predicted(rule, targets) for rule in arrays["baselines"]]
+
+    def draw_figures(self, networks: Sequence[Reported]) -> list[FigureGroup]:
+        """Draw predictions against targets, and the error by length."""
+        from dlcv_cli.studies.sequences.report import draw_figures
+
+        return draw_figures(networks)
+
+
+def predict_runs(stored: tensors.Tensors, examples: Sequences, context: Context) -> tuple[dict[int, Floats], str, bool]:
+    """Return the predictions (N,) of each run by seed, the engine's name, and whether the cell learns at all.
+
+    Raises:
+        FileError: the checkpoint is damaged, or of a cell that this version lacks.
+    """
+    from dlcv_cli.sequences.cells import CELLS, check_parameters
+    from dlcv_cli.sequences.engines import build_engine
+    from dlcv_cli.studies.sequences.checkpoints import read_runs
+    from dlcv_cli.studies.sequences.compiled_kernels import prepare_kernels
+
+    name = as_object(stored.metadata.get("config")).get("cell")
+    if not isinstance(name, str) or name not in CELLS:
+        raise FileError(stored.path, f"is no checkpoint of a cell that this version knows ({name})")
+    cell = CELLS[name]
+    settings = SeqTrainConfig(engine="compiled" if cell.compiled else "torch")
+    if cell.compiled:
+        prepare_kernels(context.cache, context.reporter)
+    try:
+        runs = read_runs(stored)
+        for weights in runs.values():
+            check_parameters(cell, weights, examples.inputs.shape[1])
+        predictions = {seed: build_engine(cell, weights, settings).predict(examples) for seed, weights in runs.items()}
+    except ValueError as error:
+        raise FileError(stored.path, f"damaged: {error}") from None
+    return predictions, settings.engine, cell.module is not None
+
+
+def measure_by_length(predictions: Floats, targets: Floats, lengths: NDArray[np.int64]) -> list[ByLength]:
+    """Return the metrics of predictions (K, N) for the sequences of each length.
+
+    Without R2, which says little within a length and nothing about a single sequence.
+    """
+    rows = []
+    for length in np.unique(lengths):
+        own = lengths == length
+        part = predictions[:, own], targets[own]
+        rows.append(
+            ByLength(
+                length=int(length),
+                n=int(own.sum()),
+                mse=metrics.mean_squared_error(*part),
+                mae=metrics.mean_absolute_error(*part),
+                close=metrics.share_close(*part),
+            )
+        )
+    return rows

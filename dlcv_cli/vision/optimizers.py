@@ -1,0 +1,63 @@
+"""The optimizers, and their state by the names of the parameters. Only the table knows which optimizer it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dlcv_cli.config import TrainConfig
+
+Parameters = Mapping[str, Tensor]
+
+
+def _build_adam(parameters: Parameters, config: TrainConfig, fused: bool) -> Optimizer:
+    return torch.optim.Adam(parameters.values(), lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+
+
+OPTIMIZERS: dict[str, Callable[[Parameters, TrainConfig, bool], Optimizer]] = {"adam": _build_adam}
+
+
+def build_optimizer(name: str, parameters: Parameters, config: TrainConfig) -> Optimizer:
+    """Return the optimizer of that name for parameters by name, all on one device."""
+    device = next(iter(parameters.values())).device
+    return OPTIMIZERS[name](parameters, config, device.type in ("cpu", "cuda"))
+
+
+def optimizer_state(optimizer: Optimizer, parameters: Parameters) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what an optimizer remembers, by `KEY.PARAMETER`: tensors, not copied, and other values."""
+    state = {f"{key}.{name}": value for name, p in parameters.items() for key, value in optimizer.state[p].items()}
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    return tensors, {key: value for key, value in state.items() if key not in tensors}
+
+
+def restore_optimizer(
+    optimizer: Optimizer, parameters: Parameters, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> None:
+    """Give a new optimizer the state that `optimizer_state` returned. The parameters' own values are lost.
+
+    Raises:
+        ValueError: it is not the state of this optimizer.
+    """
+    if not tensors and not values:  # from before the first step
+        return
+    # a step lets the optimizer make its state itself: every key, shape, device and memory layout
+    for p in parameters.values():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.zero_grad()
+    own_tensors, own_values = optimizer_state(optimizer, parameters)
+    for key in [*own_tensors.keys() ^ tensors.keys(), *own_values.keys() ^ values.keys()]:
+        raise ValueError(f"its optimizer state has, or lacks, {key}")
+    with torch.no_grad():
+        for key, tensor in own_tensors.items():
+            if tensors[key].shape != tensor.shape or tensors[key].dtype != tensor.dtype:
+                raise ValueError(f"its optimizer tensor {key} is not {tuple(tensor.shape)} {tensor.dtype}")
+            tensor.copy_(tensors[key])
+    for name, p in parameters.items():
+        for key in optimizer.state[p]:
+            if f"{key}.{name}" in values:
+                optimizer.state[p][key] = values[f"{key}.{name}"]
