@@ -246,7 +246,7 @@ def _sequences(path: Path) -> Any:
 
 def _split(path: Path) -> Any:
     found = splits.read(path)
-    data.show(path)
+    data.describe_split(path)
     return found.classes, found.parts
 
 

@@ -4,14 +4,14 @@ import sys
 
 
 def main() -> None:
-    """Runs the command line; an interruption while it is being imported is one too."""
+    """Run the command line. Ctrl-C while it is still being imported ends it in the same way."""
     try:
         from dlcv_cli.cli.app import main as run
 
         run()
     except KeyboardInterrupt as error:
         print("dlcv: interrupted", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 130))  # another one for SIGTERM
+        sys.exit(getattr(error, "exit_code", 130))  # SIGTERM has another one
 
 
 if __name__ == "__main__":

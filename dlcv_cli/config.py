@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from dlcv_cli.errors import SettingError
 
@@ -20,30 +21,45 @@ Precision = Literal["auto", "float32", "bfloat16"]
 def setting(
     default: Any, help: str, *, low: float | None = None, high: float | None = None, above: float | None = None
 ) -> Any:
-    """A field with its help text and its range: low <= value <= high, value > above."""
-    bounds = {"low": low, "high": high, "above": above}
-    signed = ((">=", low), (">", above), ("<=", high))
-    ranges = [f"{sign} {_plain(value)}" for sign, value in signed if value is not None]
-    text = f"{help} [{', '.join(ranges)}]" if ranges else help
-    return field(default=default, metadata={"help": text, **bounds})
+    """Declare a field with its help text and its range: low <= value <= high, value > above."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "above": above})
 
 
-def _plain(value: float) -> str:
+def describe_range(metadata: Mapping[str, Any]) -> str:
+    """Return a field's range in words, such as "1 to 64"; empty if it has none."""
+    low, high, above = (
+        None if metadata[bound] is None else _format_bound(metadata[bound]) for bound in ("low", "high", "above")
+    )
+    if low and high:
+        return f"{low} to {high}"
+    lower = f"at least {low}" if low else f"above {above}" if above else ""
+    upper = f"at most {high}" if high else ""
+    return ", ".join(filter(None, (lower, upper)))
+
+
+def _format_bound(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def option_name(name: str) -> str:
+    """Return a field's name as it is typed: `--batch-size` for batch_size."""
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
 class Config:
     """Base of the stages' settings: checks each value against its field's range."""
 
+    PANEL: ClassVar[str] = "Settings"  # heading of the options in a command's help
+
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
+        types = get_type_hints(type(self))
         for f in fields(self):
-            value, kind = getattr(self, f.name), hints[f.name]
+            value, kind, option = getattr(self, f.name), types[f.name], option_name(f.name)
             if get_origin(kind) is Literal and value not in get_args(kind):
-                raise SettingError(f"{f.name} is {value!r}: choose from {', '.join(get_args(kind))}")
+                raise SettingError(f"{option} is {value!r}: choose from {', '.join(get_args(kind))}")
             if isinstance(value, float) and not math.isfinite(value):
-                raise SettingError(f"{f.name} is {value}: it must be a finite number")
+                raise SettingError(f"{option} is {value}: it must be a finite number")
             for name, holds, sign in (
                 ("low", operator.ge, ">="),
                 ("above", operator.gt, ">"),
@@ -51,10 +67,10 @@ class Config:
             ):
                 bound = f.metadata.get(name)
                 if bound is not None and value is not None and not holds(value, bound):
-                    raise SettingError(f"{f.name} is {value}: it must be {sign} {_plain(bound)}")
+                    raise SettingError(f"{option} is {value}: it must be {sign} {_format_bound(bound)}")
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as the files record them."""
+        """Return the settings as the files record them."""
         return asdict(self)
 
 
@@ -65,16 +81,18 @@ SEED: dict[str, Any] = {"low": 0, "high": 2**32 - 1}
 class SplitConfig(Config):
     """`data split`."""
 
-    dataset: Literal["folder", "caltech101"] = setting("folder", "what ROOT is")
-    background: bool = setting(False, "caltech101: keep the background class BACKGROUND_Google")
+    PANEL = "How to divide"
+
+    dataset: Literal["folder", "caltech101"] = setting("folder", "what ROOT holds")
+    background: bool = setting(False, "caltech101: include the background class BACKGROUND_Google")
     test_fraction: float = setting(0.2, "share of all images held out for test, rounded up", above=0, high=0.9)
-    val_fraction: float = setting(0.2, "share of the rest held out for validation, rounded up", above=0, high=0.9)
-    stratify: bool = setting(True, "keep each class's share in every part")
-    train_per_class: int | None = setting(None, "exactly so many different training images a class", low=1)
-    val_per_class: int | None = setting(None, "exactly so many different validation images a class", low=1)
-    test_per_class: int | None = setting(None, "at most so many different test images a class", low=1)
-    seed: int = setting(0, "who goes into which part", **SEED)
-    skip_bad: bool = setting(False, "leave unreadable images out (recorded in FILE) instead of stopping")
+    val_fraction: float = setting(0.2, "share of the others held out for validation, rounded up", above=0, high=0.9)
+    stratify: bool = setting(True, "give every part the same share of each class")
+    train_per_class: int | None = setting(None, "number of training images per class", low=1)
+    val_per_class: int | None = setting(None, "number of validation images per class", low=1)
+    test_per_class: int | None = setting(None, "largest number of test images per class", low=1)
+    seed: int = setting(0, "seed of the random division", **SEED)
+    skip_bad: bool = setting(False, "skip unreadable images and list them in FILE, instead of stopping")
 
     @property
     def per_class(self) -> bool:
@@ -91,15 +109,19 @@ class SplitConfig(Config):
 class DrawConfig(Config):
     """`data draw`."""
 
-    classes: int = setting(20, "how many kinds of figure", low=2, high=10_000)
-    per_class: int = setting(500, "images of each", low=1, high=1_000_000)
+    PANEL = "What to draw"
+
+    classes: int = setting(20, "number of different figures", low=2, high=10_000)
+    per_class: int = setting(500, "images per figure", low=1, high=1_000_000)
     size: int = setting(64, "side of an image, in pixels", low=16, high=1024)
-    seed: int = setting(0, "which figures, and how each is drawn", **SEED)
+    seed: int = setting(0, "seed of the figures and of each drawing", **SEED)
 
 
 @dataclass(frozen=True)
 class TrainConfig(Config):
     """What every `vgg` stage has. The epoch with the best validation accuracy is kept."""
+
+    PANEL = "How to train"
 
     epochs: int = setting(6, "passes over the training part", low=1, high=100_000)
     batch_size: int = setting(64, "images per step", low=1, high=65_536)
@@ -161,6 +183,8 @@ class ScratchConfig(TrainConfig):
 class Machine(Config):
     """Where a stage computes. Recorded under `run`: no part of what is computed."""
 
+    PANEL = "Where it computes"
+
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "auto takes a GPU if there is one")
     threads: int | None = setting(None, "CPU threads; default: one a core", low=1, high=1024)
 
@@ -168,6 +192,8 @@ class Machine(Config):
 @dataclass(frozen=True)
 class Saving(Config):
     """How a training guards against being stopped: no part of what is computed either."""
+
+    PANEL = "Files"
 
     save_every: float = setting(300.0, "seconds after which to save the state within an epoch", low=0)
 
@@ -180,6 +206,8 @@ class TrainMachine(Machine, Saving):
 @dataclass(frozen=True)
 class GenConfig(Config):
     """`seq gen`."""
+
+    PANEL = "How to generate"
 
     task: str = setting("adding", "the task, which says what the target of a sequence is")
     count: int = setting(10_000, "number of sequences in all parts together", low=3, high=100_000_000)
@@ -199,6 +227,8 @@ class GenConfig(Config):
 class SeqTrainConfig(Config):
     """`seq train`, by the published recipe: one sequence a step, Adam, fixed lr 0.003, 3 epochs."""
 
+    PANEL = "How to train"
+
     cell: str = setting("gru", "the recurrent cell")
     engine: str = setting("compiled", "what computes: dlcv's kernels, or torch.nn with autograd")
     hidden_size: int = setting(32, "width of the hidden state", low=1, high=8192)
@@ -216,11 +246,15 @@ class SeqTrainConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.seed + self.seeds - 1 > SEED["high"]:
-            raise SettingError(f"--seed {self.seed} and --seeds {self.seeds} exceed the largest seed, {SEED['high']}")
+            raise SettingError(
+                f"--seed {self.seed} and --seeds {self.seeds}: the last seed would exceed {SEED['high']:,}"
+            )
 
 
 @dataclass(frozen=True)
 class EvalConfig(Config):
     """`eval`."""
+
+    PANEL = "What to evaluate"
 
     part: Part = setting("test", "part of the data to evaluate on")

@@ -199,7 +199,7 @@ def test_errors_become_one_line(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("dlcv_cli.stages.data.show", fail)
+    monkeypatch.setattr("dlcv_cli.stages.data.describe_split", fail)
     result = run("data", "show", "x.split.json", "--json")
     assert (result.exit_code, result.stdout, result.stderr) == (code, "", message)
 
@@ -210,7 +210,7 @@ def test_bugs_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("a bug")
 
-    monkeypatch.setattr("dlcv_cli.stages.data.show", fail)
+    monkeypatch.setattr("dlcv_cli.stages.data.describe_split", fail)
     with pytest.raises(AssertionError, match="a bug"):
         run("data", "show", "x.split.json")
 
@@ -224,7 +224,7 @@ def test_demo_stops_at_the_first_failure(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("dlcv_cli.stages.data.digits", fail)
+    monkeypatch.setattr("dlcv_cli.stages.data.write_digits", fail)
     monkeypatch.setattr("dlcv_cli.cli.demo.COMMANDS", "data digits -o {o}/digits\ndata draw -o {o}/drawn --size 8\n")
     result = run("demo", "-o", tmp_path / "demo")
     assert result.exit_code == code
@@ -254,10 +254,10 @@ def test_progress_bar_leaves_the_terminal_as_it_was() -> None:
     script = """
 from dlcv_cli.cli.app import app
 from dlcv_cli.stages import data
-def interrupted(*_, report, **__):
-    report.progress("hashing", 1, 10)
+def interrupted(*_, context, **__):
+    context.reporter.progress("hashing", 1, 10)
     raise KeyboardInterrupt
-data.split = interrupted
+data.write_split = interrupted
 app(["data", "split", "x", "-o", "x.split.json"])
 """
     ours, theirs = pty.openpty()

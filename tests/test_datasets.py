@@ -157,7 +157,7 @@ def test_empty_class_is_named(two: Path) -> None:
 
 def test_class_left_out(two: Path) -> None:
     """A class left out on purpose is neither a class nor reported as ignored, and labels close the gap."""
-    listing = list_folder(two, without=("a",))
+    listing = list_folder(two, exclude=("a",))
     assert listing.classes == ["b"]
     assert listing.images == [("b/000.png", 0), ("b/001.png", 0)]
     assert listing.ignored == []
@@ -228,7 +228,7 @@ def test_caltech101_is_downloaded_where_it_is_found(tmp_path: Path, monkeypatch:
 def test_digits_are_scikit_learns() -> None:
     """1,797 gray PNGs of 8 x 8, the values 0..16 of scikit-learn spread over 0..255, each in its digit's folder."""
     data = load_digits()
-    files = list(datasets.digits())
+    files = list(datasets.read_digits())
     assert len({name for name, _ in files}) == len(files) == len(data.images) == 1797
     for (name, png), pixels, label in zip(files, data.images, data.target, strict=True):
         image = Image.open(io.BytesIO(png))
@@ -238,7 +238,7 @@ def test_digits_are_scikit_learns() -> None:
 
 
 def drawn(**settings: int) -> dict[str, bytes]:
-    return dict(drawing.draw(DrawConfig(**{"classes": 3, "per_class": 3, "size": 32, "seed": 0} | settings)))
+    return dict(drawing.draw_figures(DrawConfig(**{"classes": 3, "per_class": 3, "size": 32, "seed": 0} | settings)))
 
 
 def test_drawing_depends_on_seed_class_and_number_alone() -> None:

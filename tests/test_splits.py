@@ -12,7 +12,7 @@ import pytest
 
 from dlcv_cli.config import SplitConfig
 from dlcv_cli.errors import DlcvError, SettingError
-from dlcv_cli.vision.splits import PARTS, Example, count_held_out, split
+from dlcv_cli.vision.splits import PARTS, Example, count_held_out, split_examples
 
 Parts = dict[str, list[Example]]
 
@@ -29,7 +29,7 @@ def examples(sizes: list[int], copies: int = 1) -> list[Example]:
 
 def divided(given: list[Example], **settings: object) -> Parts:
     classes = [f"class {label}" for label in range(max(e.label for e in given) + 1)]
-    return split(given, classes, SplitConfig(**settings))  # type: ignore[arg-type]
+    return split_examples(given, classes, SplitConfig(**settings))  # type: ignore[arg-type]
 
 
 def counts(parts: Parts) -> tuple[int, int, int]:
@@ -236,7 +236,7 @@ def test_copies_do_not_make_a_class_large_enough() -> None:
 def test_too_few_images_at_all(count: int) -> None:
     """Fewer than three images cannot be divided, stratified or not."""
     with pytest.raises(DlcvError, match="at least 3 different images"):
-        split(examples([count]), ["class 0"], SplitConfig(stratify=False))
+        split_examples(examples([count]), ["class 0"], SplitConfig(stratify=False))
 
 
 def test_one_image_more_than_needed_is_enough() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -14,16 +15,16 @@ import typer
 from typer.core import TyperGroup
 
 from dlcv_cli import __version__
-from dlcv_cli.cli import cache, data, demo, evaluate, report, seq
-from dlcv_cli.cli import image as vgg
+from dlcv_cli.cli import cache, data, demo, evaluate, image, report, seq
 from dlcv_cli.cli.console import Terminal
+from dlcv_cli.cli.options import example
 from dlcv_cli.errors import DlcvError, Interrupted, escape_controls
 
 OUT_OF_MEMORY = "out of memory: ask for less (a smaller --batch-size, network, --count or --max-length)"
 
 
 class Boundary(TyperGroup):
-    """Turns what a user can cause into one line on stderr and an exit code; anything else is a bug, with traceback."""
+    """Turn errors that a user can cause into one line on stderr and an exit code. Others are bugs: a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -31,11 +32,11 @@ class Boundary(TyperGroup):
         except DlcvError as error:
             message, code = str(error), error.exit_code
         except BrokenPipeError:
-            # whoever read stdout has seen enough; keep the interpreter from flushing into the void at exit
+            # the reader of stdout has closed it: keep the interpreter from flushing into it at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except OSError as error:
-            message, code = _said(error), 1
+            message, code = _describe(error), 1
         except MemoryError:
             message, code = OUT_OF_MEMORY, 1
         except RuntimeError as error:
@@ -52,12 +53,13 @@ class Boundary(TyperGroup):
             message, code = "interrupted", 130
         finally:
             Terminal.close()
-        print(f"dlcv: {escape_controls(' '.join(message.split()))}", file=sys.stderr)
+        one_line = re.sub(r"[ \t]*\n[ \t]*", " ", message.strip())
+        print(f"dlcv: {escape_controls(one_line)}", file=sys.stderr)
         raise typer.Exit(code)
 
 
-def _said(error: OSError) -> str:
-    """What the system refused, for which file; of a full disk also which."""
+def _describe(error: OSError) -> str:
+    """Return what the system refused, for which file, and on which disk if that is full."""
     where = f"{error.filename}: " if error.filename else ""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not error.filename:
         return f"{where}{error.strerror or error}"
@@ -65,7 +67,7 @@ def _said(error: OSError) -> str:
 
     return (
         f"{where}{error.strerror} on the disk at {mount_point(Path(os.fsdecode(error.filename)))}; what was there is "
-        "unchanged: free some space, and run the same command again"
+        "unchanged: free some space and run the same command again"
     )
 
 
@@ -75,19 +77,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Transfer learning and recurrent cells, studied from the shell: each stage a command, each result a file.",
+    epilog=example("dlcv demo"),
 )
-app.add_typer(data.app, name="data")
-app.add_typer(vgg.app, name="vgg")
-app.add_typer(vgg.app, name="image", help="The same as vgg, for networks of every kind.")
-app.add_typer(seq.app, name="seq")
-app.command("eval")(evaluate.evaluate)
-app.command("report")(report.report)
-app.add_typer(cache.app, name="cache")
-app.command("demo")(demo.demo)
+DATA, TRAINING, RESULTS, OTHER = "Data", "Training", "Results", "Other"
+app.add_typer(data.app, name="data", rich_help_panel=DATA)
+app.add_typer(image.app, name="image", rich_help_panel=TRAINING)
+app.add_typer(image.app, name="vgg", rich_help_panel=TRAINING, short_help="The same as image.")
+app.add_typer(seq.app, name="seq", rich_help_panel=TRAINING)
+evaluation = app.command(
+    "eval", rich_help_panel=RESULTS, epilog=example("dlcv eval --compare head.safetensors finetune.safetensors")
+)
+evaluation(evaluate.evaluate)
+app.command("report", rich_help_panel=RESULTS, epilog=example("dlcv report head.safetensors -o report.html"))(
+    report.report
+)
+app.add_typer(cache.app, name="cache", rich_help_panel=OTHER)
+app.command("demo", rich_help_panel=OTHER, epilog=example("dlcv demo -o demo"))(demo.demo)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"dlcv {__version__}")
         raise typer.Exit
 
@@ -95,7 +104,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     pass
@@ -106,12 +115,12 @@ def _interrupt(number: int, _: Any) -> None:
 
 
 def main() -> None:
-    """Runs the app."""
-    if sys.stderr is None:  # closed by the caller: print would take stdout instead
+    """Run the app."""
+    if sys.stderr is None:  # closed by the caller: print would write to stdout instead
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # for as long as the process lives
-    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: what is being written is put away
+    for name in ("SIGTERM", "SIGHUP"):  # end as Ctrl-C does, so that files are cleaned up
         number = getattr(signal, name, None)
-        if number and signal.getsignal(number) == signal.SIG_DFL:  # nohup has it ignored
+        if number and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
             signal.signal(number, _interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be text
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -6,82 +6,97 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from tabulate import tabulate
 
-from dlcv_cli.cli.console import Terminal, print_json, print_outcome, say
-from dlcv_cli.cli.options import UNCHECKED, Force, Json, OutputFile, OutputFolder, Root, SplitFile, configured
+from dlcv_cli.cli.console import print_json, print_outcome, say
+from dlcv_cli.cli.options import (
+    FILES,
+    UNCHECKED,
+    Force,
+    Json,
+    OutputFile,
+    OutputFolder,
+    Root,
+    SplitFile,
+    configured,
+    context_from,
+    example,
+)
 from dlcv_cli.config import DrawConfig, SplitConfig
 
-app = typer.Typer(no_args_is_help=True, help="Images: divide a folder of class folders; built-in sets.")
+app = typer.Typer(no_args_is_help=True, help="Divide a folder of class folders; write built-in images.")
 
 
-@app.command("split")
+@app.command("split", epilog=example("dlcv data split photos -o photos.split.json"))
 @configured(SplitConfig)
 def split(
     config: SplitConfig,
     root: Annotated[
-        Path, typer.Argument(metavar="ROOT", help="Folder of class folders.", show_default=False, **UNCHECKED)
+        Path,
+        typer.Argument(metavar="ROOT", help="Folder with one folder per class.", show_default=False, **UNCHECKED),
     ],
     output: OutputFile,
     download: Annotated[
-        bool, typer.Option("--download", help="caltech101: fetch it to ROOT if it is not there.")
+        bool,
+        typer.Option("--download", help="caltech101: download it to ROOT if needed (137 MB).", rich_help_panel=FILES),
     ] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Divide images into train, val and test: FILE.split.json. Decodes every image once."""
-    from dlcv_cli.stages import data
+    """Divide images into train, val and test: FILE.split.json. Every image is decoded once, to check it."""
+    from dlcv_cli.stages.data import write_split
 
-    outcome = data.split(root, output, config, download=download, force=force, report=Terminal())
-    print_outcome(outcome, as_json, _counts(outcome.summary))
+    outcome = write_split(root, output, config, download=download, context=context_from(force=force))
+    print_outcome(outcome, as_json, _describe_counts(outcome.summary))
 
 
-def _counts(summary: dict[str, Any]) -> str:
+def _describe_counts(summary: dict[str, Any]) -> str:
     parts = ", ".join(f"{part} {count:,}" for part, count in summary["counts"].items())
     return f"{len(summary['classes'])} classes: {parts}"
 
 
-@app.command("show")
+@app.command("show", epilog=example("dlcv data show photos.split.json"))
 def show(split_file: SplitFile, root: Root = None, as_json: Json = False) -> None:
-    """Print a split file's classes, the counts of each part, the smallest and the largest class."""
-    from dlcv_cli.stages import data
+    """Print a split file's classes with the number of images in each part."""
+    from tabulate import tabulate
 
-    summary = data.show(split_file, root)
+    from dlcv_cli.stages.data import describe_split
+
+    summary = describe_split(split_file, root)
     if as_json:
         print_json(summary)
         return
     rows = [[name, *counts.values(), sum(counts.values())] for name, counts in summary["classes"].items()]
     total = ["all", *summary["counts"].values(), sum(summary["counts"].values())]
     say(tabulate([*rows, total], headers=["class", *summary["counts"], "all"]))
-    for what in ("smallest", "largest"):
-        chosen = summary[f"{what}_class"]
-        say(f"{what} class: {chosen['name']} ({chosen['count']:,})")
+    for which in ("smallest", "largest"):
+        extreme = summary[f"{which}_class"]
+        say(f"{which} class: {extreme['name']} ({extreme['count']:,})")
     notes = [f"{summary[key]} {text}" for key, text in _NOTES.items() if summary[key]]
     if notes:
         say("; ".join(notes))
 
 
 _NOTES = {
-    "skipped": "unreadable images left out",
+    "skipped": "unreadable images skipped",
     "identical": "images under several names",
     "label_conflicts": "images in several classes",
 }
 
 
-@app.command("digits")
+@app.command("digits", epilog=example("dlcv data digits -o digits"))
 def digits(output: OutputFolder, force: Force = False, as_json: Json = False) -> None:
     """Write the built-in data set: 1,797 handwritten digits as class folders of PNGs."""
-    from dlcv_cli.stages import data
+    from dlcv_cli.stages.data import write_digits
 
-    outcome = data.digits(output, force=force, report=Terminal())
+    outcome = write_digits(output, context=context_from(force=force))
     print_outcome(outcome, as_json, f"{outcome.summary['images']:,} images")
 
 
-@app.command("draw")
+@app.command("draw", epilog=example("dlcv data draw --classes 50 -o figures"))
 @configured(DrawConfig)
 def draw(config: DrawConfig, output: OutputFolder, force: Force = False, as_json: Json = False) -> None:
-    """Write drawn figures as class folders of PNGs, to pretrain on without any download."""
-    from dlcv_cli.stages import data
+    """Write drawn figures as class folders of PNGs, for pretraining without any download."""
+    from dlcv_cli.stages.data import write_drawings
 
-    outcome = data.draw(output, config, force=force, report=Terminal())
+    outcome = write_drawings(output, config, context=context_from(force=force))
     print_outcome(outcome, as_json, f"{outcome.summary['images']:,} images")

@@ -1,4 +1,4 @@
-"""`dlcv demo`: both studies on built-in data, by the commands a user would type."""
+"""`dlcv demo`: both studies on built-in data, with the commands that a user would type."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from dlcv_cli.cli.options import FILES
 
 COMMANDS = r"""
 data digits -o {o}/digits
@@ -30,9 +32,11 @@ report {o}/head.safetensors {o}/finetune.safetensors {o}/scratch.safetensors {o}
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")] = Path("dlcv-demo"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", rich_help_panel=FILES)
+    ] = Path("dlcv-demo"),
 ) -> None:
-    """Run both studies on built-in data, each command printed as it runs."""
+    """Run both studies on built-in data, printing each command as it runs (about a minute)."""
     from dlcv_cli.cli.app import app
 
     command = typer.main.get_command(app)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dlcv_cli.cli.console import Terminal, print_json, say
+from dlcv_cli.cli.console import print_json, say
 from dlcv_cli.cli.inputs import (
     AllowContaminated,
     Checkpoints,
@@ -17,10 +17,9 @@ from dlcv_cli.cli.inputs import (
     Reference,
     name_checkpoints,
 )
-from dlcv_cli.cli.options import CacheFolder, Force, Json, NoCache, configured
+from dlcv_cli.cli.options import CacheFolder, Force, Json, NoCache, configured, context_from
 from dlcv_cli.cli.tables import describe, render
 from dlcv_cli.config import EvalConfig, Machine, Part
-from dlcv_cli.context import Context
 from dlcv_cli.errors import SettingError
 from dlcv_cli.results.codec import encode
 
@@ -48,22 +47,18 @@ def evaluate(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Evaluate checkpoints: NAME.PART.eval.json and predictions beside each.
-
-    Example: dlcv eval --compare scratch.safetensors head.safetensors
-    """
+    """Evaluate checkpoints: NAME.PART.eval.json and predictions beside each."""
     from dlcv_cli.stages import evaluate as stage
 
     if not compare and (reference or common or table):
         raise SettingError("--reference, --common and --format need --compare")
     names = name_checkpoints(checkpoints, reference)
     config = replace(config, part=split) if split else config
-    reporter = Terminal()
-    context = Context(machine, None if no_cache else cache, root, force, reporter=reporter)
+    context = context_from(machine, cache=cache, no_cache=no_cache, root=root, force=force)
     results = []
     for path in checkpoints:
         result = stage.evaluate(path, config, data=data, allow_contaminated=allow_contaminated, context=context)
-        reporter.note(f"{result.output}: {'written' if result.made else 'up to date'}")
+        context.reporter.note(f"{result.output}: {'written' if result.made else 'up to date'}")
         results.append(result)
     as_json = as_json or table == "json"
     if compare:

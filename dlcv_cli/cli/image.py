@@ -7,10 +7,21 @@ from typing import Annotated
 
 import typer
 
-from dlcv_cli.cli.console import Terminal, described, print_outcome
-from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, NoCache, OutputFile, Root, SplitFile, configured
+from dlcv_cli.cli.console import describe_record, print_outcome
+from dlcv_cli.cli.options import (
+    UNCHECKED,
+    CacheFolder,
+    Force,
+    Json,
+    NoCache,
+    OutputFile,
+    Root,
+    SplitFile,
+    configured,
+    context_from,
+)
 from dlcv_cli.config import FinetuneConfig, HeadConfig, ScratchConfig, TrainMachine
-from dlcv_cli.context import Context, Outcome
+from dlcv_cli.context import Outcome
 from dlcv_cli.vision.architectures import ARCHITECTURES
 
 app = typer.Typer(no_args_is_help=True, help="Images: train a head, fine-tune, or start from random weights.")
@@ -41,7 +52,7 @@ def head(
     """Train only a new classification layer on pretrained weights."""
     from dlcv_cli.stages.train_images import train_head
 
-    context = _context(machine, None if no_cache else cache, root, force)
+    context = context_from(machine, cache=cache, no_cache=no_cache, root=root, force=force)
     _print(train_head(split, output, config, weights=weights, context=context), as_json)
 
 
@@ -65,7 +76,7 @@ def finetune(
     """Train more layers of a checkpoint, by default its last stage and its classifier."""
     from dlcv_cli.stages.train_images import train_finetune
 
-    context = _context(machine, None if no_cache else cache, root, force)
+    context = context_from(machine, cache=cache, no_cache=no_cache, root=root, force=force)
     _print(train_finetune(split, output, config, start=start, context=context), as_json)
 
 
@@ -83,12 +94,8 @@ def scratch(
     """Train all layers from random weights, for contrast."""
     from dlcv_cli.stages.train_images import train_scratch
 
-    _print(train_scratch(split, output, config, context=_context(machine, None, root, force)), as_json)
-
-
-def _context(machine: TrainMachine, cache: Path | None, root: Path | None, force: bool) -> Context:
-    return Context(machine, cache, root, force, machine.save_every, Terminal())
+    _print(train_scratch(split, output, config, context=context_from(machine, root=root, force=force)), as_json)
 
 
 def _print(outcome: Outcome, as_json: bool) -> None:
-    print_outcome(outcome, as_json, f"best {described(outcome.summary)}")
+    print_outcome(outcome, as_json, f"best {describe_record(outcome.summary)}")

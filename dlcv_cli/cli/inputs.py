@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlcv_cli.cli.options import UNCHECKED
+from dlcv_cli.cli.options import FILES, UNCHECKED
 from dlcv_cli.errors import SettingError, look_up
 
 Checkpoints = Annotated[
@@ -16,11 +16,16 @@ Checkpoints = Annotated[
 DataFile = Annotated[
     Path | None,
     typer.Option(
-        "--data", metavar="FILE", help="Split or sequence file, if it is not where it was in training.", **UNCHECKED
+        "--data",
+        metavar="FILE",
+        help="Split or sequence file, if it has moved since the training.",
+        rich_help_panel=FILES,
+        **UNCHECKED,
     ),
 ]
 ImageFolder = Annotated[
-    Path | None, typer.Option("--root", metavar="DIR", help="Folder of the images, if it is not where it was.")
+    Path | None,
+    typer.Option("--root", metavar="DIR", help="Folder of the images, if it has moved.", rich_help_panel=FILES),
 ]
 Reference = Annotated[
     str | None,

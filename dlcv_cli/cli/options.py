@@ -1,4 +1,4 @@
-"""Makes a command's options out of the dataclasses in config.py, so that each setting stands in one place."""
+"""Options that commands share, and options made from the dataclasses of config.py."""
 
 from __future__ import annotations
 
@@ -6,36 +6,50 @@ import dataclasses
 import functools
 import inspect
 import os
+import types
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
-from dlcv_cli.config import Config
+from dlcv_cli.cli.console import Terminal
+from dlcv_cli.config import Config, Machine, Saving, describe_range
+from dlcv_cli.context import Context
 
-# What an input holds, and whether it can be read, is for the stage to say: in one line, with exit code 1.
+# Headings in a command's help, in this order; those of the config classes come after the first.
+WHAT, WHERE, FILES = "What to train", "Where it computes", "Files"
+
+# Whether an input can be read is checked by the stage, which says so in one line with exit code 1.
 UNCHECKED: dict[str, Any] = {"readable": False}
 
 SplitFile = Annotated[
     Path, typer.Argument(metavar="SPLIT", help="Split file of dlcv data split.", show_default=False, **UNCHECKED)
 ]
-OutputFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.", show_default=False)]
+OutputFile = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="FILE", help="File to write.", show_default=False, rich_help_panel=FILES),
+]
 OutputFolder = Annotated[
-    Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", show_default=False)
+    Path,
+    typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", show_default=False, rich_help_panel=FILES),
 ]
 Root = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="The images' folder, when it is not where SPLIT says.", **UNCHECKED),
+    typer.Option(
+        metavar="DIR", help="The images' folder, if not the one in SPLIT.", rich_help_panel=FILES, **UNCHECKED
+    ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace an output that was made differently.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace an output that was made differently.", rich_help_panel=FILES)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 def _cache_folder() -> Path:
     from dlcv_cli.files.feature_cache import default_folder
 
-    # typer 0.26 does not look at envvar where there is a default_factory
+    # typer 0.26 ignores envvar where there is a default_factory
     return Path(os.environ.get("DLCV_CACHE") or default_folder())
 
 
@@ -44,19 +58,51 @@ CacheFolder = Annotated[
     typer.Option(
         "--cache",
         metavar="DIR",
-        envvar="DLCV_CACHE",
         default_factory=_cache_folder,
-        help="Where frozen layers' outputs and compiled code are kept.",
-        show_default="the user's cache folder",
+        help="Folder of cached features and compiled code. Default: $DLCV_CACHE, or the user's cache folder.",
+        show_default=False,
+        rich_help_panel=FILES,
     ),
 ]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Compute the frozen layers anew for each batch.")]
+NoCache = Annotated[
+    bool,
+    typer.Option("--no-cache", help="Compute the frozen layers again for every batch.", rich_help_panel=FILES),
+]
+
+
+def example(command: str) -> str:
+    """Return the last line of a command's help."""
+    return f"Example: {command}"
+
+
+def context_from(
+    machine: Machine | None = None,
+    *,
+    cache: Path | None = None,
+    no_cache: bool = False,
+    root: Path | None = None,
+    force: bool = False,
+    saving: Saving | None = None,
+) -> Context:
+    """Return the Context that these options describe, which reports to the terminal.
+
+    `saving` is not needed where `machine` is a TrainMachine, which says how often to save too.
+    """
+    saving = saving or (machine if isinstance(machine, Saving) else Saving())
+    return Context(
+        machine=machine or Machine(),
+        cache=None if no_cache else cache,
+        root=root,
+        force=force,
+        save_every=saving.save_every,
+        reporter=Terminal(),
+    )
 
 
 def configured(
     *configs: type[Config], choices: Mapping[str, Iterable[str]] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command one option for each field of the config classes, and hands it the configs by position.
+    """Give a command one option for each field of the config classes, and pass it the configs by position.
 
     Args:
         configs: classes whose instances are the command's first arguments, in this order.
@@ -74,7 +120,7 @@ def configured(
             ]
             command(*instances, **values)
 
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + made
+        parameters = sorted([*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *made], key=_rank)
         del run.__wrapped__  # typer would read the signature behind it
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -83,14 +129,47 @@ def configured(
     return decorate
 
 
+def _rank(parameter: inspect.Parameter) -> int:
+    """Return the place of a parameter's panel in the help."""
+    panel = getattr(parameter.annotation.__metadata__[0], "rich_help_panel", None)
+    return {None: 0, WHAT: 1, WHERE: 3, FILES: 4}.get(panel, 2)
+
+
 def _parameter(
     config: type[Config], field: dataclasses.Field[Any], choices: Mapping[str, Iterable[str]]
 ) -> inspect.Parameter:
+    """Return a command's parameter for a field: its option, with type, help text and default."""
     kind = get_type_hints(config)[field.name]
-    if field.name in choices:
-        kind = Literal[tuple(choices[field.name])]
+    names = list(choices.get(field.name, ()))
+    if names:
+        kind = Literal[tuple(names)]
     text = field.metadata["help"]
-    option = typer.Option(help=f"{text[0].upper()}{text[1:]}.")
+    sentences = [f"{text[0].upper()}{text[1:]}."]
+    if names := names or list(get_args(kind) if get_origin(kind) is Literal else ()):
+        sentences.append(f"One of {', '.join(names)}.")
+    if limits := describe_range(field.metadata):
+        sentences.append(f"Range: {limits}.")
+    owner = next(c for c in reversed(config.__mro__) if field.name in vars(c).get("__annotations__", {}))
+    option = typer.Option(
+        *_flags(field),
+        help=" ".join(sentences),
+        metavar=_placeholder(kind),
+        rich_help_panel=WHAT if field.name in choices else getattr(owner, "PANEL", None),
+    )
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind, option]
     )
+
+
+def _flags(field: dataclasses.Field[Any]) -> list[str]:
+    """Return the option's names; a flag that is off by default has no opposite."""
+    return [f"--{field.name.replace('_', '-')}"] if field.default is False else []
+
+
+def _placeholder(kind: Any) -> str | None:
+    """Return the word that stands for the option's value in the help."""
+    if get_origin(kind) is Literal:
+        return "NAME"
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = get_args(kind)[0]
+    return {int: "N", float: "X", str: "TEXT"}.get(kind)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlcv_cli.cli.console import Terminal, print_outcome
+from dlcv_cli.cli.console import print_outcome
 from dlcv_cli.cli.inputs import (
     AllowContaminated,
     Checkpoints,
@@ -17,9 +17,8 @@ from dlcv_cli.cli.inputs import (
     Reference,
     name_checkpoints,
 )
-from dlcv_cli.cli.options import CacheFolder, Force, Json, NoCache, OutputFile, configured
+from dlcv_cli.cli.options import CacheFolder, Force, Json, NoCache, OutputFile, configured, context_from
 from dlcv_cli.config import EvalConfig, Machine
-from dlcv_cli.context import Context
 
 
 @configured(EvalConfig, Machine)
@@ -41,10 +40,7 @@ def report(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write one HTML page about checkpoints: metrics, learning curves, errors, pictures and lineage.
-
-    Example: dlcv report head.safetensors finetune.safetensors -o report.html
-    """
+    """Write one HTML page about checkpoints: metrics, learning curves, errors, pictures and lineage."""
     from dlcv_cli.stages.report import ReportOptions, write_report
 
     names = name_checkpoints(checkpoints, reference)
@@ -53,6 +49,6 @@ def report(
         output,
         config,
         options=ReportOptions(figures, reference, common, data, allow_contaminated),
-        context=Context(machine, None if no_cache else cache, root, force, reporter=Terminal()),
+        context=context_from(machine, cache=cache, no_cache=no_cache, root=root, force=force),
     )
     print_outcome(outcome, as_json)

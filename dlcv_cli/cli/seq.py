@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from dlcv_cli.cli.console import Terminal, described, print_outcome
-from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, OutputFile, configured
+from dlcv_cli.cli.console import describe_record, print_outcome
+from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, OutputFile, configured, context_from
 from dlcv_cli.config import GenConfig, Saving, SeqTrainConfig
-from dlcv_cli.context import Context
 from dlcv_cli.sequences.cells import CELLS
 from dlcv_cli.sequences.engines import ENGINES
 from dlcv_cli.sequences.tasks import TASKS
@@ -24,7 +23,7 @@ def gen(config: GenConfig, output: OutputFile, force: Force = False, as_json: Js
     """Generate sequences, divided into train, val and test: FILE.safetensors."""
     from dlcv_cli.stages.train_sequences import generate_sequences
 
-    outcome = generate_sequences(output, config, context=Context(force=force))
+    outcome = generate_sequences(output, config, context=context_from(force=force))
     counts = ", ".join(f"{part} {count:,}" for part, count in outcome.summary["counts"].items())
     print_outcome(outcome, as_json, f"{config.task}: {counts}")
 
@@ -45,6 +44,5 @@ def train(
     """Train one cell on a sequence file and keep the weights of the lowest validation loss."""
     from dlcv_cli.stages.train_sequences import train_sequences
 
-    context = Context(cache=cache, force=force, save_every=saving.save_every, reporter=Terminal())
-    outcome = train_sequences(data, output, config, context=context)
-    print_outcome(outcome, as_json, f"best {described(outcome.summary)}")
+    outcome = train_sequences(data, output, config, context=context_from(cache=cache, force=force, saving=saving))
+    print_outcome(outcome, as_json, f"best {describe_record(outcome.summary)}")

@@ -20,7 +20,7 @@ from dlcv_cli.report.kinds import FigureGroup
 from dlcv_cli.report.page import Network, Section, write_page
 from dlcv_cli.results.metrics import metrics_path, read_metrics
 from dlcv_cli.stages.compare import compare
-from dlcv_cli.stages.data import made_folder
+from dlcv_cli.stages.data import fill_folder
 from dlcv_cli.stages.evaluate import evaluate
 from dlcv_cli.stages.lineage import draw_lineage
 from dlcv_cli.studies import study_named
@@ -74,9 +74,9 @@ def write_report(
         sections = functools.cache(lambda: _make_sections(networks, options, context))  # costly: only if needed
         if options.figures:
             paper_recipe = Recipe("report.figures", settings, recipe.inputs)
-            written = made_folder(
-                options.figures, paper_recipe, lambda: _draw_files(sections()), 0, context.force, context.reporter,
-                ("matplotlib",),
+            written = fill_folder(
+                options.figures, paper_recipe, lambda: _draw_files(sections()), 0, context=context,
+                packages=("matplotlib",),
             )  # fmt: skip
             context.reporter.note(f"{options.figures}: {'written' if written else 'up to date'}")
         if not current:

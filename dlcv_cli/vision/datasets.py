@@ -1,4 +1,4 @@
-"""Sources of images: a folder of class folders, Caltech101, the built-in digits, drawn figures."""
+"""Sources of images: a folder of class folders, Caltech101, the handwritten digits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -17,36 +18,41 @@ from dlcv_cli.vision.images import SUFFIXES, looks_like_image
 
 BACKGROUND = "BACKGROUND_Google"
 CALTECH101_PAGE = "https://data.caltech.edu/records/mzrjq-6wc02"
+CALTECH101_FOLDER = "101_ObjectCategories"
+MANIFEST = ".dlcv.json"  # written by data digits and data draw into the folders that they fill
+PART_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+DIGITS = 1797
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder holds; all paths are under the root, with /."""
+    """Contents of a folder of class folders; all paths are relative to the root, with /."""
 
     classes: list[str]
     images: list[tuple[str, int]]  # path, label
-    bad: list[tuple[str, str]]  # named like an image but not one: path, why
+    bad: list[tuple[str, str]]  # path of a file that is named like an image but is none, reason
     ignored: list[str]  # hidden files, stray files, other kinds of file
 
 
-def list_folder(root: Path, without: tuple[str, ...] = ()) -> Listing:
-    """Every class folder of `root` but those in `without`, sorted by name, with all images below it.
+def list_folder(root: Path, exclude: tuple[str, ...] = ()) -> Listing:
+    """List every class folder of `root` except those in `exclude`, sorted by name, with all images below it.
 
     Raises:
-        DlcvError: no folder, no class folder, or a class folder without images, by name.
+        DlcvError: no folder, no class folder, folders named after parts, or a class folder without images, by name.
     """
     if not root.is_dir():
         raise DlcvError(f"{root}: no such folder; give a folder that has one folder of images per class")
     entries = sorted(os.listdir(root))
-    folders = [e for e in entries if (root / e).is_dir() and not e.startswith(".") and e not in without]
-    listing = Listing(folders, [], [], [e for e in entries if e not in folders and e not in (*without, MANIFEST)])
-    if not folders:
+    classes = [e for e in entries if (root / e).is_dir() and not e.startswith(".") and e not in exclude]
+    if not classes:
         raise DlcvError(f"{root}: has no class folders; it needs one folder of images per class")
-    for label, folder in enumerate(folders):
-        for path in _files(root / folder, folder, {os.path.realpath(root)}):
-            _sort_in(listing, root, path, label)
-    filled = {label for _, label in listing.images}
-    empty = [c for i, c in enumerate(folders) if i not in filled]
+    _refuse_divided(root, classes)
+    listing = Listing(classes, [], [], [e for e in entries if e not in classes and e not in (*exclude, MANIFEST)])
+    for label, name in enumerate(classes):
+        for path in _list_files(root / name, name, {os.path.realpath(root)}):
+            _classify_file(listing, root, path, label)
+    labels = {label for _, label in listing.images}
+    empty = [name for label, name in enumerate(classes) if label not in labels]
     if empty:
         raise DlcvError(
             f"{root}: class folders without a readable image: {list_names(map(repr, empty))}; fill or remove"
@@ -54,23 +60,36 @@ def list_folder(root: Path, without: tuple[str, ...] = ()) -> Listing:
     return listing
 
 
-MANIFEST = ".dlcv.json"  # what data digits and data draw leave in the folders they make
+def _refuse_divided(root: Path, folders: list[str]) -> None:
+    """Raise DlcvError if the folders are the parts of a data set that is divided already, each with class folders."""
+    parts = {}
+    for name in folders:
+        if name.lower() in PART_FOLDERS:
+            parts[name] = sorted(entry.name for entry in os.scandir(root / name) if entry.is_dir())
+    if len(parts) < 2 or not all(parts.values()):
+        return
+    seen = " and ".join(f"{name}/ ({list_names(classes, 3)})" for name, classes in parts.items())
+    raise DlcvError(
+        f"{root}: is divided already: its folders {seen} hold class folders. data split divides the images itself and "
+        f"expects one folder per class: give {root / next(iter(parts))}, or merge the parts into one set of classes"
+    )
 
 
-def _files(folder: Path, prefix: str, above: set[str]) -> Iterator[str]:
-    """Paths of all files below, depth first and sorted; a link back to a folder above is not followed."""
+def _list_files(folder: Path, prefix: str, parents: set[str]) -> Iterator[str]:
+    """Yield the paths of all files below, depth first and sorted; do not follow a link to a folder in `parents`."""
     real = os.path.realpath(folder)
-    if real in above:
+    if real in parents:
         return
     for name in sorted(os.listdir(folder)):
         path = f"{prefix}/{name}"
         if (folder / name).is_dir() and not name.startswith("."):
-            yield from _files(folder / name, path, above | {real})
+            yield from _list_files(folder / name, path, parents | {real})
         else:
             yield path
 
 
-def _sort_in(listing: Listing, root: Path, path: str, label: int) -> None:
+def _classify_file(listing: Listing, root: Path, path: str, label: int) -> None:
+    """Append a file to the listing's images, bad files or ignored files."""
     file = root / path
     if file.name.startswith(".") or (file.exists() and not file.is_file()):
         listing.ignored.append(path)
@@ -90,48 +109,47 @@ def _sort_in(listing: Listing, root: Path, path: str, label: int) -> None:
 
 
 def find_caltech101(root: Path, download: bool) -> Path:
-    """The folder `101_ObjectCategories` at or below `root`; with `download`, fetched there by torchvision.
+    """Return the folder `101_ObjectCategories` at or below `root`, which torchvision downloads if `download` is set.
 
     Raises:
-        DlcvError: not there, or the download failed, with the manual way.
+        DlcvError: not there, or the download failed; the message says how to do it by hand.
     """
-    name = "101_ObjectCategories"
-    places = [root, root / name, root / "caltech101" / name, root / "caltech-101" / name]
     manual = f"download caltech-101.zip from {CALTECH101_PAGE}, unpack it and its inner archive, and give that folder"
-
-    def found() -> Path | None:
-        return next((p for p in places if (p / "accordion").is_dir() and (p / "airplanes").is_dir()), None)
-
-    if place := found():
-        return place
+    if folder := _locate_caltech101(root):
+        return folder
     if not download:
-        raise DlcvError(f"{root}: no Caltech101 here (no {name}): add --download, or {manual}")
+        raise DlcvError(f"{root}: no Caltech101 here (no {CALTECH101_FOLDER}): add --download, or {manual}")
     from torchvision.datasets import Caltech101
 
     try:
         Caltech101(root, download=True)
     except (OSError, RuntimeError, HTTPException) as error:
         raise DlcvError(f"Caltech101 could not be downloaded ({error}): {manual}") from None
-    if place := found():
-        return place
-    raise DlcvError(f"{root}: the download holds no {name}: {manual}")
+    if folder := _locate_caltech101(root):
+        return folder
+    raise DlcvError(f"{root}: the download holds no {CALTECH101_FOLDER}: {manual}")
 
 
-def png(image: Image.Image) -> bytes:
-    """An image as the bytes of a PNG file."""
+def _locate_caltech101(root: Path) -> Path | None:
+    parents = (root, root / "caltech101", root / "caltech-101")
+    folders = [root, *(parent / CALTECH101_FOLDER for parent in parents)]
+    return next((f for f in folders if (f / "accordion").is_dir() and (f / "airplanes").is_dir()), None)
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """Return the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def digits() -> Iterator[tuple[str, bytes]]:
-    """Yields (path, PNG) of the 1,797 optical handwritten digits, 8 x 8 gray.
+def read_digits() -> Iterator[tuple[str, bytes]]:
+    """Yield (path, PNG) of the 1,797 handwritten digits, 8 x 8 gray; their values 0..16 become 0..255.
 
-    Source: scikit-learn's load_digits, the test set of UCI ML 80 (Alpaydin & Kaynak 1998). Values 0..16.
+    Source: UCI Machine Learning Repository, data set 80; see data/digits.md.
     """
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    for number, (pixels, label) in enumerate(zip(data.images, data.target, strict=True)):
+    with (resources.files("dlcv_cli") / "data" / "digits.npz").open("rb") as file, np.load(file) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    for number, (pixels, label) in enumerate(zip(images, labels, strict=True)):
         gray = (pixels * (255 / 16)).round().astype(np.uint8)
-        yield f"{label}/{number:04d}.png", png(Image.fromarray(gray))
+        yield f"{label}/{number:04d}.png", encode_png(Image.fromarray(gray))

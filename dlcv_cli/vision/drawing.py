@@ -14,28 +14,28 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from dlcv_cli.config import DrawConfig
-from dlcv_cli.vision.datasets import png
+from dlcv_cli.vision.datasets import encode_png
 
 Points = NDArray[np.float64]  # (n, 2) in -1..1, x to the right and y down
 
-SCALE = 3  # drawn so many times larger, then reduced: smooth edges
+SCALE = 3  # drawn three times as large and then reduced, for smooth edges
 
 
-def draw(config: DrawConfig) -> Iterator[tuple[str, bytes]]:
-    """Yields (path, PNG of size x size RGB) of every image; each depends on the seed, its class and number alone."""
+def draw_figures(config: DrawConfig) -> Iterator[tuple[str, bytes]]:
+    """Yield (path, PNG of size x size RGB) of every image, a function of the seed, its class and its number alone."""
     for label in range(config.classes):
-        strokes = figure(default_rng((config.seed, label)))
+        strokes = invent_figure(default_rng((config.seed, label)))
         for number in range(config.per_class):
-            image = by_hand(strokes, config.size, default_rng((config.seed, label, number)))
-            yield f"figure-{label:03d}/{number:05d}.png", png(image)
+            image = draw_by_hand(strokes, config.size, default_rng((config.seed, label, number)))
+            yield f"figure-{label:03d}/{number:05d}.png", encode_png(image)
 
 
-def figure(rng: Generator) -> list[Points]:
-    """The strokes of a class: lines, arcs, rings and waves, some of which go on where the last one ended."""
+def invent_figure(rng: Generator) -> list[Points]:
+    """Return the strokes of a class: lines, arcs, rings and waves, some of which start where the last one ended."""
     kinds = ("line", "arc", "ring", "wave")
     strokes: list[Points] = []
     for _ in range(rng.integers(2, 5)):
-        stroke = _stroke(str(rng.choice(kinds)), rng)
+        stroke = _invent_stroke(str(rng.choice(kinds)), rng)
         if strokes and rng.random() < 0.5:
             stroke = stroke + strokes[-1][-1] - stroke[0]
         strokes.append(stroke)
@@ -45,7 +45,8 @@ def figure(rng: Generator) -> list[Points]:
     return [(stroke - (low + high) / 2) / size for stroke in strokes]
 
 
-def _stroke(kind: str, rng: Generator) -> Points:
+def _invent_stroke(kind: str, rng: Generator) -> Points:
+    """Return 24 points along a random stroke of that kind."""
     t = np.linspace(0, 1, 24)
     if kind in ("arc", "ring"):
         centre, radius = rng.uniform(-0.45, 0.45, 2), rng.uniform(0.25, 0.5)
@@ -62,19 +63,19 @@ def _stroke(kind: str, rng: Generator) -> Points:
     return np.asarray(points)
 
 
-def by_hand(strokes: list[Points], size: int, rng: Generator) -> Image.Image:
-    """One drawing of a figure, size x size RGB."""
+def draw_by_hand(strokes: list[Points], size: int, rng: Generator) -> Image.Image:
+    """Return one unsteady drawing of a figure, size x size RGB."""
     turn, shear = rng.normal(0, 0.15), rng.normal(0, 0.15)
     stretch = rng.uniform(0.7, 1.15, 2)
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ [[1, shear], [0, 1]]
     shift = rng.uniform(-0.15, 0.15, 2)
-    paper, ink = _colours(rng)
+    paper, ink = _choose_colours(rng)
     side = size * SCALE
     image = Image.new("RGB", (side, side), paper)
     pen = ImageDraw.Draw(image)
     width = rng.uniform(0.04, 0.16) * side
     for stroke in strokes:
-        wobble = rng.normal(0, 0.07, (2, 2))  # both ends of a stroke move, and what lies between with them
+        wobble = rng.normal(0, 0.07, (2, 2))  # moves both ends of a stroke, and the points between along with them
         t = np.linspace(0, 1, len(stroke))[:, None]
         points = (stroke + (1 - t) * wobble[0] + t * wobble[1]) @ (matrix * stretch).T + shift
         pixels = [(float(x), float(y)) for x, y in (points * 0.85 + 1) / 2 * side]
@@ -91,8 +92,8 @@ def by_hand(strokes: list[Points], size: int, rng: Generator) -> Image.Image:
     return Image.fromarray((np.asarray(image) + noise).round().clip(0, 255).astype(np.uint8))
 
 
-def _colours(rng: Generator) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(paper, ink), far enough apart in brightness; half of the drawings are gray."""
+def _choose_colours(rng: Generator) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return (paper, ink), far enough apart in brightness; half of the drawings are gray."""
     while True:
         paper, ink = rng.integers(0, 256, (2, 3))
         if rng.random() < 0.5:

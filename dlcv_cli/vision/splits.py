@@ -1,4 +1,4 @@
-"""Who is in train, val and test. Pure functions of paths, labels, hashes and a seed."""
+"""Division of images into train, val and test: pure functions of paths, labels, hashes and a seed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Group:
-    """Byte-identical images, which stay in one part; counted under the first one's label."""
+    """Byte-identical images, which stay in one part and count as images of the first one's class."""
 
     examples: tuple[Example, ...]
 
@@ -35,12 +35,12 @@ class Group:
 
 
 def count_held_out(count: int, fraction: float) -> int:
-    """The held-out part of `count`, rounded up (100 x 0.07 is 7, whatever floating point says)."""
+    """Return `fraction` of `count`, rounded up but free of floating-point error (100 x 0.07 is 7)."""
     return math.ceil(round(count * fraction, 9))
 
 
 def group_identical(examples: Sequence[Example], seed: int) -> list[Group]:
-    """Groups by content, in an order that depends on the seed and the paths alone."""
+    """Group examples by content, in an order that depends on the seed and the paths alone."""
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in sorted(examples, key=lambda e: e.path):
         groups[example.sha256].append(example)
@@ -51,30 +51,35 @@ def group_identical(examples: Sequence[Example], seed: int) -> list[Group]:
     return sorted((Group(tuple(members)) for members in groups.values()), key=rank)
 
 
-def split(examples: Sequence[Example], classes: Sequence[str], config: SplitConfig) -> dict[str, list[Example]]:
-    """Divides examples into train, val and test (each sorted by path).
+def split_examples(
+    examples: Sequence[Example], classes: Sequence[str], config: SplitConfig
+) -> dict[str, list[Example]]:
+    """Divide examples into train, val and test, each sorted by path.
 
     Raises:
         DlcvError: a class has too few images, by name.
     """
     groups = group_identical(examples, config.seed)
     if config.per_class:
-        parts = _per_class(groups, classes, config)
+        parts = _split_per_class(groups, classes, config)
     else:
         if len(groups) < 3:
             raise DlcvError("at least 3 different images are needed, one each for train, val and test")
-        _require(groups, classes, dict.fromkeys(range(len(classes)), 3 if config.stratify else 1))
-        test, rest = _take(groups, count_held_out(len(examples), config.test_fraction), config.stratify, keep=2)
-        count = sum(len(group.examples) for group in rest)
-        val, train = _take(rest, count_held_out(count, config.val_fraction), config.stratify, keep=1)
+        _require_groups(groups, classes, dict.fromkeys(range(len(classes)), 3 if config.stratify else 1))
+        test, others = _hold_out(groups, count_held_out(len(examples), config.test_fraction), config.stratify, keep=2)
+        count = sum(len(group.examples) for group in others)
+        val, train = _hold_out(others, count_held_out(count, config.val_fraction), config.stratify, keep=1)
         parts = {"train": train, "val": val, "test": test}
     return {part: sorted((e for group in parts[part] for e in group.examples), key=lambda e: e.path) for part in PARTS}
 
 
-def _require(groups: Sequence[Group], classes: Sequence[str], least: dict[int, int]) -> None:
-    have = Counter(group.label for group in groups)
+def _require_groups(groups: Sequence[Group], classes: Sequence[str], minimum: dict[int, int]) -> None:
+    """Raise DlcvError if a class has fewer groups than the minimum for its label."""
+    counts = Counter(group.label for group in groups)
     short = [
-        f"{classes[label]!r} has {have[label]}, needs {needs}" for label, needs in least.items() if have[label] < needs
+        f"{classes[label]!r} has {counts[label]}, needs {count}"
+        for label, count in minimum.items()
+        if counts[label] < count
     ]
     if short:
         raise DlcvError(
@@ -82,35 +87,35 @@ def _require(groups: Sequence[Group], classes: Sequence[str], least: dict[int, i
         )
 
 
-def _take(groups: Sequence[Group], count: int, stratify: bool, keep: int) -> tuple[list[Group], list[Group]]:
-    """(taken, rest): groups that hold `count` images in all, from each class its share.
+def _hold_out(groups: Sequence[Group], count: int, stratify: bool, keep: int) -> tuple[list[Group], list[Group]]:
+    """Return (held out, others): the first are groups of `count` images in all, each class with its share.
 
-    Of each class at least one group is taken and `keep` groups are left, so that no part lacks a class.
+    Of each class at least one group is held out and at least `keep` groups are not, so that no part lacks a class.
     """
     pools: dict[int, list[Group]] = defaultdict(list)
     for group in groups:
         pools[group.label if stratify else 0].append(group)
     sizes = {label: sum(len(group.examples) for group in pool) for label, pool in pools.items()}
-    quotas = _shares(sizes, count)
-    taken, rest, owed = [], [], 0
+    quotas = _share_out(sizes, count)
+    held_out, others, carry = [], [], 0
     for label, pool in sorted(pools.items()):
-        want = quotas[label] + owed
+        quota = quotas[label] + carry
         chosen: list[Group] = []
         for group in pool:
-            if len(group.examples) <= want and len(chosen) < len(pool) - keep:
+            if len(group.examples) <= quota and len(chosen) < len(pool) - keep:
                 chosen.append(group)
-                want -= len(group.examples)
+                quota -= len(group.examples)
         if not chosen:
             chosen = [min(pool, key=lambda group: len(group.examples))]
-            want -= len(chosen[0].examples)
-        owed = want  # what this class's groups could not fill, or had too much of, passes to the next
-        taken += chosen
-        rest += [group for group in pool if group not in chosen]
-    return taken, rest
+            quota -= len(chosen[0].examples)
+        carry = quota  # a class whose groups do not fill its quota exactly passes the difference to the next class
+        held_out += chosen
+        others += [group for group in pool if group not in chosen]
+    return held_out, others
 
 
-def _shares(sizes: dict[int, int], count: int) -> dict[int, int]:
-    """`count` divided in proportion to sizes by largest remainders, at least 1 each (then it may exceed count)."""
+def _share_out(sizes: dict[int, int], count: int) -> dict[int, int]:
+    """Divide `count` in proportion to the sizes by largest remainders, at least 1 each (so the sum may exceed it)."""
     total = sum(sizes.values())
     exact = {label: count * size / total for label, size in sizes.items()}
     shares = {label: max(1, math.floor(quota)) for label, quota in exact.items()}
@@ -123,18 +128,18 @@ def _shares(sizes: dict[int, int], count: int) -> dict[int, int]:
     return shares
 
 
-def _per_class(groups: Sequence[Group], classes: Sequence[str], config: SplitConfig) -> dict[str, list[Group]]:
-    """The protocols of the literature: so many groups a class, whatever the class's size.
+def _split_per_class(groups: Sequence[Group], classes: Sequence[str], config: SplitConfig) -> dict[str, list[Group]]:
+    """Divide by the protocols of the literature: a fixed number of groups per class, whatever the class's size.
 
-    What is not given follows: val keeps val_fraction of what is not test, train takes what is left, and test takes
-    what is left when the training images are given.
+    Numbers that are not set follow from the others: val has val_fraction of what is not test, train has what remains,
+    and test has what remains if the number of training images is set.
     """
     pools: dict[int, list[Group]] = defaultdict(list)
     for group in groups:
         pools[group.label].append(group)
     fraction = config.val_fraction
     parts: dict[str, list[Group]] = {part: [] for part in PARTS}
-    least = {}
+    minimum = {}
     for label in range(len(classes)):
         pool = pools[label]
         if config.train_per_class:
@@ -145,9 +150,9 @@ def _per_class(groups: Sequence[Group], classes: Sequence[str], config: SplitCon
             test = config.test_per_class or count_held_out(len(pool), config.test_fraction)
             val = config.val_per_class or count_held_out(max(0, len(pool) - test), fraction)
             train = max(1, len(pool) - test - val)
-        least[label] = train + val + test
+        minimum[label] = train + val + test
         parts["test"] += pool[:test]
         parts["val"] += pool[test : test + val]
         parts["train"] += pool[test + val : test + val + train]
-    _require(groups, classes, least)
+    _require_groups(groups, classes, minimum)
     return parts
