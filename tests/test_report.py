@@ -406,5 +406,5 @@ def test_figures_folder_of_others_is_left_alone(run: Run, folder: Path) -> None:
     (folder / "mine" / "notes.txt").write_text("mine", "utf-8")
     result = run("report", folder / "gru.safetensors", "-o", folder / "g.html", "--figures", folder / "mine")
     assert result.exit_code == 1
-    assert "did not make" in result.stderr
+    assert "did not write" in result.stderr
     assert not (folder / "g.html").exists()
