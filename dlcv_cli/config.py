@@ -186,7 +186,7 @@ class Machine(Config):
     PANEL = "Where it computes"
 
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "auto takes a GPU if there is one")
-    threads: int | None = setting(None, "CPU threads; default: one a core", low=1, high=1024)
+    threads: int | None = setting(None, "CPU threads; default: one per core", low=1, high=1024)
 
 
 @dataclass(frozen=True)
@@ -233,14 +233,16 @@ class SeqTrainConfig(Config):
     engine: str = setting("compiled", "what computes: dlcv's kernels, or torch.nn with autograd")
     hidden_size: int = setting(32, "width of the hidden state", low=1, high=8192)
     epochs: int = setting(3, "passes over the training part", low=1, high=100_000)
-    batch_size: int = setting(1, "sequences a step", low=1, high=65_536)
+    batch_size: int = setting(1, "sequences per step", low=1, high=65_536)
     lr: float = setting(0.003, "Adam's learning rate", above=0)
     clip_norm: float | None = setting(None, "largest norm of the gradient; longer ones are shortened to it", above=0)
     chrono: int | None = setting(
-        None, "lstm, gru: steps to remember from the start, by the gates' biases; default: torch's random ones", low=3
+        None,
+        "for lstm and gru: steps to remember from the start, by the gates' biases; default: torch's random ones",
+        low=3,
     )
     record_every: int = setting(500, "iterations between two validation passes", low=1)
-    seeds: int = setting(1, "independent runs, with the seeds SEED, SEED + 1, ...", low=1, high=100_000)
+    seeds: int = setting(1, "independent runs, with the seeds SEED, SEED + 1 and so on", low=1, high=100_000)
     seed: int = setting(0, "initial weights and order of the first run", **SEED)
 
     def __post_init__(self) -> None:

@@ -89,9 +89,11 @@ for line in {lines + works!r}:
 
 @every_command
 def test_help_says_what_a_command_does(run: Run, words: tuple[str, ...]) -> None:
-    """Each command has a sentence of help, and so has each of its options and arguments."""
+    """Each command's help fits 80 columns and has a sentence, an example, and one for each option and argument."""
     result = run(*words, "--help")
     assert result.exit_code == 0
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "Example: dlcv" in result.stdout
     assert f"dlcv {' '.join(words)}" in result.stdout or f"root {' '.join(words)}" in result.stdout
     command = typer.main.get_command(app)
     for word in words:
