@@ -82,7 +82,7 @@ def _placeholder(option: Any) -> str:
     """Return the word for the option's value, without the bar that would end a cell; a switch has none."""
     if option.is_flag:
         return ""
-    return (option.metavar or ("NAME" if _choices(option) else "VALUE")).replace("|", " or ")
+    return str(option.metavar or ("NAME" if _choices(option) else "VALUE")).replace("|", " or ")
 
 
 def _choices(option: Any) -> tuple[str, ...]:
@@ -90,7 +90,7 @@ def _choices(option: Any) -> tuple[str, ...]:
     for attribute in ("type_descriptor", "type"):  # newer and older releases of typer
         choices = getattr(getattr(option, attribute, None), "choices", None)
         if choices:
-            return tuple(choices)
+            return tuple(str(choice) for choice in choices)
     return ()
 
 
