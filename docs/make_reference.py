@@ -75,7 +75,7 @@ def _is_option(parameter: Any) -> bool:
 
 
 def _longest_name(option: Any) -> str:
-    return max(option.opts, key=len)
+    return str(max(option.opts, key=len))
 
 
 def _placeholder(option: Any) -> str:
