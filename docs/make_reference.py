@@ -1,8 +1,11 @@
-"""Writes docs/reference.md from the command line itself: `python docs/make_reference.py`."""
+"""Writes docs/reference.md, the reference of every command, from the commands themselves:
+
+python docs/make_reference.py
+"""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,60 +13,104 @@ import typer
 
 from dlcv_cli.cli.app import app
 
-PAGE = Path(__file__).with_name("reference.md")
-HEAD = """# Commands and options
+REFERENCE = Path(__file__).with_name("reference.md")
+INTRODUCTION = """\
+# Reference
 
-Made by `python docs/make_reference.py` from what `--help` says. Results are printed on stdout, everything else on
-stderr. Every command has `-h` and `--help`.
+Every command with its arguments and options, made from the commands themselves by `python docs/make_reference.py`.
+`dlcv COMMAND --help` prints the same. `dlcv vgg` is a second name of `dlcv image`. An option without a placeholder is a
+switch. What the files hold is in [files.md](files.md).
 """
+FIRST_PANEL = "Options"  # heading of the options that have none
 
 
-def make_reference() -> str:
-    """Return the page: one section per command, in the order of their names."""
-    sections = [HEAD]
-    for words, command in sorted(_list_commands(typer.main.get_command(app), ())):
-        sections.append(_describe(words, command))
-    return "\n".join(sections)
+def list_commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every command with the words that are typed for it; `vgg` is left out, because it is `image` again."""
+    subcommands = getattr(command, "commands", None)
+    if not subcommands:
+        yield words, command
+    for name, subcommand in (subcommands or {}).items():
+        if name != "vgg" and not subcommand.hidden:
+            yield from list_commands(subcommand, (*words, name))
 
 
-def _list_commands(command: Any, words: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
-    children = getattr(command, "commands", {})
-    if not children:
-        return [(words, command)]
-    # vgg is a second name of image: its commands are the same objects
-    return [pair for name, child in children.items() if name != "vgg" for pair in _list_commands(child, (*words, name))]
+def render_reference() -> str:
+    """Return the whole page as Markdown."""
+    sections = [_render_command(words, command) for words, command in list_commands(typer.main.get_command(app))]
+    return "\n".join([INTRODUCTION, *sections])
 
 
-def _describe(words: tuple[str, ...], command: Any) -> str:
-    arguments = [p for p in command.params if p.param_type_name == "argument"]
-    options = [p for p in command.params if p.param_type_name == "option" and not p.hidden and "--help" not in p.opts]
-    usage = " ".join(["dlcv", *words, *(p.metavar or p.name.upper() for p in arguments)])
-    lines = [f"## `dlcv {' '.join(words)}`", "", _clean(command.help), "", f"    {usage}", ""]
+def _render_command(words: tuple[str, ...], command: Any) -> str:
+    shown = [parameter for parameter in command.params if not parameter.hidden]
+    arguments = [p for p in shown if not _is_option(p)]
+    options = [p for p in shown if _is_option(p)]
+    required = [f"{_longest_name(p)} {_placeholder(p)}" for p in options if p.required]
+    usage = " ".join(["dlcv", *words, *(p.metavar for p in arguments), *required, "[OPTIONS]"])
+    lines = [f"## dlcv {' '.join(words)}", "", _one_line(command.help), "", "```sh", usage, "```", ""]
+    if arguments:
+        lines += ["| argument | |", "|---|---|"]
+        lines += [f"| `{p.metavar}` | {_escape(_one_line(p.help))} |" for p in arguments]
+        lines.append("")
+    for panel in dict.fromkeys(p.rich_help_panel or FIRST_PANEL for p in options):
+        lines += [f"| {panel} | | default |", "|---|---|---|"]
+        lines += [_render_option(p) for p in options if (p.rich_help_panel or FIRST_PANEL) == panel]
+        lines.append("")
     if command.epilog:
-        lines += [command.epilog.replace("Example: ", "Example: `") + "`", ""]
-    rows = [(f"`{p.metavar or p.name.upper()}`", _clean(p.help)) for p in arguments]
-    rows += [(_name(p), f"{_clean(p.help)}{_default(p)}") for p in options]
-    lines += ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows), ""]
+        lines += [f"Example: `{_one_line(command.epilog).removeprefix('Example: ')}`", ""]
     return "\n".join(lines)
 
 
-def _name(option: Any) -> str:
-    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
-    return names if option.is_flag or not option.metavar else f"{names} {option.metavar.replace('|', ' or ')}"
+def _render_option(option: Any) -> str:
+    names = ", ".join(f"`{name}`" for name in sorted([*option.opts, *option.secondary_opts], key=len, reverse=True))
+    placeholder = f" `{_placeholder(option)}`" if _placeholder(option) else ""
+    help_text = _one_line(option.help)
+    choices = _choices(option)
+    if choices and "One of " not in help_text:
+        help_text += f" One of {', '.join(choices)}."
+    return f"| {names}{placeholder} | {_escape(help_text)} | {_default(option)} |"
+
+
+def _is_option(parameter: Any) -> bool:
+    return bool(parameter.opts[0].startswith("-"))
+
+
+def _longest_name(option: Any) -> str:
+    return str(max(option.opts, key=len))
+
+
+def _placeholder(option: Any) -> str:
+    """Return the word for the option's value, without the bar that would end a cell; a switch has none."""
+    if option.is_flag:
+        return ""
+    return str(option.metavar or ("NAME" if _choices(option) else "VALUE")).replace("|", " or ")
+
+
+def _choices(option: Any) -> tuple[str, ...]:
+    """Return the values that the option takes, if they are listed."""
+    for attribute in ("type_descriptor", "type"):  # newer and older releases of typer
+        choices = getattr(getattr(option, attribute, None), "choices", None)
+        if choices:
+            return tuple(str(choice) for choice in choices)
+    return ()
 
 
 def _default(option: Any) -> str:
-    if isinstance(option.show_default, str):
-        return f" Default: {option.show_default}."
     if option.required:
-        return " Required."
-    plain = isinstance(option.default, int | float | str | Path) and not isinstance(option.default, bool)
-    return f" Default: {option.default}." if plain and option.show_default is not False else ""
+        return "required"
+    if isinstance(option.show_default, str):
+        return _escape(option.show_default)
+    if option.is_flag or option.default is None or not option.show_default:
+        return ""
+    return f"`{option.default}`"
 
 
-def _clean(text: str | None) -> str:
-    return re.sub(r"\s+", " ", text or "").strip().replace("|", "\\|")
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":
-    PAGE.write_text(make_reference(), "utf-8")
+    REFERENCE.write_text(render_reference(), "utf-8")

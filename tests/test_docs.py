@@ -1,42 +1,72 @@
-"""The documentation says what the program does: the reference is current, commands and local links exist."""
+"""README and docs: every command is named, the reference is current, and links lead somewhere."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import typer
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+from dlcv_cli.cli.app import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
 
 
-def test_the_reference_is_current() -> None:
-    """docs/reference.md is what docs/make_reference.py writes from the commands' help."""
+@pytest.fixture(scope="module")
+def make_reference() -> ModuleType:
+    """The script that writes the reference; it is no part of the package."""
     spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs" / "make_reference.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    text = (ROOT / "docs" / "reference.md").read_text("utf-8")
-    assert text == module.make_reference(), "run: python docs/make_reference.py"
+    return module
 
 
-def anchors(page: Path) -> set[str]:
-    """Return the anchors that a Markdown page's headings have."""
-    headings = re.findall(r"(?m)^#+ (.+)$", page.read_text("utf-8"))
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+def test_reference_is_current(make_reference: ModuleType) -> None:
+    """docs/reference.md is what the commands say today."""
+    current = make_reference.REFERENCE.read_text("utf-8") == make_reference.render_reference()
+    assert current, "run python docs/make_reference.py"
+
+
+def test_every_command_is_documented(make_reference: ModuleType) -> None:
+    """README names every command as it is typed; so does some page other than the reference."""
+    names = [" ".join(["dlcv", *words]) for words, _ in make_reference.list_commands(typer.main.get_command(app))]
+    assert len(names) > 10
+    texts = {page.name: page.read_text("utf-8") for page in PAGES}
+    guides = "\n".join(text for name, text in texts.items() if name not in ("README.md", "reference.md"))
+    assert [name for name in names if name not in texts["README.md"]] == []
+    assert [name for name in names if name not in guides] == []
+
+
+def test_every_long_option_in_the_docs_exists(make_reference: ModuleType) -> None:
+    """No guide names an option of dlcv that is gone."""
+    commands = make_reference.list_commands(typer.main.get_command(app))
+    options = {option for _, command in commands for p in command.params if not p.hidden for option in p.opts}
+    guides = [page for page in PAGES if page.name in ("tutorial.md", "how-to.md", "files.md", "statistics.md")]
+    foreign = {"--help", "--extra-index-url", "--pip-args"}
+    for page in guides:
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text("utf-8")))
+        assert named - options - foreign == set(), page.name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_local_links_lead_somewhere(page: Path) -> None:
-    """Every link of a page to a file of the repository, and to a heading in it, exists."""
-    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+def test_links_lead_somewhere(page: Path) -> None:
+    """Links between pages name a page that exists, and a heading of it."""
+    for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", page.read_text("utf-8")):
         if "://" in target:
             continue
-        name, _, anchor = target.partition("#")
-        file = page.parent / name if name else page
-        assert file.exists(), target
-        if anchor:
-            assert anchor in anchors(file), target
+        name, _, heading = target.partition("#")
+        path = (page.parent / name) if name else page
+        assert path.exists(), target
+        assert not heading or heading in _anchors(path), target
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors that a page's headings get on GitHub."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
