@@ -70,7 +70,7 @@ def finetune(
     cache: CacheFolder,
     start: Annotated[
         Path,
-        typer.Option("--from", metavar="FILE", help="Checkpoint to go on from.", show_default=False, **UNCHECKED),
+        typer.Option("--from", metavar="FILE", help="Checkpoint to start from.", show_default=False, **UNCHECKED),
     ],
     root: Root = None,
     no_cache: NoCache = False,
@@ -95,7 +95,7 @@ def scratch(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Train all layers from random weights, for contrast."""
+    """Train all layers from random weights, for comparison."""
     from dlcv_cli.stages.train_images import train_scratch
 
     _print(train_scratch(split, output, config, context=context_from(machine, root=root, force=force)), as_json)
