@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import dlcv_cli
 from dlcv_cli.cli.app import app
 from dlcv_cli.files import feature_cache as stores
 
@@ -32,6 +33,12 @@ Pixels = NDArray[np.uint8]
 # module is imported, because numba reads it when the kernels are.
 os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="dlcv-tests-")
 atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)
+
+
+def pytest_configure() -> None:
+    """Stop if DLCV_TEST_INSTALLED is set, as the gate does, and the package is not the installed one."""
+    if os.environ.get("DLCV_TEST_INSTALLED") and "site-packages" not in Path(dlcv_cli.__file__).parts:
+        raise pytest.UsageError(f"{dlcv_cli.__file__} would be tested, not the installed package")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -206,6 +206,28 @@ def test_errors_become_one_line(
     assert (result.exit_code, result.stdout, result.stderr) == (code, "", message)
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("two  spaces", "two  spaces"),
+        ("wide\u3000space", "wide\u3000space"),
+        ("fixed\u00a0space", "fixed\u00a0space"),
+        ("\U0001f469\u200d\U0001f52c", "\U0001f469\u200d\U0001f52c"),
+        ("red\x1b[31m", "red\\x1b[31m"),
+        ("turned\u202e", "turned\\u202e"),
+        ("next\u2028line", "next\\u2028line"),
+    ],
+)
+def test_names_in_messages(run: Run, monkeypatch: pytest.MonkeyPatch, name: str, shown: str) -> None:
+    """A name in a message is printed as it is, but for characters that control the terminal or the text's direction."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise DlcvError(f"{name}: cannot be used")
+
+    monkeypatch.setattr("dlcv_cli.stages.data.describe_split", fail)
+    assert run("data", "show", "x.split.json").stderr == f"dlcv: {shown}: cannot be used\n"
+
+
 def test_bugs_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of ours is not dressed up as the user's."""
 

@@ -155,6 +155,32 @@ def test_empty_class_is_named(two: Path) -> None:
         list_folder(two)
 
 
+@pytest.mark.parametrize(
+    "parts", [("train", "test"), ("Train", "VAL", "Test"), ("training", "validation"), ("test", "valid")]
+)
+def test_divided_data_set_is_refused(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    """Folders named after parts that hold class folders are no classes: the message names both, and what to give."""
+    for part in parts:
+        make_photos(tmp_path / part, {"cat": 2, "dog": 2})
+    with pytest.raises(DlcvError, match="divided already") as error:
+        list_folder(tmp_path)
+    for word in (
+        *(f"{part}/" for part in parts),
+        "cat",
+        "dog",
+        "one folder per class",
+        str(tmp_path / sorted(parts)[0]),
+    ):
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("classes", [("train", "bus"), ("test", "train")])
+def test_classes_may_be_named_like_parts(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    """Folders named after parts that hold images are classes like others."""
+    make_photos(tmp_path / "photos", dict.fromkeys(classes, 2))
+    assert list_folder(tmp_path / "photos").classes == sorted(classes)
+
+
 def test_class_left_out(two: Path) -> None:
     """A class left out on purpose is neither a class nor reported as ignored, and labels close the gap."""
     listing = list_folder(two, exclude=("a",))
