@@ -265,7 +265,7 @@ def _report(path: Path) -> Any:
 
 
 def _page(path: Path) -> Any:
-    pages.read_record(path)
+    pages.read_recipe(path)
 
 
 def _seq_eval(path: Path) -> Any:

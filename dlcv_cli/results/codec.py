@@ -44,6 +44,8 @@ def decode(path: Path, kind: type[D], document: Any) -> D:
     body = {key: value for key, value in check_schema(path, document, kind.SCHEMA).items() if key != "schema"}
     try:
         return msgspec.convert(body, kind)
+    except UnicodeError:  # msgspec cannot look at a lone surrogate, which JSON may hold
+        raise FileError(path, "damaged: it holds text that is not Unicode") from None
     except msgspec.ValidationError as error:
         raise FileError(path, describe_damage(str(error))) from None
 
