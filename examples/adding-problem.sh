@@ -3,7 +3,7 @@
 #
 #   sh examples/adding-problem.sh [RESULTS [SEED]]
 #
-# Run it again after any failure: finished stages say "up to date", the rest goes on.
+# Run it again after any failure: finished stages say "up to date", and the others continue.
 set -eu
 
 out=${1:-runs/adding-problem}

@@ -3,10 +3,10 @@
 #
 #   sh examples/caltech101.sh [FOLDER [RESULTS [ARCH]]]
 #
-# FOLDER holds Caltech101 (or gets it: it is downloaded when missing), RESULTS what the stages write.
-# Run it again after any failure: finished stages say "up to date", the rest goes on.
-# WEIGHTS=file takes local ImageNet weights in place of a download; HEAD, FINETUNE and SCRATCH hold further options of
-# these stages, for example HEAD="--lr 0.001".
+# FOLDER holds Caltech101, or is where it is downloaded to. RESULTS is where the stages write; ARCH is the network.
+# Run it again after any failure: finished stages say "up to date", and the others continue.
+# WEIGHTS=file uses local ImageNet weights instead of a download. HEAD, FINETUNE and SCRATCH hold further options of these
+# stages, for example HEAD="--lr 0.001".
 set -eu
 
 data=${1:-caltech101}
