@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.random import Generator
 
-from dlcv_cli.config import EvalConfig, GenConfig, HeadConfig, Saving, SeqTrainConfig, TrainMachine
+from dlcv_cli.config import EvalConfig, GenConfig, HeadConfig, SeqTrainConfig, TrainMachine
 from dlcv_cli.context import Context
 from dlcv_cli.errors import DlcvError, Interrupted
 from dlcv_cli.files import sequences, splits, tensors
@@ -31,6 +31,7 @@ from dlcv_cli.files.disk import write_json
 from dlcv_cli.files.feature_cache import FeatureCache
 from dlcv_cli.report import report_file as pages
 from dlcv_cli.results import metrics
+from dlcv_cli.results.codec import encode
 from dlcv_cli.stages import data, evaluate, weights
 from dlcv_cli.stages import seed_runs as runs
 from dlcv_cli.stages import train_images as vgg
@@ -260,7 +261,7 @@ def _compared(path: Path) -> Any:
 
 def _report(path: Path) -> Any:
     checkpoint, output = path.with_name(path.name.partition(".")[0] + ".safetensors"), path.with_name("report.html")
-    write_report([("one", checkpoint)], output, EvalConfig(), force=True)
+    write_report([("one", checkpoint)], output, EvalConfig(), context=Context(force=True))
 
 
 def _page(path: Path) -> Any:
@@ -268,8 +269,9 @@ def _page(path: Path) -> Any:
 
 
 def _seq_eval(path: Path) -> Any:
-    summary = evaluate.evaluate(path, EvalConfig(), cache=path.parent / "cache", force=True).summary
-    return {**summary, "run": None, "inputs": None}
+    context = Context(cache=path.parent / "cache", force=True)
+    document = encode(evaluate.evaluate(path, EvalConfig(), context=context).evaluation)
+    return {**document, "run": None, "inputs": None}
 
 
 def _seq_train(path: Path) -> Any:
@@ -277,7 +279,7 @@ def _seq_train(path: Path) -> Any:
     for file in (output, metrics.metrics_path(output)):
         file.unlink(missing_ok=True)
     try:
-        seq.train(path.with_name("data.safetensors"), output, TRAIN, saving=Saving(save_every=1e9))
+        seq.train_sequences(path.with_name("data.safetensors"), output, TRAIN, context=Context(save_every=1e9))
     finally:
         for stray in path.parent.glob(".*.lock"):
             raise AssertionError(f"{stray} stayed")
@@ -300,6 +302,10 @@ def _store(path: Path) -> Any:
     return {
         key: rows[slot].tobytes() for key, slot in store.slots.items() if store.is_sound(rows, slot)
     }.items() <= STORED.items()
+
+
+def _kernels(path: Path) -> Any:
+    return compiled_code._find_problem(path.parent)
 
 
 TRAIN = SeqTrainConfig(hidden_size=4, epochs=1, record_every=200)
@@ -327,7 +333,7 @@ READERS: dict[str, Reader] = {
     "store": Reader("store/index.bin", of_bytes, _store),
     "store's records": Reader("store/records.bin", of_bytes, _store),
     "store's description": Reader("store/store.json", of_json, _store, 4),
-    "list of kernels": Reader("kernels/kernels.json", of_json, lambda path: compiled_code._problem(path.parent), 4),
+    "list of kernels": Reader("kernels/kernels.json", of_json, _kernels, 4),
 }  # fmt: skip
 
 
@@ -371,27 +377,27 @@ def _sound_files(folder: Path, cache: Path) -> Path:
         place / name for name in ("drawn.split.json", "start.safetensors", "data.safetensors")
     )
     small = place / "small.safetensors"
-    seq.gen(small, GenConfig(count=200))
+    seq.generate_sequences(small, GenConfig(count=200))
     sequences_file.write_bytes(small.read_bytes())
     state = open_checkpoint(start).network.state_dict()
     torch.save(state, place / "start.pth")
     torch.save(state, place / "legacy.pth", _use_new_zipfile_serialization=False)
     gru = place / "gru.safetensors"
-    seq.train(sequences_file, gru, TRAIN, cache=cache)
+    seq.train_sequences(sequences_file, gru, TRAIN, context=Context(cache=cache))
     shutil.copyfile(gru, place / "cell.safetensors")
-    evaluate.evaluate(gru, EvalConfig(), cache=cache)
-    evaluate.evaluate(start, EvalConfig(), machine=TrainMachine(threads=1))
+    evaluate.evaluate(gru, EvalConfig(), context=Context(cache=cache))
+    evaluate.evaluate(start, EvalConfig(), context=Context(TrainMachine(threads=1)))
     runs.TICK = 0.02  # time for a first step
     for stage, output in ((seq, place / "new.safetensors"), (vgg, place / "head.safetensors")):
-        held, stage.held_back = stage.held_back, _at_once
+        held, stage.hold_signals = stage.hold_signals, _at_once
         try:
             if stage is seq:
-                seq.train(sequences_file, output, TRAIN, cache=cache)
+                seq.train_sequences(sequences_file, output, TRAIN, context=Context(cache=cache))
             else:
                 vgg.train_head(split, output, HEAD, context=Context(TrainMachine(threads=1)))
         except Interrupted:
             pass
-        stage.held_back = held
+        stage.hold_signals = held
     write_report([("one", gru), ("other", start)], place / "page.html", EvalConfig())
     rng = np.random.default_rng(0)
     store = FeatureCache(place / "store")

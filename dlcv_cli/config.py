@@ -84,7 +84,7 @@ class SplitConfig(Config):
     PANEL = "How to divide"
 
     dataset: Literal["folder", "caltech101"] = setting("folder", "what ROOT holds")
-    background: bool = setting(False, "caltech101: include the background class BACKGROUND_Google")
+    background: bool = setting(False, "include the background class of caltech101, BACKGROUND_Google")
     test_fraction: float = setting(0.2, "share of all images held out for test, rounded up", above=0, high=0.9)
     val_fraction: float = setting(0.2, "share of the others held out for validation, rounded up", above=0, high=0.9)
     stratify: bool = setting(True, "give every part the same share of each class")
@@ -127,13 +127,15 @@ class TrainConfig(Config):
     batch_size: int = setting(64, "images per step", low=1, high=65_536)
     lr: float = setting(0.005, "learning rate in the first epoch", above=0)
     schedule: Literal["exponential", "cosine", "constant"] = setting("exponential", "how lr changes over the epochs")
-    decay: float = setting(0.9, "exponential: lr is multiplied by this after each epoch", above=0, high=1)
+    decay: float = setting(0.9, "factor of lr after each epoch, with the exponential schedule", above=0, high=1)
     weight_decay: float = setting(0.0, "L2 penalty on the weights", low=0)
     augment: Augment = setting("none", "how training images vary: mirrored; or a random part, mirrored")
     views: int | None = setting(
         None, "with --augment: number of random views of each image, used in turn; default: a new one each epoch", low=1
     )
-    precision: Precision = setting("auto", "of the arithmetic; auto: bfloat16 if the device supports it natively")
+    precision: Precision = setting(
+        "auto", "precision of the arithmetic; auto takes bfloat16 if the device supports it natively"
+    )
     seed: int = setting(0, "seed of initial weights, order, dropout and augmentation", **SEED)
 
     def __post_init__(self) -> None:
@@ -185,8 +187,10 @@ class Machine(Config):
 
     PANEL = "Where it computes"
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "auto takes a GPU if there is one")
-    threads: int | None = setting(None, "CPU threads; default: one a core", low=1, high=1024)
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting(
+        "auto", "device to compute on; auto takes a GPU if there is one"
+    )
+    threads: int | None = setting(None, "CPU threads; default: one per core", low=1, high=1024)
 
 
 @dataclass(frozen=True)
@@ -214,8 +218,8 @@ class GenConfig(Config):
     min_length: int = setting(2, "steps of the shortest sequence", low=2, high=1_000_000)
     max_length: int = setting(10, "steps of the longest sequence; lengths are uniform", low=2, high=1_000_000)
     test_fraction: float = setting(0.2, "share held out for test, rounded up", above=0, high=0.9)
-    val_fraction: float = setting(0.2, "share of the rest held out for validation, rounded up", above=0, high=0.9)
-    seed: int = setting(0, "which sequences", **SEED)
+    val_fraction: float = setting(0.2, "share of the others held out for validation, rounded up", above=0, high=0.9)
+    seed: int = setting(0, "seed of the sequences", **SEED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -233,15 +237,17 @@ class SeqTrainConfig(Config):
     engine: str = setting("compiled", "what computes: dlcv's kernels, or torch.nn with autograd")
     hidden_size: int = setting(32, "width of the hidden state", low=1, high=8192)
     epochs: int = setting(3, "passes over the training part", low=1, high=100_000)
-    batch_size: int = setting(1, "sequences a step", low=1, high=65_536)
+    batch_size: int = setting(1, "sequences per step", low=1, high=65_536)
     lr: float = setting(0.003, "Adam's learning rate", above=0)
     clip_norm: float | None = setting(None, "largest norm of the gradient; longer ones are shortened to it", above=0)
     chrono: int | None = setting(
-        None, "lstm, gru: steps to remember from the start, by the gates' biases; default: torch's random ones", low=3
+        None,
+        "with lstm and gru: steps to remember from the start, by the gates' biases; default: torch's random ones",
+        low=3,
     )
     record_every: int = setting(500, "iterations between two validation passes", low=1)
-    seeds: int = setting(1, "independent runs, with the seeds SEED, SEED + 1, ...", low=1, high=100_000)
-    seed: int = setting(0, "initial weights and order of the first run", **SEED)
+    seeds: int = setting(1, "independent runs, with the seeds SEED, SEED + 1 and so on", low=1, high=100_000)
+    seed: int = setting(0, "seed of the first run's initial weights and order", **SEED)
 
     def __post_init__(self) -> None:
         super().__post_init__()

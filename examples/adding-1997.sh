@@ -3,9 +3,11 @@
 #
 #   sh examples/adding-1997.sh [T [RESULTS [CELL]]]
 #
-# 16,200 training sequences of T to T + T/10 steps, each seen once, 16 per step; tested on 2,000 others. In the paper the task
-# counted as solved when 2,000 sequences in a row were within 0.04, after 74,000 training sequences at T = 100 and 209,000
-# at T = 500. Run it again after any failure: finished stages say "up to date", and the others continue.
+# Trains on 16,200 sequences of T to T + T/10 steps, each seen once, 16 per step; tests on 2,000 others. The paper called the
+# task solved when 2,000 sequences in a row were predicted within 0.04; that took 74,000 training sequences at T = 100, and
+# 209,000 at T = 500.
+#
+# After a failure, run it again: finished stages say "up to date", and a stopped training continues.
 set -eu
 
 steps=${1:-100}

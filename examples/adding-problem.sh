@@ -1,9 +1,9 @@
 #!/bin/sh
-# The published study of the adding problem: 10,000 sequences, four networks, comparison.
+# The published study of the adding problem: 10,000 sequences, four networks, one comparison.
 #
 #   sh examples/adding-problem.sh [RESULTS [SEED]]
 #
-# Run it again after any failure: finished stages say "up to date", and the others continue.
+# After a failure, run it again: finished stages say "up to date", and a stopped training continues.
 set -eu
 
 out=${1:-runs/adding-problem}

@@ -3,10 +3,11 @@
 #
 #   sh examples/caltech101.sh [FOLDER [RESULTS [ARCH]]]
 #
-# FOLDER holds Caltech101, or is where it is downloaded to. RESULTS is where the stages write; ARCH is the network.
-# Run it again after any failure: finished stages say "up to date", and the others continue.
-# WEIGHTS=file uses local ImageNet weights instead of a download. HEAD, FINETUNE and SCRATCH hold further options of these
-# stages, for example HEAD="--lr 0.001".
+# FOLDER holds Caltech101, which is downloaded there if it is missing; the stages write to RESULTS. ARCH is the network.
+# WEIGHTS=FILE uses ImageNet weights from a file instead of downloading them. HEAD, FINETUNE and SCRATCH hold further
+# options for these stages, for example HEAD="--lr 0.001".
+#
+# After a failure, run it again: finished stages say "up to date", and a stopped training continues.
 set -eu
 
 data=${1:-caltech101}
@@ -17,7 +18,7 @@ mkdir -p "$data"
 dlcv data split "$data" --dataset caltech101 --download -o "$out/caltech101.split.json"
 dlcv data show "$out/caltech101.split.json"
 
-# shellcheck disable=SC2086  # options are meant to be split
+# shellcheck disable=SC2086  # splits the options on purpose
 {
     dlcv vgg head "$out/caltech101.split.json" --arch "$arch" ${WEIGHTS:+--weights "$WEIGHTS"} ${HEAD:-} \
         -o "$out/head.safetensors"

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from dlcv_cli.cli.app import app
+from dlcv_cli.files import feature_cache as stores
 
 Run = Callable[..., Result]
 Pixels = NDArray[np.uint8]
@@ -153,3 +155,126 @@ def noise(width: int, height: int, channels: int = 3, low: int = 0) -> Pixels:
     """Random pixels, a function of the size."""
     shape = (height, width, channels) if channels > 1 else (height, width)
     return np.random.default_rng(width * 10_007 + height).integers(low, 256, shape, dtype=np.uint8)
+
+
+# ---- trainings on photos, and what they leave in the feature cache
+
+COMMON = ("--epochs", 2, "--batch-size", 6, "--threads", 1)  # the last batch is short
+TRAIN, VAL, TEST = 15, 4, 5
+BOTH = TRAIN + VAL
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left: its checkpoint, what it said, and what the metrics say of the store."""
+
+    path: Path
+    said: str
+    store: dict[str, Any]
+
+    @property
+    def data(self) -> bytes:
+        """The checkpoint's bytes."""
+        return self.path.read_bytes()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What it warned of."""
+        return [line for line in self.said.splitlines() if line.startswith("warning: ")]
+
+
+Train = Callable[..., Trained]
+
+
+def make_trained_photos(folder: Path) -> Path:
+    """Photos of the size the network wants, their split, and a head's checkpoint."""
+    make_photos(folder / "photos", {"cat": 8, "dog": 8, "tree": 8}, (64, 64))
+    dlcv("data", "split", folder / "photos", "-o", folder / "photos.split.json")
+    arch = ("--arch", "vgg16_mini", *COMMON, "-o", folder / "head.safetensors")
+    dlcv("vgg", "head", folder / "photos.split.json", *arch)
+    return folder
+
+
+def make_trainer(run: Run, folder: Path) -> Train:
+    """Runs `vgg head` or `finetune`, which must work, on the folder's split unless another is given."""
+
+    def train(stage: str, *more: object, split: Path | None = None) -> Trained:
+        output = folder / f"{len([*folder.glob('*.safetensors')])}.safetensors"
+        start = ("--arch", "vgg16_mini") if stage == "head" else ("--from", folder / "head.safetensors")
+        result = run("vgg", stage, split or folder / "photos.split.json", *COMMON, *start, "-o", output, *more)
+        assert result.exit_code == 0, result.stderr
+        return Trained(output, result.stderr, metrics_of(output)["run"]["features"])
+
+    return train
+
+
+def count_sound_entries(cache: Path) -> list[int]:
+    """Asserts that every store there opens and has sound records only; how many each has, the last used first."""
+    found = stores.list_feature_caches(cache)
+    for listing in found:
+        assert listing.problem is None
+        assert all(listing.features.is_sound(listing.features.rows(), slot) for slot in range(listing.entries))
+    return [listing.entries for listing in found]
+
+
+def flip_bit(path: Path, place: int) -> None:
+    """Flips one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def trained_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos, their split and a head trained on them. Not to be changed."""
+    return make_trained_photos(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def photo_folder(trained_photos: Path, tmp_path: Path) -> Path:
+    """A copy of `trained_photos`, to be changed."""
+    return Path(shutil.copytree(trained_photos, tmp_path / "folder"))
+
+
+@pytest.fixture
+def train(run: Run, photo_folder: Path) -> Train:
+    """Train there, and return what the training wrote."""
+    return make_trainer(run, photo_folder)
+
+
+# ---- three generations of checkpoints
+
+THREADS = ("--threads", 1)
+QUICK = ("--arch", "vgg16_mini", "--precision", "float32", "--epochs", 1, *THREADS)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A JSON file."""
+    document: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return document
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """grand.safetensors, trained on first.split.json; head from it and finetune from head, on second.split.json."""
+    folder = tmp_path_factory.mktemp("chain")
+    make_photos(folder / "photos", {"a": 40, "b": 40})
+    first, second = folder / "first.split.json", folder / "second.split.json"
+    dlcv("data", "split", folder / "photos", "-o", first)
+    document = read_file(first)
+    make_photos(folder / "others", {"a": 40, "b": 40}, size=(22, 26))
+    dlcv("data", "split", folder / "others", "-o", second)
+    assert document["fingerprint"] != read_file(second)["fingerprint"]
+    dlcv("vgg", "scratch", first, *QUICK, "-o", folder / "grand.safetensors")
+    dlcv("vgg", "head", second, *QUICK, "--weights", folder / "grand.safetensors", "-o", folder / "head.safetensors")
+    dlcv(
+        "vgg", "finetune", second, "--from", folder / "head.safetensors", "--epochs", 1, "--precision", "float32",
+        *THREADS, "-o", folder / "finetune.safetensors",
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def chain_folder(chain: Path, tmp_path: Path) -> Path:
+    """A copy of the chain, to be changed."""
+    return Path(shutil.copytree(chain, tmp_path / "folder"))

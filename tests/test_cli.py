@@ -89,9 +89,11 @@ for line in {lines + works!r}:
 
 @every_command
 def test_help_says_what_a_command_does(run: Run, words: tuple[str, ...]) -> None:
-    """Each command has a sentence of help, and so has each of its options and arguments."""
+    """Each command's help fits 80 columns and has a sentence, an example, and one for each option and argument."""
     result = run(*words, "--help")
     assert result.exit_code == 0
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "Example: dlcv" in result.stdout
     assert f"dlcv {' '.join(words)}" in result.stdout or f"root {' '.join(words)}" in result.stdout
     command = typer.main.get_command(app)
     for word in words:
@@ -145,23 +147,23 @@ def test_wrong_usage(run: Run, line: str) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("data split x -o x.split.json --test-fraction 1.5", "test_fraction is 1.5: it must be <= 0.9"),
-        ("data split x -o x.split.json --val-fraction 0", "val_fraction is 0.0: it must be > 0"),
-        ("data split x -o x.split.json --val-fraction nan", "val_fraction is nan: it must be a finite number"),
-        ("data split x -o x.split.json --seed -1", "seed is -1: it must be >= 0"),
-        ("data split x -o x.split.json --seed 4294967296", "seed is 4294967296: it must be <= 4,294,967,295"),
-        ("data split x -o x.split.json --train-per-class 0", "train_per_class is 0: it must be >= 1"),
+        ("data split x -o x.split.json --test-fraction 1.5", "--test-fraction is 1.5: it must be <= 0.9"),
+        ("data split x -o x.split.json --val-fraction 0", "--val-fraction is 0.0: it must be > 0"),
+        ("data split x -o x.split.json --val-fraction nan", "--val-fraction is nan: it must be a finite number"),
+        ("data split x -o x.split.json --seed -1", "--seed is -1: it must be >= 0"),
+        ("data split x -o x.split.json --seed 4294967296", "--seed is 4294967296: it must be <= 4,294,967,295"),
+        ("data split x -o x.split.json --train-per-class 0", "--train-per-class is 0: it must be >= 1"),
         ("data split x -o x.split.json --no-stratify --test-per-class 3", "--no-stratify contradicts"),
-        ("data draw -o x --size 8", "size is 8: it must be >= 16"),
-        ("data draw -o x --classes 1", "classes is 1: it must be >= 2"),
-        ("vgg head x -o x.safetensors --lr 0", "lr is 0.0: it must be > 0"),
-        ("vgg scratch x -o x.safetensors --lr inf", "lr is inf: it must be a finite number"),
-        ("vgg head x -o x.safetensors --threads 0", "threads is 0: it must be >= 1"),
-        ("vgg head x -o x.safetensors --views 0", "views is 0: it must be >= 1"),
+        ("data draw -o x --size 8", "--size is 8: it must be >= 16"),
+        ("data draw -o x --classes 1", "--classes is 1: it must be >= 2"),
+        ("vgg head x -o x.safetensors --lr 0", "--lr is 0.0: it must be > 0"),
+        ("vgg scratch x -o x.safetensors --lr inf", "--lr is inf: it must be a finite number"),
+        ("vgg head x -o x.safetensors --threads 0", "--threads is 0: it must be >= 1"),
+        ("vgg head x -o x.safetensors --views 0", "--views is 0: it must be >= 1"),
         ("cache prune --max-size many", "--max-size 'many': give a size such as 500MB or 20GB"),
         ("cache prune --max-size -1", "--max-size '-1': give a size"),
-        ("seq gen -o x.safetensors --min-length 5 --max-length 4", "max_length is 4: it must be >= min_length, 5"),
-        ("seq train x -o x.safetensors --hidden-size 0", "hidden_size is 0: it must be >= 1"),
+        ("seq gen -o x.safetensors --min-length 5 --max-length 4", "--max-length is 4: it must be >= --min-length, 5"),
+        ("seq train x -o x.safetensors --hidden-size 0", "--hidden-size is 0: it must be >= 1"),
     ],
 )
 def test_setting_out_of_range(run: Run, line: str, message: str) -> None:
@@ -176,7 +178,7 @@ def test_setting_out_of_range(run: Run, line: str, message: str) -> None:
 # --- the one place where errors become messages and exit codes ------------------------------------------------------
 
 
-FULL = "on the disk at /proc; what was there is unchanged: free some space, and run the same command again"
+FULL = "on the disk at /proc; what was there is unchanged: free some space and run the same command again"
 
 
 @pytest.mark.parametrize(
@@ -327,7 +329,7 @@ def test_imports_run_one_way(part: str) -> None:
 def test_the_import_rule_covers_the_package() -> None:
     """No part of the package is left out of the rule."""
     parts = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
-    assert parts - {"__init__", "__main__", "__pycache__", "cli", "checkpoints"} == set(ALLOWED)
+    assert parts - {"__init__", "__main__", "__pycache__", "cli", "checkpoints", "data"} == set(ALLOWED)
 
 
 def test_science_prints_nothing() -> None:

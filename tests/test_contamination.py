@@ -2,121 +2,86 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import Run, contents, dlcv, make_photos
+from conftest import QUICK, THREADS, Run, contents, dlcv, read_file
 
 from dlcv_cli.files import sequences, splits, tensors
 from dlcv_cli.vision.splits import Example
 
-THREADS = ("--threads", 1)
-MINI = ("--arch", "vgg16_mini", "--precision", "float32", "--epochs", 1, *THREADS)
 
-
-def read(path: Path) -> dict[str, Any]:
-    """A JSON file."""
-    document: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return document
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """grand.safetensors, trained on first.split.json; head from it and finetune from head, on second.split.json."""
-    folder = tmp_path_factory.mktemp("chain")
-    make_photos(folder / "photos", {"a": 40, "b": 40})
-    first, second = folder / "first.split.json", folder / "second.split.json"
-    dlcv("data", "split", folder / "photos", "-o", first)
-    document = read(first)
-    make_photos(folder / "others", {"a": 40, "b": 40}, size=(22, 26))
-    dlcv("data", "split", folder / "others", "-o", second)
-    assert document["fingerprint"] != read(second)["fingerprint"]
-    dlcv("vgg", "scratch", first, *MINI, "-o", folder / "grand.safetensors")
-    dlcv("vgg", "head", second, *MINI, "--weights", folder / "grand.safetensors", "-o", folder / "head.safetensors")
-    dlcv(
-        "vgg", "finetune", second, "--from", folder / "head.safetensors", "--epochs", 1, "--precision", "float32",
-        *THREADS, "-o", folder / "finetune.safetensors",
-    )  # fmt: skip
-    return folder
-
-
-@pytest.fixture
-def folder(chain: Path, tmp_path: Path) -> Path:
-    """A copy of the chain, to be changed."""
-    return Path(shutil.copytree(chain, tmp_path / "folder"))
-
-
-def planted(folder: Path, of: str, part: str, into: str = "second", count: int = 3) -> Path:
+def planted(chain_folder: Path, of: str, part: str, into: str = "second", count: int = 3) -> Path:
     """A split like `into` whose test part has images of another split's part in place of its first ones."""
-    split, source = read(folder / f"{into}.split.json"), read(folder / f"{of}.split.json")
+    split, source = read_file(chain_folder / f"{into}.split.json"), read_file(chain_folder / f"{of}.split.json")
     for number, example in enumerate(source["parts"][part][:count]):
         name = f"{'ab'[example['label']]}/planted{number}.png"
-        shutil.copy(folder / source["root"] / example["path"], folder / split["root"] / name)
-    output = folder / "planted.split.json"
-    dlcv("data", "split", folder / split["root"], "-o", folder / "whole.split.json")
-    every = {e["path"]: e for examples in read(folder / "whole.split.json")["parts"].values() for e in examples}
+        shutil.copy(chain_folder / source["root"] / example["path"], chain_folder / split["root"] / name)
+    output = chain_folder / "planted.split.json"
+    dlcv("data", "split", chain_folder / split["root"], "-o", chain_folder / "whole.split.json")
+    every = {
+        e["path"]: e for examples in read_file(chain_folder / "whole.split.json")["parts"].values() for e in examples
+    }
     leaks = [entry for path, entry in every.items() if "planted" in path]
     assert len(leaks) == count
-    old = splits.read(folder / f"{into}.split.json")
+    old = splits.read(chain_folder / f"{into}.split.json")
     parts = dict(old.parts)
     parts["test"] = [Example(**entry) for entry in leaks] + parts["test"][count:]
     splits.write(output, old.root, old.classes, parts, {})
     return output
 
 
-def test_an_honest_chain(run: Run, folder: Path) -> None:
+def test_an_honest_chain(run: Run, chain_folder: Path) -> None:
     """Three generations on their own data raise nothing, and the file says how far back was looked."""
-    result = run("eval", "--compare", *(folder / f"{n}.safetensors" for n in ("head", "finetune")), *THREADS)
+    result = run("eval", "--compare", *(chain_folder / f"{n}.safetensors" for n in ("head", "finetune")), *THREADS)
     assert result.exit_code == 0, result.stderr
     assert "warning" not in result.stderr
     assert "contaminated" not in result.stdout
-    leak = read(folder / "finetune.test.eval.json")["contamination"]
+    leak = read_file(chain_folder / "finetune.test.eval.json")["contamination"]
     assert leak == {
         "checked": ["first.split.json", "second.split.json", "second.split.json"], "unchecked": [], "unrecorded": [],
         "examples": 0, "chosen": 0, "of": 16, "by_chance": False, "allowed": False,
     }  # fmt: skip
 
 
-def test_a_leak_across_two_generations(run: Run, folder: Path) -> None:
+def test_a_leak_across_two_generations(run: Run, chain_folder: Path) -> None:
     """Test images that the head's own weights were trained on, two generations up, are refused in one line."""
-    split, finetune = planted(folder, "first", "train"), folder / "finetune.safetensors"
-    before = contents(folder)
+    split, finetune = planted(chain_folder, "first", "train"), chain_folder / "finetune.safetensors"
+    before = contents(chain_folder)
     options = ("eval", finetune, "--data", split, *THREADS)
     result = run(*options)
     assert (result.exit_code, result.stdout) == (1, "")
     last = result.stderr.splitlines()[-1]
     assert last.startswith(f"dlcv: {finetune}: 3 of the 16 test examples were trained on")
     assert "--allow-contaminated" in last
-    assert contents(folder) == before
+    assert contents(chain_folder) == before
     allowed = run(*options, "--allow-contaminated", "--compare")
     assert allowed.exit_code == 0, allowed.stderr
     assert "warning: CONTAMINATED: " in allowed.stderr
     assert "finetune (contaminated" in allowed.stdout or "; contaminated)" in allowed.stdout
-    leak = read(folder / "finetune.test.eval.json")["contamination"]
+    leak = read_file(chain_folder / "finetune.test.eval.json")["contamination"]
     assert (leak["examples"], leak["of"], leak["allowed"]) == (3, 16, True)
     again = run(*options)
     assert again.exit_code == 1, "what was allowed once is not allowed for ever"
     assert "--allow-contaminated" in again.stderr
 
 
-def test_a_leak_of_its_own_split(run: Run, folder: Path) -> None:
+def test_a_leak_of_its_own_split(run: Run, chain_folder: Path) -> None:
     """Training images among another file's test images are found without any ancestor."""
-    split = planted(folder, "first", "train", into="second")
-    result = run("eval", folder / "grand.safetensors", "--data", split, *THREADS)
+    split = planted(chain_folder, "first", "train", into="second")
+    result = run("eval", chain_folder / "grand.safetensors", "--data", split, *THREADS)
     assert result.exit_code == 1
     assert "3 of the 16 test examples were trained on" in result.stderr
 
 
-def test_validation_images_are_told_apart(run: Run, folder: Path) -> None:
+def test_validation_images_are_told_apart(run: Run, chain_folder: Path) -> None:
     """Test images that were an ancestor's validation images are a warning and a number of their own, no refusal."""
-    split = planted(folder, "first", "val")
-    result = run("eval", folder / "finetune.safetensors", "--data", split, *THREADS)
+    split = planted(chain_folder, "first", "val")
+    result = run("eval", chain_folder / "finetune.safetensors", "--data", split, *THREADS)
     assert result.exit_code == 0, result.stderr
     assert "3 of the 16 test examples are validation examples" in result.stderr
-    leak = read(folder / "finetune.test.eval.json")["contamination"]
+    leak = read_file(chain_folder / "finetune.test.eval.json")["contamination"]
     assert (leak["examples"], leak["chosen"]) == (0, 3)
 
 
@@ -125,54 +90,56 @@ def test_validation_images_are_told_apart(run: Run, folder: Path) -> None:
     [("first.split.json", "missing"), ("first.split.json", "changed"), ("grand.safetensors", "missing"),
      ("head.safetensors", "changed")],
 )  # fmt: skip
-def test_an_ancestor_that_is_gone(run: Run, folder: Path, file: str, what: str) -> None:
+def test_an_ancestor_that_is_gone(run: Run, chain_folder: Path, file: str, what: str) -> None:
     """A missing or changed file in the line is named in a warning and in the evaluation: not checked, not clean."""
     if what == "missing":
-        (folder / file).unlink()
+        (chain_folder / file).unlink()
     else:
-        (folder / file).write_bytes((folder / file).read_bytes() + b" ")
+        (chain_folder / file).write_bytes((chain_folder / file).read_bytes() + b" ")
     for _ in range(2):  # made, then up to date
-        result = run("eval", folder / "finetune.safetensors", *THREADS)
+        result = run("eval", chain_folder / "finetune.safetensors", *THREADS)
         assert result.exit_code == 0, result.stderr
         assert "cannot check" in result.stderr
         assert file in result.stderr
-    [unchecked] = read(folder / "finetune.test.eval.json")["contamination"]["unchecked"]
+    [unchecked] = read_file(chain_folder / "finetune.test.eval.json")["contamination"]["unchecked"]
     assert unchecked["name"] == file
     assert ("no such file" if what == "missing" else "has changed") in unchecked["why"]
 
 
-def test_moved_data_is_checked_all_the_same(run: Run, folder: Path) -> None:
+def test_moved_data_is_checked_all_the_same(run: Run, chain_folder: Path) -> None:
     """A split given with --data stands for the recorded one of the same content."""
-    (folder / "elsewhere").mkdir()
-    moved = (folder / "second.split.json").rename(folder / "elsewhere" / "moved.split.json")
-    result = run("eval", folder / "head.safetensors", "--data", moved, "--root", folder / "others", *THREADS)
+    (chain_folder / "elsewhere").mkdir()
+    moved = (chain_folder / "second.split.json").rename(chain_folder / "elsewhere" / "moved.split.json")
+    result = run(
+        "eval", chain_folder / "head.safetensors", "--data", moved, "--root", chain_folder / "others", *THREADS
+    )
     assert result.exit_code == 0, result.stderr
-    leak = read(folder / "head.test.eval.json")["contamination"]
+    leak = read_file(chain_folder / "head.test.eval.json")["contamination"]
     assert leak["checked"] == ["first.split.json", "moved.split.json"]
     assert leak["unchecked"] == []
 
 
-def test_weights_without_a_record(run: Run, folder: Path) -> None:
+def test_weights_without_a_record(run: Run, chain_folder: Path) -> None:
     """Weights known by name, and files that are none of ours, are recorded as such, without a warning."""
     from safetensors.numpy import load_file, save_file
 
-    foreign = folder / "foreign.safetensors"
-    save_file(load_file(folder / "grand.safetensors"), foreign)
+    foreign = chain_folder / "foreign.safetensors"
+    save_file(load_file(chain_folder / "grand.safetensors"), foreign)
     for name, weights in (("named", ()), ("alien", ("--weights", foreign))):
-        output = folder / f"{name}.safetensors"
-        dlcv("vgg", "head", folder / "second.split.json", *MINI, *weights, "-o", output)
+        output = chain_folder / f"{name}.safetensors"
+        dlcv("vgg", "head", chain_folder / "second.split.json", *QUICK, *weights, "-o", output)
         result = run("eval", output, *THREADS)
         assert "warning: " not in result.stderr
-        leak = read(folder / f"{name}.test.eval.json")["contamination"]
+        leak = read_file(chain_folder / f"{name}.test.eval.json")["contamination"]
         assert (leak["unrecorded"], leak["unchecked"]) == (["foreign.safetensors" if weights else "drawn"], [])
 
 
-def test_split_train_is_asked_for(run: Run, folder: Path) -> None:
+def test_split_train_is_asked_for(run: Run, chain_folder: Path) -> None:
     """--part train is contaminated by definition: marked, told, and not refused."""
-    result = run("eval", "--compare", folder / "grand.safetensors", "--part", "train", *THREADS)
+    result = run("eval", "--compare", chain_folder / "grand.safetensors", "--part", "train", *THREADS)
     assert result.exit_code == 0, result.stderr
     assert "evaluated on its training part" in result.stderr
-    leak = read(folder / "grand.train.eval.json")["contamination"]
+    leak = read_file(chain_folder / "grand.train.eval.json")["contamination"]
     assert leak["examples"] == leak["of"] == 51
     assert leak["allowed"] is True
 
@@ -195,7 +162,7 @@ def test_sequences(run: Run, tmp_path: Path) -> None:
     result = run("eval", "--compare", tmp_path / "b.safetensors")
     assert result.exit_code == 0
     assert "contaminated" not in result.stdout + result.stderr
-    leak = read(tmp_path / "b.test.eval.json")["contamination"]
+    leak = read_file(tmp_path / "b.test.eval.json")["contamination"]
     assert leak["by_chance"] is True
     assert leak["examples"] > 50
 
@@ -203,23 +170,23 @@ def test_sequences(run: Run, tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- collapse
 
 
-def test_a_planted_collapse(run: Run, folder: Path) -> None:
+def test_a_planted_collapse(run: Run, chain_folder: Path) -> None:
     """A network whose head always answers one class is called so on the line, in the table and in the JSON."""
-    stored = tensors.read(folder / "grand.safetensors", tensors.CHECKPOINT)
+    stored = tensors.read(chain_folder / "grand.safetensors", tensors.CHECKPOINT)
     stored.arrays["classifier.6.weight"][:] = 0
     stored.arrays["classifier.6.bias"][:] = [0, 1]
     record = {key: value for key, value in stored.metadata.items() if key != "schema"}
-    tensors.write(folder / "fallen.safetensors", tensors.CHECKPOINT, stored.arrays, record)
-    result = run("eval", folder / "fallen.safetensors", *THREADS)
+    tensors.write(chain_folder / "fallen.safetensors", tensors.CHECKPOINT, stored.arrays, record)
+    result = run("eval", chain_folder / "fallen.safetensors", *THREADS)
     assert "collapsed: predicts 1 of 2 classes; 100.0 % of its predictions are b" in result.stdout
-    table = run("eval", "--compare", folder / "fallen.safetensors", *THREADS).stdout
+    table = run("eval", "--compare", chain_folder / "fallen.safetensors", *THREADS).stdout
     assert "fallen (collapsed, 100.0 % b)" in table
     assert "fallen has collapsed: predicts 1 of 2 classes" in table
 
 
-def test_training_warns_of_a_collapse(run: Run, folder: Path, tmp_path: Path) -> None:
+def test_training_warns_of_a_collapse(run: Run, chain_folder: Path, tmp_path: Path) -> None:
     """A learning rate that kills the network is told during training, half-way and at the end, with what to try."""
-    split = folder / "first.split.json"
+    split = chain_folder / "first.split.json"
     options = ("--epochs", 3, "--lr", 1.0, "--precision", "float32", "--arch", "vgg16_mini", *THREADS)
     result = run("vgg", "scratch", split, *options, "-o", tmp_path / "dead.safetensors")
     assert result.exit_code == 0, result.stderr

@@ -288,7 +288,7 @@ def test_skip_bad_is_recorded(run: Run, photos: Path, tmp_path: Path, bad: list[
     assert used.isdisjoint(bad)
     for path in bad:
         assert str(photos / path) in result.stderr
-    assert "4 unreadable images left out" in run("data", "show", output).stdout
+    assert "4 unreadable images skipped" in run("data", "show", output).stdout
     assert document(run("data", "split", photos, "-o", output, "--skip-bad", "--json"))["status"] == "up to date"
 
 
@@ -706,6 +706,6 @@ def test_interrupted_drawing_leaves_nothing_behind(run: Run, tmp_path: Path, mon
         yield "figure-000/00000.png", b"one"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(drawing, "draw", interrupted)
+    monkeypatch.setattr(drawing, "draw_figures", interrupted)
     failed(run("data", "draw", *DRAW, "-o", tmp_path / "figures"), "interrupted", code=130)
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,20 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from conftest import Run, contents, dlcv, make_photos, metrics_of
+from conftest import (
+    BOTH,
+    COMMON,
+    TEST,
+    TRAIN,
+    VAL,
+    Run,
+    Train,
+    contents,
+    count_sound_entries,
+    dlcv,
+    flip_bit,
+    metrics_of,
+)
 from PIL import Image
 from small_networks import NEW, shrink_networks
 from torch import Tensor, nn
@@ -29,94 +41,13 @@ from dlcv_cli.vision.models import BUILDERS, build_random_network, unfreeze
 
 MINI = ARCHITECTURES["vgg16_mini"]
 LAYERS = {"head": (MINI.head,), "finetune": MINI.unfreeze}
-COMMON = ("--epochs", 2, "--batch-size", 6, "--threads", 1)  # the last batch is short
-TRAIN, VAL, TEST = 15, 4, 5
-BOTH = TRAIN + VAL
 COUNTS = ["used", "before", "bytes_per_image", "images", "computed"]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a training left: its checkpoint, what it said, and what the metrics say of the store."""
-
-    path: Path
-    said: str
-    store: dict[str, Any]
-
-    @property
-    def data(self) -> bytes:
-        """The checkpoint's bytes."""
-        return self.path.read_bytes()
-
-    @property
-    def warnings(self) -> list[str]:
-        """What it warned of."""
-        return [line for line in self.said.splitlines() if line.startswith("warning: ")]
-
-
-Train = Callable[..., Trained]
-
-
-def make_folder(folder: Path) -> Path:
-    """Photos of the size the network wants, their split, and a head's checkpoint."""
-    make_photos(folder / "photos", {"cat": 8, "dog": 8, "tree": 8}, (64, 64))
-    dlcv("data", "split", folder / "photos", "-o", folder / "photos.split.json")
-    arch = ("--arch", "vgg16_mini", *COMMON, "-o", folder / "head.safetensors")
-    dlcv("vgg", "head", folder / "photos.split.json", *arch)
-    return folder
-
-
-def trainer(run: Run, folder: Path) -> Train:
-    """Runs `vgg head` or `finetune`, which must work, on the folder's split unless another is given."""
-
-    def train(stage: str, *more: object, split: Path | None = None) -> Trained:
-        output = folder / f"{len([*folder.glob('*.safetensors')])}.safetensors"
-        start = ("--arch", "vgg16_mini") if stage == "head" else ("--from", folder / "head.safetensors")
-        result = run("vgg", stage, split or folder / "photos.split.json", *COMMON, *start, "-o", output, *more)
-        assert result.exit_code == 0, result.stderr
-        return Trained(output, result.stderr, metrics_of(output)["run"]["features"])
-
-    return train
-
-
-def sound(cache: Path) -> list[int]:
-    """Asserts that every store there opens and has sound records only; how many each has, the last used first."""
-    found = stores.list_feature_caches(cache)
-    for listing in found:
-        assert listing.problem is None
-        assert all(listing.features.is_sound(listing.features.rows(), slot) for slot in range(listing.entries))
-    return [listing.entries for listing in found]
 
 
 def digests(split: Path, *parts: str) -> list[str]:
     """The sha256 of each image of these parts."""
     document = json.loads(split.read_text("utf-8"))
     return [example["sha256"] for part in parts for example in document["parts"][part]]
-
-
-def flip(path: Path, place: int) -> None:
-    """Flips one bit of a file."""
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder all tests here begin with. Not to be changed."""
-    return make_folder(tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be changed."""
-    return Path(shutil.copytree(made, tmp_path / "folder"))
-
-
-@pytest.fixture
-def train(run: Run, folder: Path) -> Train:
-    """Trains there."""
-    return trainer(run, folder)
 
 
 # --------------------------------------------------------------------------------------------------- the same results
@@ -210,21 +141,23 @@ def plain_training(network: nn.Module, x: dict[str, Tensor], y: dict[str, Tensor
 
 @pytest.mark.parametrize("batch", [6, 64], ids=["batches", "one step an epoch"])
 @pytest.mark.parametrize("stage", LAYERS)
-def test_losses_are_a_plain_loops(run: Run, train: Train, folder: Path, stage: str, batch: int) -> None:
+def test_losses_are_a_plain_loops(run: Run, train: Train, photo_folder: Path, stage: str, batch: int) -> None:
     """In float32 every epoch's losses are a plain torch loop's to 1e-5, and the final networks answer the same."""
     kept = train(stage, "--precision", "float32", "--batch-size", batch, "--epochs", 4)
     again = train(stage, "--precision", "float32", "--batch-size", batch, "--epochs", 4)
     assert (again.store["computed"], again.data) == (0, kept.data)
     metrics = metrics_of(again.path)
     network = build_random_network(MINI, 3, seed=0)
-    start = folder / "head.safetensors" if stage == "finetune" else weights.find_shipped("vgg16_mini.safetensors")
+    start = photo_folder / "head.safetensors" if stage == "finetune" else weights.find_shipped("vgg16_mini.safetensors")
     stored = safetensors.torch.load_file(start)
     network.load_state_dict({k: t for k, t in stored.items() if stage == "finetune" or MINI.head not in k}, False)
     unfreeze(network, LAYERS[stage])
-    document = json.loads((folder / "photos.split.json").read_text("utf-8"))
+    document = json.loads((photo_folder / "photos.split.json").read_text("utf-8"))
     x, y = {}, {}
     for part, examples in document["parts"].items():
-        raw = np.stack([np.asarray(Image.open(folder / "photos" / e["path"]), np.float64) / 255 for e in examples])
+        raw = np.stack(
+            [np.asarray(Image.open(photo_folder / "photos" / e["path"]), np.float64) / 255 for e in examples]
+        )
         raw = (raw - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
         x[part] = torch.from_numpy(raw.astype(np.float32)).permute(0, 3, 1, 2)
         y[part] = torch.tensor([document["classes"].index(e["path"].split("/")[0]) for e in examples])
@@ -244,13 +177,13 @@ def test_losses_are_a_plain_loops(run: Run, train: Train, folder: Path, stage: s
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("arch", NEW)
 def test_every_network_trains_from_cached_features(
-    run: Run, folder: Path, tmp_path: Path, arch: str, precision: str, monkeypatch: pytest.MonkeyPatch
+    run: Run, photo_folder: Path, tmp_path: Path, arch: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Head and finetune of the last stage: the same bytes with and without cache; strict in torchvision's network."""
     shrink_networks(monkeypatch)
     state = build_random_network(ARCHITECTURES[arch], 5, seed=1).state_dict()
     safetensors.torch.save_file(state, tmp_path / "weights.safetensors")
-    common = (folder / "photos.split.json", *COMMON, "--precision", precision)
+    common = (photo_folder / "photos.split.json", *COMMON, "--precision", precision)
     outputs = []
     for number, more in enumerate(((), ("--no-cache",))):
         head, finetune = (tmp_path / f"{stage}{number}.safetensors" for stage in ("head", "finetune"))
@@ -276,13 +209,13 @@ def test_every_network_trains_from_cached_features(
 # ------------------------------------------------------------------------------------------------------ when it is used
 
 
-def changed_weights(folder: Path, change: Callable[[dict[str, Any], Any], Any]) -> Path:
+def changed_weights(photo_folder: Path, change: Callable[[dict[str, Any], Any], Any]) -> Path:
     """The head's checkpoint with something else in its record or its tensors."""
-    stored = tensors.read(folder / "head.safetensors", tensors.CHECKPOINT)
+    stored = tensors.read(photo_folder / "head.safetensors", tensors.CHECKPOINT)
     change(stored.metadata["preprocessing"], stored.arrays)
     record = {key: value for key, value in stored.metadata.items() if key != "schema"}
-    tensors.write(folder / "changed.safetensors", tensors.CHECKPOINT, stored.arrays, record)
-    return folder / "changed.safetensors"
+    tensors.write(photo_folder / "changed.safetensors", tensors.CHECKPOINT, stored.arrays, record)
+    return photo_folder / "changed.safetensors"
 
 
 def next_number(name: str) -> Callable[[dict[str, Any], Any], Any]:
@@ -301,43 +234,43 @@ CHANGES: dict[str, Callable[[dict[str, Any], Any], Any]] = {
 
 
 @pytest.mark.parametrize("change", [*CHANGES, "precision"])
-def test_another_computation_is_computed(train: Train, folder: Path, cache_folder: Path, change: str) -> None:
+def test_another_computation_is_computed(train: Train, photo_folder: Path, cache_folder: Path, change: str) -> None:
     """A weight, the preprocessing or the precision being another, nothing of the store is used, and nothing lost."""
-    first = train("head", "--weights", folder / "head.safetensors", "--precision", "float32")
+    first = train("head", "--weights", photo_folder / "head.safetensors", "--precision", "float32")
     if change == "precision":
-        other = train("head", "--weights", folder / "head.safetensors", "--precision", "bfloat16")
+        other = train("head", "--weights", photo_folder / "head.safetensors", "--precision", "bfloat16")
     else:
-        path = changed_weights(folder, CHANGES[change])
+        path = changed_weights(photo_folder, CHANGES[change])
         other = train("head", "--weights", path, "--precision", "float32")
     assert (other.store["images"], other.store["computed"]) == (BOTH, BOTH)
     assert f": 0 of {BOTH} images are cached" in other.said
     assert "start from" not in other.said or change == "last bias"
-    assert sound(cache_folder) == [BOTH, BOTH]
-    again = train("head", "--weights", folder / "head.safetensors", "--precision", "float32")
+    assert count_sound_entries(cache_folder) == [BOTH, BOTH]
+    again = train("head", "--weights", photo_folder / "head.safetensors", "--precision", "float32")
     assert (again.store["computed"], again.data) == (0, first.data)
 
 
-def test_another_training_uses_it(train: Train, folder: Path, cache_folder: Path) -> None:
+def test_another_training_uses_it(train: Train, photo_folder: Path, cache_folder: Path) -> None:
     """Hyperparameters, and weights behind the cut, make no difference to what is kept."""
-    train("head", "--weights", folder / "head.safetensors")
-    behind = changed_weights(folder, next_number("classifier.3.weight"))
+    train("head", "--weights", photo_folder / "head.safetensors")
+    behind = changed_weights(photo_folder, next_number("classifier.3.weight"))
     for more in (
-        ("--weights", folder / "head.safetensors", "--lr", 0.1, "--epochs", 3, "--batch-size", 7, "--seed", 5),
-        ("--weights", folder / "head.safetensors", "--weight-decay", 0.1, "--schedule", "cosine"),
+        ("--weights", photo_folder / "head.safetensors", "--lr", 0.1, "--epochs", 3, "--batch-size", 7, "--seed", 5),
+        ("--weights", photo_folder / "head.safetensors", "--weight-decay", 0.1, "--schedule", "cosine"),
         ("--weights", behind),
     ):
         found = train("head", *more)
         assert (found.store["images"], found.store["computed"]) == (BOTH, 0)
         assert f": {BOTH} of {BOTH} images are cached\n" in found.said
-    assert sound(cache_folder) == [BOTH]
+    assert count_sound_entries(cache_folder) == [BOTH]
 
 
-def test_images_are_known_by_content(run: Run, train: Train, folder: Path, cache_folder: Path) -> None:
+def test_images_are_known_by_content(run: Run, train: Train, photo_folder: Path, cache_folder: Path) -> None:
     """Another split computes the new images only; eval, images that moved and other names find what is there."""
     first = train("head")
     names = [f"{n}.split.json" for n in ("photos", "other", "moved", "changed")]
-    old, other, moved, changed = (folder / name for name in names)
-    dlcv("data", "split", folder / "photos", "-o", other, "--seed", 1)
+    old, other, moved, changed = (photo_folder / name for name in names)
+    dlcv("data", "split", photo_folder / "photos", "-o", other, "--seed", 1)
     new = {*digests(other, "train", "val")} - {*digests(old, "train", "val")}
     assert 0 < len(new) <= TEST
     assert train("head", split=other).store["computed"] == len(new)
@@ -346,60 +279,60 @@ def test_images_are_known_by_content(run: Run, train: Train, folder: Path, cache
     assert run("eval", first.path).exit_code == 0
     seen = json.loads(first.path.with_suffix(".test.eval.json").read_text())["run"]["features"]
     assert (seen["images"], seen["computed"]) == (TEST, TEST - len(new))
-    assert sound(cache_folder) == [24]
+    assert count_sound_entries(cache_folder) == [24]
 
-    (folder / "photos").rename(folder / "elsewhere")
-    assert train("head", "--root", folder / "elsewhere").store["computed"] == 0
-    for number, path in enumerate([*(folder / "elsewhere").rglob("*.png")]):
+    (photo_folder / "photos").rename(photo_folder / "elsewhere")
+    assert train("head", "--root", photo_folder / "elsewhere").store["computed"] == 0
+    for number, path in enumerate([*(photo_folder / "elsewhere").rglob("*.png")]):
         path.rename(path.with_name(f"new {number}.png"))
-    dlcv("data", "split", folder / "elsewhere", "-o", moved)
+    dlcv("data", "split", photo_folder / "elsewhere", "-o", moved)
     assert train("head", split=moved).store["computed"] == 0
-    image = folder / "elsewhere" / json.loads(moved.read_text())["parts"]["train"][0]["path"]
+    image = photo_folder / "elsewhere" / json.loads(moved.read_text())["parts"]["train"][0]["path"]
     Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
-    dlcv("data", "split", folder / "elsewhere", "-o", changed)
+    dlcv("data", "split", photo_folder / "elsewhere", "-o", changed)
     new = {*digests(changed, "train", "val")} - {*digests(moved, "train", "val", "test")}
     assert train("head", split=changed).store["computed"] == len(new)
 
 
-def test_identical_images_are_computed_once(train: Train, folder: Path, cache_folder: Path) -> None:
+def test_identical_images_are_computed_once(train: Train, photo_folder: Path, cache_folder: Path) -> None:
     """One image under several names is one record, and the training is that without a store."""
     for number in range(6):
-        shutil.copy(folder / "photos" / "cat" / "000.png", folder / "photos" / "cat" / f"copy {number}.png")
-    split = folder / "copies.split.json"
-    dlcv("data", "split", folder / "photos", "-o", split, "--seed", 2)
+        shutil.copy(photo_folder / "photos" / "cat" / "000.png", photo_folder / "photos" / "cat" / f"copy {number}.png")
+    split = photo_folder / "copies.split.json"
+    dlcv("data", "split", photo_folder / "photos", "-o", split, "--seed", 2)
     given = digests(split, "train", "val")
     assert len({*given}) < len(given), "the case has identical images"
     found = train("head", split=split)
     assert (found.store["images"], found.store["computed"]) == (len({*given}), len({*given}))
-    assert sound(cache_folder) == [len({*given})]
+    assert count_sound_entries(cache_folder) == [len({*given})]
     assert found.data == train("head", "--no-cache", split=split).data
 
 
 @pytest.mark.parametrize("damaged", [False, True], ids=["sound", "damaged"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_earlier_cut_serves(
-    train: Train, folder: Path, precision: str, damaged: bool, cache_folder: Path, tmp_path: Path
+    train: Train, photo_folder: Path, precision: str, damaged: bool, cache_folder: Path, tmp_path: Path
 ) -> None:
-    """What finetune kept of the same weights, head goes on from, as far as it is sound; bytes as from nothing."""
+    """A head continues from what finetune cached of the same weights, as far as that is sound; same bytes."""
     train("finetune", "--precision", precision)
-    dlcv("data", "split", folder / "photos", "-o", folder / "other.split.json", "--seed", 1)
+    dlcv("data", "split", photo_folder / "photos", "-o", photo_folder / "other.split.json", "--seed", 1)
     [earlier] = stores.list_feature_caches(cache_folder)
     if damaged:
-        flip(earlier.features.folder / "records.bin", 5)
-    given = ("--weights", folder / "head.safetensors", "--precision", precision)
-    found = train("head", *given, split=folder / "other.split.json")
-    common = {*digests(folder / "photos.split.json", "train", "val")}.intersection(
-        digests(folder / "other.split.json", "train", "val")
+        flip_bit(earlier.features.folder / "records.bin", 5)
+    given = ("--weights", photo_folder / "head.safetensors", "--precision", precision)
+    found = train("head", *given, split=photo_folder / "other.split.json")
+    common = {*digests(photo_folder / "photos.split.json", "train", "val")}.intersection(
+        digests(photo_folder / "other.split.json", "train", "val")
     )
     said = f"{len(common)} images start from feature cache {earlier.features.name}, before features.28"
     assert (said in found.said, len(found.warnings)) == ((False, 1) if damaged else (True, 0))
     assert found.store["computed"] == BOTH
-    assert found.data == train("head", *given, "--no-cache", split=folder / "other.split.json").data
-    empty = train("head", *given, "--cache", tmp_path / "empty", split=folder / "other.split.json")
+    assert found.data == train("head", *given, "--no-cache", split=photo_folder / "other.split.json").data
+    empty = train("head", *given, "--cache", tmp_path / "empty", split=photo_folder / "other.split.json")
     assert (empty.data, "start from" in empty.said) == (found.data, False)
 
 
-def test_what_the_metrics_say(run: Run, train: Train, folder: Path) -> None:
+def test_what_the_metrics_say(run: Run, train: Train, photo_folder: Path) -> None:
     """`run.features` of each kind of run has these keys, and stderr says it in words."""
     kept, without = train("head", "--precision", "float32"), train("finetune", "--no-cache", "--precision", "bfloat16")
     assert list(kept.store) == COUNTS
@@ -413,8 +346,12 @@ def test_what_the_metrics_say(run: Run, train: Train, folder: Path) -> None:
     assert anew.store == {"used": True, "why": why, **{**kept.store, "images": VAL, "computed": 0}}
     assert list(anew.store) == ["used", "why", *COUNTS[1:]]
     assert f"{why}: those features are not cached; --views N would cache N views of each image\n" in anew.said
-    scratch = run("vgg", "scratch", folder / "photos.split.json", *COMMON, "-o", folder / "scratch.safetensors",
+    scratch = run(
+        "vgg", "scratch", photo_folder / "photos.split.json", *COMMON, "-o", photo_folder / "scratch.safetensors",
                   "--arch", "vgg16_mini")  # fmt: skip
     assert scratch.exit_code == 0
     assert "feature cache" not in scratch.stderr
-    assert metrics_of(folder / "scratch.safetensors")["run"]["features"] == {"used": False, "why": "nothing frozen"}
+    assert metrics_of(photo_folder / "scratch.safetensors")["run"]["features"] == {
+        "used": False,
+        "why": "nothing frozen",
+    }

@@ -12,9 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Run
+from conftest import BOTH, COMMON, Run, Train, count_sound_entries, flip_bit
 from PIL import Image
-from test_features import BOTH, COMMON, Train, flip, folder, made, sound, train  # noqa: F401  # fixtures
 
 from dlcv_cli.files import feature_cache as stores
 from dlcv_cli.stages import snapshots as resume
@@ -27,8 +26,8 @@ from dlcv_cli.studies.images import features as activations
     [
         lambda store: os.truncate(store / "records.bin", 5000),
         lambda store: (store / "records.bin").unlink(),
-        lambda store: flip(store / "records.bin", 7),
-        lambda store: flip(store / "index.bin", 40),
+        lambda store: flip_bit(store / "records.bin", 7),
+        lambda store: flip_bit(store / "index.bin", 40),
         lambda store: (store / "store.json").write_bytes(b"\xffgarbage"),
     ],
     ids=["truncated", "gone", "flipped", "index", "garbage"],
@@ -43,7 +42,7 @@ def test_a_damaged_store(train: Train, cache_folder: Path, damage: Callable[[Pat
     assert str(listing.features.folder) in warning
     assert warning.endswith("; dropped, computing the features again")
     assert (found.data, found.store["computed"]) == (first.data, BOTH)
-    assert sound(cache_folder) == [BOTH]
+    assert count_sound_entries(cache_folder) == [BOTH]
     again = train("head")
     assert (again.data, again.store["computed"], again.warnings) == (first.data, 0, [])
 
@@ -71,7 +70,7 @@ def test_too_little_disk(train: Train, cache_folder: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("place", ["file", "file/below", "activations is a file"])
 def test_a_cache_that_cannot_be(train: Train, tmp_path: Path, place: str) -> None:
-    """Where no folder can be made, a warning says so, and the training is the same."""
+    """Where no photo_folder can be made, a warning says so, and the training is the same."""
     (tmp_path / "file").write_text("mine")
     cache = tmp_path / place
     if place.startswith("act"):
@@ -105,10 +104,10 @@ def test_the_disk_is_full(
     [warning] = found.warnings
     assert "the disk is full; going on without it" in warning
     assert (found.data, found.store["why"]) == (first.data, "the disk is full")
-    assert sum(sound(cache_folder)) >= sum(left)
+    assert sum(count_sound_entries(cache_folder)) >= sum(left)
     again = train("head")
     assert (again.data, again.warnings) == (first.data, [])
-    assert sound(cache_folder) == [BOTH]
+    assert count_sound_entries(cache_folder) == [BOTH]
 
 
 @pytest.mark.parametrize("name", ["hold_lock", "_open_and_check"])
@@ -125,30 +124,30 @@ def test_what_others_keep_is_not_deleted(
         patch.setattr(activations, name, failing)
         found = train("head")
     assert (len(found.warnings), found.store["used"], found.data) == (1, False, first.data)
-    assert sound(cache_folder) == [BOTH]
+    assert count_sound_entries(cache_folder) == [BOTH]
     assert train("head").store["computed"] == 0
 
 
 @pytest.mark.parametrize("more", [(), ("--no-cache",)], ids=["store", "no store"])
 def test_an_image_that_changes_meanwhile(
-    run: Run, folder: Path, cache_folder: Path, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    run: Run, photo_folder: Path, cache_folder: Path, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An image that is another one when it is decoded than when it was checked is refused by name; none is kept."""
-    name = json.loads((folder / "photos.split.json").read_text())["parts"]["val"][0]["path"]
+    name = json.loads((photo_folder / "photos.split.json").read_text())["parts"]["val"][0]["path"]
     open_sources = vgg.open_sources
 
     def late(*args: Any) -> Any:
-        Image.new("RGB", (64, 64)).save(folder / "photos" / name)
+        Image.new("RGB", (64, 64)).save(photo_folder / "photos" / name)
         return open_sources(*args)
 
     monkeypatch.setattr(vgg, "open_sources", late)
-    args = (folder / "photos.split.json", "--arch", "vgg16_mini", *COMMON, "-o", folder / "new.safetensors")
+    args = (photo_folder / "photos.split.json", "--arch", "vgg16_mini", *COMMON, "-o", photo_folder / "new.safetensors")
     result = run("vgg", "head", *args, *more)
     assert (result.exit_code, result.stdout) == (1, "")
     last = result.stderr.splitlines()[-1]
-    assert last == f"dlcv: {folder / 'photos' / name}: changed while it was in use; make a new split"
-    assert not (folder / "new.safetensors").exists()
-    assert sum(sound(cache_folder)) < BOTH
+    assert last == f"dlcv: {photo_folder / 'photos' / name}: changed while it was in use; make a new split"
+    assert not (photo_folder / "new.safetensors").exists()
+    assert sum(count_sound_entries(cache_folder)) < BOTH
 
 
 def test_cleared_while_it_trains(run: Run, train: Train, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +156,7 @@ def test_cleared_while_it_trains(run: Run, train: Train, cache_folder: Path, mon
 
     def late(*args: Any) -> Any:
         assert run("cache", "clear").exit_code == 0
-        assert sound(cache_folder) == []
+        assert count_sound_entries(cache_folder) == []
         return training(*args)
 
     monkeypatch.setattr(vgg, "Training", late)

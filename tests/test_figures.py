@@ -36,7 +36,7 @@ def random_evaluation(classes: int, rng: np.random.Generator) -> Evaluation[Imag
     for label, n in enumerate(counts):
         answers = np.bincount(np.where(rng.random(n) < 0.6, label, rng.integers(0, classes, n)), minlength=classes)
         confusion += [[label, int(a), int(answers[a])] for a in np.flatnonzero(answers)]
-        row = {"class": f"class_number_{label}", "n": int(n), "recall": answers[label] / n, "precision": 0.5}
+        row = {"class": f"class_number_{label}", "n": int(n), "recall": float(answers[label] / n), "precision": 0.5}
         per_class.append(row | {"answered": 3})
     bins = [{"low": k / 15, "high": (k + 1) / 15, "n": 9, "confidence": k / 15, "accuracy": k / 16} for k in range(15)]
     details = {"per_class": per_class, "confusion": confusion, "confused": [], "calibration": bins}

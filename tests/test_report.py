@@ -274,11 +274,13 @@ def test_collapse_and_contamination_have_banners(run: Run, folder: Path) -> None
 
 def test_images_that_are_gone_or_changed(run: Run, folder: Path) -> None:
     """A picture that is missing or is not the one evaluated is a frame that says so, and the page says how many."""
-    first, second = [entry["path"] for entry in evaluation(folder, "head")["highest_loss"]][:2]
+    first, second = [entry["path"] for entry in evaluation(folder, "head")["details"]["highest_loss"]][:2]
     (folder / "photos" / first).unlink()
     Image.new("RGB", (20, 20), "red").save(folder / "photos" / second)
     found = Page(reported(run, folder, ("head",)))
-    assert "2 images are not as they were evaluated (changed, missing)" in "".join(found.text)
+    [banner] = re.findall("Pictures missing.*", "".join(found.text))
+    assert "2 images" in banner
+    assert "(changed, missing)" in banner
     frames = [attributes["aria-label"] for attributes in found.all("span") if attributes.get("class") == "gone"]
     assert {label.rpartition(": ")[2] for label in frames} == {"missing", "changed"}
 
@@ -315,13 +317,13 @@ def test_up_to_date_and_refusals(run: Run, folder: Path) -> None:
     result = run(*ask, *checkpoints(folder, IMAGES + CELLS))
     assert (result.exit_code, result.stdout) == (0, f"{report}: up to date\n")
     before = report.read_bytes()
-    told = []
+    messages = []
     for names in (IMAGES, ("head", "scratch", *CELLS)):
         result = run(*ask, *checkpoints(folder, names))
         assert (result.exit_code, result.stdout) == (1, "")
-        told.append(result.stderr.splitlines()[-1])
-    assert "another elman" in told[0]
-    assert "networks was ['scratch', 'head', 'elman', 'gru'], now ['head', 'scratch'" in told[1]
+        messages.append(result.stderr.splitlines()[-1])
+    assert "different elman" in messages[0]
+    assert "networks was" in messages[1]
     assert report.read_bytes() == before
     report.write_text("<!DOCTYPE html><title>mine</title>", "utf-8")
     result = run(*ask, *checkpoints(folder, IMAGES))
@@ -340,6 +342,18 @@ def test_evaluates_what_is_not_evaluated(run: Run, folder: Path) -> None:
     assert (folder / "elman.test.eval.json").is_file()
 
 
+def test_changed_checkpoint_is_evaluated_again(run: Run, folder: Path) -> None:
+    """`report` evaluates a checkpoint that was trained again by itself, and needs --force only to replace the page."""
+    before = evaluation(folder, "elman")["inputs"]["checkpoint"]["sha256"]
+    train = ("seq", "train", folder / "data.safetensors", "--hidden-size", 5, "--record-every", 50, "--cell", "elman")
+    dlcv(*train, "-o", folder / "elman.safetensors", "--force")
+    ask = ("report", *checkpoints(folder, CELLS), "-o", folder / "report.html")
+    assert run(*ask).exit_code == 1
+    assert run(*ask, "--force").exit_code == 0
+    assert evaluation(folder, "elman")["inputs"]["checkpoint"]["sha256"] != before
+    assert run(*ask).stdout.endswith("up to date\n")
+
+
 def test_bad_inputs_are_one_line(run: Run, folder: Path) -> None:
     """No checkpoint, metrics missing, another's or damaged, or a wrong ending: exit 1 and one line that says it."""
     (folder / "elman.metrics.json").unlink()
@@ -350,8 +364,8 @@ def test_bad_inputs_are_one_line(run: Run, folder: Path) -> None:
         (("nothing.safetensors", "-o", folder / "a.html"), "nothing.safetensors: no such file"),
         ((folder / "photos.split.json", "-o", folder / "a.html"), "is no safetensors file"),
         ((folder / "elman.safetensors", "-o", folder / "a.html"), "elman.metrics.json: no such file"),
-        ((folder / "scratch.safetensors", "-o", folder / "a.html"), "scratch.metrics.json: is not of this scratch"),
-        ((folder / "head.safetensors", "-o", folder / "a.html"), "head.metrics.json: damaged: records or best"),
+        ((folder / "scratch.safetensors", "-o", folder / "a.html"), "scratch.metrics.json: does not belong to scratch"),
+        ((folder / "head.safetensors", "-o", folder / "a.html"), "head.metrics.json: damaged: `$.records[0]`"),
         ((folder / "gru.safetensors", "-o", folder / "a.txt"), "a.txt: the report's name must end in .html"),
     ):
         result = run("report", *arguments)
@@ -392,5 +406,5 @@ def test_figures_folder_of_others_is_left_alone(run: Run, folder: Path) -> None:
     (folder / "mine" / "notes.txt").write_text("mine", "utf-8")
     result = run("report", folder / "gru.safetensors", "-o", folder / "g.html", "--figures", folder / "mine")
     assert result.exit_code == 1
-    assert "did not make" in result.stderr
+    assert "did not write" in result.stderr
     assert not (folder / "g.html").exists()

@@ -89,7 +89,7 @@ def test_runs_of_every_cell_and_engine(folder: Path, tmp_path: Path, cell: str, 
 def run_keys(checkpoint: Path) -> list[str]:
     """The keys of the runs in its evaluation."""
     dlcv("eval", checkpoint)
-    return list(json.loads(checkpoint.with_suffix(".test.eval.json").read_text())["runs"])
+    return list(json.loads(checkpoint.with_suffix(".test.eval.json").read_text())["seed_spread"])
 
 
 def test_files_of_several_runs(folder: Path) -> None:
@@ -138,15 +138,16 @@ def test_runs_load_into_torch(folder: Path, run: Run) -> None:
             by_run[key].append(float(np.mean(value)))
         of_run = {key: values[-1] for key, values in by_run.items()}
         r2 = 1 - of_run["mse"] / np.var(test.targets.astype(np.float64))
-        assert found["per_seed"][k] == pytest.approx({"seed": 5 + k, **of_run, "r2": r2})
+        assert found["per_seed"][k]["seed"] == 5 + k
+        assert found["per_seed"][k]["metrics"] == pytest.approx({**of_run, "r2": r2})
     assert np.ptp(by_run["mse"]) > 1e-4, "the runs differ"
-    assert found["seeds"] == [5, 6, 7]
+    assert [run["seed"] for run in found["per_seed"]] == [5, 6, 7]
     for key, values in by_run.items():
         assert found["metrics"][key] == pytest.approx(np.mean(values))
-        assert list(found["runs"][key]) == ["mean", "std", "min", "max"]
+        assert list(found["seed_spread"][key]) == ["mean", "std", "min", "max"]
         expected_runs = [np.mean(values), np.std(values, ddof=1), min(values), max(values)]
-        assert [*found["runs"][key].values()] == pytest.approx(expected_runs)
-        total = sum(row["n"] * row[key] for row in found["by_length"])
+        assert [*found["seed_spread"][key].values()] == pytest.approx(expected_runs)
+        total = sum(row["n"] * row[key] for row in found["details"]["by_length"])
         assert total / 20 == pytest.approx(found["metrics"][key])
 
 
@@ -161,20 +162,20 @@ def test_table_of_several_runs(folder: Path, run: Run) -> None:
     paths = (folder / "all.safetensors", folder / "gru5.safetensors")
     document = json.loads(run("eval", "--compare", *paths, "--json").stdout)
     rows, pairs = document["rows"], document["pairs"]
-    assert ["runs" in row for row in rows] == [True, False, False, False]
-    assert [row.get("intervals_over") for row in rows] == ["seeds", "examples", None, None]
+    assert ["seed_spread" in row for row in rows] == [True, False, False, False]
+    assert [row.get("intervals_over") for row in rows] == ["seeds", "examples", "examples", "examples"]
     assert [pair["over"] for pair in pairs] == ["examples", "seeds", "seeds"], "one run against several: no other seeds"
     header, _, several, one, constant, *_ = run("eval", "--compare", *paths, "--format", "github").stdout.splitlines()
     assert [cell.strip() for cell in header.split("|")[1:-1]] == [
-        "test, n = 20", "MSE", "95 % interval", "MAE", "within 0.04 %", "R2", "runs", "MSE - all",
+        "test, n = 20", "MSE", "95 % interval", "MAE", "within 0.04 %", "R2", "seeds", "MSE - all",
         "95 % interval", "p",
     ]  # fmt: skip
-    low, high, spread = (rows[0]["runs"]["mse"][key] for key in ("min", "max", "std"))
+    low, high, spread = (rows[0]["seed_spread"]["mse"][key] for key in ("min", "max", "std"))
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (several, one, constant)]
     assert [row[6] for row in cells] == ["3", "1", ""]
     assert [row[9].split()[-1] for row in cells[1:]] == ["examples", "seeds"], "which question each p answers"
     lines = list(csv.DictReader(run("eval", "--compare", *paths, "--format", "csv").stdout.splitlines()))
-    spreads = ["runs", "mse_std", "mse_min", "mse_max"]
+    spreads = ["seeds", "mse_std", "mse_min", "mse_max"]
     assert [float(lines[0][key]) for key in spreads] == [3, spread, low, high]
     assert [lines[1][key] for key in spreads] == ["1", "", "", ""]
     alone = run("eval", "--compare", paths[1], "--format", "csv").stdout.splitlines()[0]

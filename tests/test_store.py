@@ -349,7 +349,7 @@ def test_a_killed_run_is_gone_on_with(run: Run, split_file: Path, tmp_path: Path
     assert run(*args, whole, "--cache", tmp_path / "other").exit_code == 0
     result = run(*args, output)
     assert result.exit_code == 0, result.stderr
-    assert ": 16 of 28 are there" in result.stderr
+    assert ": 16 of 28 images are cached" in result.stderr
     assert metrics_of(output)["run"]["features"]["computed"] == 12
     assert len(only_store(cache_folder).digests) == 28
     assert output.read_bytes() == whole.read_bytes()
@@ -370,8 +370,10 @@ def test_two_runs_at_once(run: Run, split_file: Path, tmp_path: Path, cache_fold
                 text = stack.enter_context(said.open("w"))
                 command = python("-m", "dlcv_cli", *args, output, stderr=text, stdout=subprocess.DEVNULL)
                 started.append((stack.enter_context(command), said))
-            while not all("waiting for another dlcv that fills" in said.read_text() for _, said in started):
+            deadline = time.monotonic() + 60
+            while not all("waiting for another dlcv that is filling" in said.read_text() for _, said in started):
                 assert [process.poll() for process, _ in started] == [None, None]
+                assert time.monotonic() < deadline, "neither says that it waits"
                 time.sleep(0.05)
         assert [process.wait(60) for process, _ in started] == [0, 0]
     assert len({output.read_bytes() for output in outputs}) == 1

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Run, dlcv
-from test_contamination import THREADS, chain, folder, read  # noqa: F401
+from conftest import THREADS, Run, dlcv, read_file
 
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import hash_file
@@ -20,11 +21,11 @@ from dlcv_cli.files.disk import hash_file
 @pytest.fixture(scope="module")
 def evaluated(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the chain with head and finetune evaluated, without what only an evaluation needs."""
-    folder = Path(shutil.copytree(chain, tmp_path_factory.mktemp("evaluated") / "folder"))
-    dlcv("eval", folder / "head.safetensors", folder / "finetune.safetensors", *THREADS)
+    chain_folder = Path(shutil.copytree(chain, tmp_path_factory.mktemp("evaluated") / "folder"))
+    dlcv("eval", chain_folder / "head.safetensors", chain_folder / "finetune.safetensors", *THREADS)
     for photos in ("photos", "others"):
-        shutil.rmtree(folder / photos)
-    return folder
+        shutil.rmtree(chain_folder / photos)
+    return chain_folder
 
 
 @pytest.fixture
@@ -33,15 +34,15 @@ def judged(evaluated: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(evaluated, tmp_path / "judged"))
 
 
-def test_reference_and_common_are_options_of_compare(run: Run, folder: Path) -> None:
+def test_reference_and_common_are_options_of_compare(run: Run, chain_folder: Path) -> None:
     """An unknown reference, and options of --compare without it, are wrong usage, before anything is evaluated."""
-    head = folder / "head.safetensors"
+    head = chain_folder / "head.safetensors"
     for options in (
         ("--reference", "head"), ("--common",), ("--format", "csv"), ("--compare", "--reference", "tail"),
     ):  # fmt: skip
         result = run("eval", head, *options)
         assert (result.exit_code, result.stdout) == (2, "")
-    assert not (folder / "head.test.eval.json").exists()
+    assert not (chain_folder / "head.test.eval.json").exists()
 
 
 Damage = Callable[[dict[str, Any]], Any]
@@ -72,7 +73,7 @@ def test_damaged_evaluation(run: Run, judged: Path, damage: str) -> None:
     """A stored evaluation with anything wrong in it is refused in one line that names a file of it."""
     head = judged / "head.safetensors"
     path = judged / "head.test.eval.json"
-    document = read(path)
+    document = read_file(path)
     WRONG[damage](document)
     path.write_text(json.dumps(document))
     result = run("eval", "--compare", head)
@@ -94,7 +95,7 @@ def test_damaged_predictions(run: Run, judged: Path, key: str, what: str) -> Non
     if changed is not None:
         file.arrays[key] = changed
     tensors.write(path, tensors.PREDICTIONS, file.arrays, {k: v for k, v in file.metadata.items() if k != "schema"})
-    document = read(path.with_name("head.test.eval.json"))
+    document = read_file(path.with_name("head.test.eval.json"))
     document["predictions"]["sha256"] = hash_file(path)
     path.with_name("head.test.eval.json").write_text(json.dumps(document))
     result = run("eval", "--compare", head)
@@ -115,9 +116,23 @@ def test_other_examples_under_one_fingerprint(run: Run, judged: Path) -> None:
     file.arrays["examples"][0] += 1
     record = {key: value for key, value in file.metadata.items() if key != "schema"}
     tensors.write(predictions, tensors.PREDICTIONS, file.arrays, record)
-    content = read(document)
+    content = read_file(document)
     content["predictions"]["sha256"] = hash_file(predictions)
     document.write_text(json.dumps(content))
     result = run("eval", "--compare", *paths)
     assert result.exit_code == 1
     assert "its examples differ from those of" in result.stderr
+
+
+def test_stored_evaluations_need_no_torch(judged: Path) -> None:
+    """Comparing what is evaluated already imports neither torch nor numba."""
+    code = (
+        "import sys; from typer.testing import CliRunner; from dlcv_cli.cli.app import app;"
+        "result = CliRunner().invoke(app, sys.argv[1:]); assert result.exit_code == 0, result.stderr;"
+        "print([name for name in ('torch', 'torchvision', 'numba') if name in sys.modules])"
+    )
+    names = [str(judged / f"{name}.safetensors") for name in ("head", "finetune")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "eval", "--compare", *names], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

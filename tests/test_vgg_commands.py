@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from typer.testing import Result
 
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.files import tensors
+from dlcv_cli.stages import snapshots
 from dlcv_cli.stages import train_images as vgg
 from dlcv_cli.studies.images.predictor import require_classes
 
@@ -553,6 +555,28 @@ def test_runaway_training(run: Run, chain: Path) -> None:
     result = finetune(run, chain, "--lr", "1e38", "-o", chain / "new.safetensors")
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith("dlcv: the loss is no longer a finite number in epoch 1")
+    assert contents(chain) == before
+
+
+@pytest.mark.parametrize("signal", [False, True], ids=["save", "Ctrl-C"])
+def test_runaway_training_when_a_snapshot_falls_due(
+    run: Run, chain: Path, monkeypatch: pytest.MonkeyPatch, signal: bool
+) -> None:
+    """In the middle of an epoch, a snapshot of a loss that ran away is the same line of advice; nothing is left."""
+    before, asked = contents(chain), iter(range(100))
+
+    @contextlib.contextmanager
+    def interrupt_later() -> Iterator[Callable[[], int | None]]:
+        yield lambda: 2 if next(asked) == 5 else None  # after epoch 0 and its validation, in the third step
+
+    if signal:
+        monkeypatch.setattr(vgg, "hold_signals", interrupt_later)
+    else:
+        monkeypatch.setattr(snapshots, "SHARE", 1e9)
+    more = ("--lr", "1e38", "--batch-size", 4, "--save-every", 1e9 if signal else 0)
+    result = finetune(run, chain, *more, "-o", chain / "new.safetensors")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1].startswith("dlcv: the loss is no longer a finite number in epoch 1 at lr")
     assert contents(chain) == before
 
 

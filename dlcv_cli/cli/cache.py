@@ -11,7 +11,7 @@ import typer
 from tabulate import tabulate
 
 from dlcv_cli.cli.console import print_json, say
-from dlcv_cli.cli.options import CacheFolder, Json
+from dlcv_cli.cli.options import CacheFolder, Json, example
 from dlcv_cli.errors import UNITS, SettingError, format_bytes
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ app = typer.Typer(no_args_is_help=True, help="Cached features of frozen layers: 
 HEADINGS = ["key", "network", "frozen before", "precision", "images", "size", "last used"]
 
 
-@app.command("list")
+@app.command("list", epilog=example("dlcv cache list"))
 def list_(cache: CacheFolder, as_json: Json = False) -> None:
     """List the cached features, most recently used first."""
     from dlcv_cli.files.feature_cache import list_feature_caches
@@ -48,7 +48,7 @@ def list_(cache: CacheFolder, as_json: Json = False) -> None:
     say(f"{len(rows)} in {cache}, {format_bytes(sum(listing.size for listing in listings))}")
 
 
-@app.command("prune")
+@app.command("prune", epilog=example("dlcv cache prune --max-size 20GB"))
 def prune(
     cache: CacheFolder,
     max_size: Annotated[
@@ -60,7 +60,7 @@ def prune(
     _prune(cache, _parse_size(max_size), as_json)
 
 
-@app.command("clear")
+@app.command("clear", epilog=example("dlcv cache clear"))
 def clear(cache: CacheFolder, as_json: Json = False) -> None:
     """Delete all cached features and compiled kernels."""
     from dlcv_cli.files.kernel_cache import clear_kernels

@@ -42,7 +42,7 @@ def evaluate(
     reference: Reference = None,
     common: Common = False,
     allow_contaminated: AllowContaminated = False,
-    split: Annotated[Part | None, typer.Option("--split", hidden=True)] = None,
+    split: Annotated[Part | None, typer.Option("--split", hidden=True, help="Older name of --part.")] = None,
     no_cache: NoCache = False,
     force: Force = False,
     as_json: Json = False,

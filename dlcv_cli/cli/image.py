@@ -19,6 +19,7 @@ from dlcv_cli.cli.options import (
     SplitFile,
     configured,
     context_from,
+    example,
 )
 from dlcv_cli.config import FinetuneConfig, HeadConfig, ScratchConfig, TrainMachine
 from dlcv_cli.context import Outcome
@@ -28,7 +29,7 @@ app = typer.Typer(no_args_is_help=True, help="Images: train a head, fine-tune, o
 CHOICES = {"arch": ARCHITECTURES}
 
 
-@app.command("head")
+@app.command("head", epilog=example("dlcv image head photos.split.json -o head.safetensors"))
 @configured(HeadConfig, TrainMachine, choices=CHOICES)
 def head(
     config: HeadConfig,
@@ -56,7 +57,10 @@ def head(
     _print(train_head(split, output, config, weights=weights, context=context), as_json)
 
 
-@app.command("finetune")
+@app.command(
+    "finetune",
+    epilog=example("dlcv image finetune photos.split.json --from head.safetensors -o finetune.safetensors"),
+)
 @configured(FinetuneConfig, TrainMachine)
 def finetune(
     config: FinetuneConfig,
@@ -66,7 +70,7 @@ def finetune(
     cache: CacheFolder,
     start: Annotated[
         Path,
-        typer.Option("--from", metavar="FILE", help="Checkpoint to go on from.", show_default=False, **UNCHECKED),
+        typer.Option("--from", metavar="FILE", help="Checkpoint to start from.", show_default=False, **UNCHECKED),
     ],
     root: Root = None,
     no_cache: NoCache = False,
@@ -80,7 +84,7 @@ def finetune(
     _print(train_finetune(split, output, config, start=start, context=context), as_json)
 
 
-@app.command("scratch")
+@app.command("scratch", epilog=example("dlcv image scratch photos.split.json -o scratch.safetensors"))
 @configured(ScratchConfig, TrainMachine, choices=CHOICES)
 def scratch(
     config: ScratchConfig,
@@ -91,7 +95,7 @@ def scratch(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Train all layers from random weights, for contrast."""
+    """Train all layers from random weights, for comparison."""
     from dlcv_cli.stages.train_images import train_scratch
 
     _print(train_scratch(split, output, config, context=context_from(machine, root=root, force=force)), as_json)

@@ -11,7 +11,7 @@ from dlcv_cli.cli.options import FILES, UNCHECKED
 from dlcv_cli.errors import SettingError, look_up
 
 Checkpoints = Annotated[
-    list[Path], typer.Argument(metavar="CHECKPOINT...", help="Checkpoints.", show_default=False, **UNCHECKED)
+    list[Path], typer.Argument(metavar="CHECKPOINT", help="Checkpoints.", show_default=False, **UNCHECKED)
 ]
 DataFile = Annotated[
     Path | None,

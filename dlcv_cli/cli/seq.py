@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dlcv_cli.cli.console import describe_record, print_outcome
-from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, OutputFile, configured, context_from
+from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, OutputFile, configured, context_from, example
 from dlcv_cli.config import GenConfig, Saving, SeqTrainConfig
 from dlcv_cli.sequences.cells import CELLS
 from dlcv_cli.sequences.engines import ENGINES
@@ -17,7 +17,7 @@ from dlcv_cli.sequences.tasks import TASKS
 app = typer.Typer(no_args_is_help=True, help="Sequences: generate a task, train a recurrent cell on it.")
 
 
-@app.command("gen")
+@app.command("gen", epilog=example("dlcv seq gen -o adding.safetensors"))
 @configured(GenConfig, choices={"task": TASKS})
 def gen(config: GenConfig, output: OutputFile, force: Force = False, as_json: Json = False) -> None:
     """Generate sequences, divided into train, val and test: FILE.safetensors."""
@@ -28,7 +28,7 @@ def gen(config: GenConfig, output: OutputFile, force: Force = False, as_json: Js
     print_outcome(outcome, as_json, f"{config.task}: {counts}")
 
 
-@app.command("train")
+@app.command("train", epilog=example("dlcv seq train adding.safetensors --cell gru -o gru.safetensors"))
 @configured(SeqTrainConfig, Saving, choices={"cell": CELLS, "engine": ENGINES})
 def train(
     config: SeqTrainConfig,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -199,7 +200,7 @@ def write_page(sections: Sequence[Section], recipe: Mapping[str, Any]) -> str:
     environment.globals |= {"fills_screen": fills_screen, "is_wide": is_wide, "place_bar": place_bar}
     environment.globals |= {"format_number": format_number, "is_lineage": lambda figure: isinstance(figure, Graph)}
     css, _, _ = loader.get_source(environment, "page.css")
-    return environment.get_template("page.html.j2").render(
+    text = environment.get_template("page.html.j2").render(
         sections=sections,
         names=[network.name for section in sections for network in section.networks],
         recipe=json.dumps(recipe, separators=(",", ":")),
@@ -207,3 +208,4 @@ def write_page(sections: Sequence[Section], recipe: Mapping[str, Any]) -> str:
         css=Markup(css),  # a file of this package
         version=__version__,
     )
+    return re.sub(r"\n\s*\n+", "\n", text).lstrip()  # blank lines of macros

@@ -16,7 +16,6 @@ from dlcv_cli.studies import study_named
 from dlcv_cli.studies.base import Reported
 
 DATA = ("split", "data")  # roles of data among the inputs
-KINDS = {"data": "sequences"}  # where the role alone does not say what the file is
 
 
 def draw_lineage(networks: Sequence[Reported], comparison: Comparison) -> FigureGroup:
@@ -64,19 +63,20 @@ class _Lineage:
 
     def add_input(self, role: str, recorded: dict[str, Any], folder: Path) -> int:
         """Add an input as a file in `folder` records it, and its own inputs if it exists unchanged."""
-        digest, kind = str(recorded.get("sha256")), KINDS.get(role, role)
+        digest = str(recorded.get("sha256"))
         if not isinstance(recorded.get("path"), str):
-            return self.add(str(recorded.get("name", role)), kind, digest)
+            return self.add(str(recorded.get("name", role)), role, digest)
         path = folder / recorded["path"]
         if not path.is_file() or hash_file(path) != digest:
-            return self.add(path.name, kind, digest, note="changed since" if path.exists() else "missing now")
+            return self.add(path.name, role, digest, note="changed since" if path.exists() else "missing now")
         try:
             if role in ("checkpoint", "weights"):
                 return self.add_checkpoint(path, digest)
             if role == "split":
-                images = as_object(as_object(read_json(path, splits.SCHEMA).get("inputs")).get("images"))
-                sources = (self.add("images", "images", str(images["sha256"])),) if "sha256" in images else ()
-                return self.add(path.name, kind, digest, sources)
+                inputs = as_object(read_json(path, splits.SCHEMA).get("inputs"))
+                # the images themselves: a split records their common sha256, and no path
+                sources = tuple(self.add(name, name, str(as_object(of).get("sha256"))) for name, of in inputs.items())
+                return self.add(path.name, role, digest, sources)
         except DlcvError:  # weights of another program record no inputs
             pass
-        return self.add(path.name, kind, digest)
+        return self.add(path.name, role, digest)

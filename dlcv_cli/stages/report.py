@@ -106,7 +106,7 @@ def _inputs(networks: Sequence[Reported]) -> dict[str, Input]:
         metrics = metrics_path(network.checkpoint)
         inputs[network.name] = Input(network.evaluation.inputs["checkpoint"].sha256, network.checkpoint)
         inputs[f"evaluation of {network.name}"] = Input(hash_file(network.file), network.file)
-        inputs[f"metrics of {network.name}"] = Input(hash_file(metrics), metrics)
+        inputs[f"metrics file of {network.name}"] = Input(hash_file(metrics), metrics)
     return inputs
 
 

@@ -319,6 +319,6 @@ def warn_if_collapsed(
     correct = round(epoch.val_accuracy * len(val))
     collapse = judge_classes(np.array(epoch.val_predicted), val, correct, largest_class(train), classes)
     if collapse.collapsed:
-        remedy = "try a lower --lr, more --epochs, an --arch with batch normalisation, or pretrained weights (vgg head)"
+        remedy = "try a lower --lr, more --epochs, an --arch with batch normalisation, or a head (dlcv image head)"
         share = f"{100 * collapse.share:.1f} % of the predictions are {collapse.most_frequent}"
         reporter.warn(f"collapsed after {epoch.epoch} of {epochs} epochs: {collapse.why}; {share}; {remedy}")

@@ -172,8 +172,8 @@ def _fill_cache(
                     cache.begin(shape, frozen.precision, {**about, "image_size": images.preprocessing.crop})
                 missing = {key: view for key, view in views.items() if key not in cache.slots}
                 space = f", {_describe_space(cache, len(missing))}" if missing else ""
-                found = f"{len(views) - len(missing):,} of {len(views):,} images are cached"
-                report.note(f"feature cache {cache.name}: {found}{space}")
+                share = f"{len(views) - len(missing):,} of {len(views):,} images are cached"
+                report.note(f"feature cache {cache.name}: {share}{space}")
                 if missing:
                     places = [feature_cache.folder_for(folder, key) for key in earlier_keys]
                     _compute_missing(frozen, cache, places, missing, report)
