@@ -99,6 +99,8 @@ def _default(option: Any) -> str:
         return "required"
     if isinstance(option.show_default, str):
         return _escape(option.show_default)
+    if option.is_flag and option.default is True:
+        return f"`{_longest_name(option)}`"
     if option.is_flag or option.default is None or not option.show_default:
         return ""
     return f"`{option.default}`"
