@@ -27,7 +27,7 @@ from dlcv_cli.vision import inference
 from dlcv_cli.vision.architectures import ARCHITECTURES
 from dlcv_cli.vision.models import build_loaded_network, list_top_layers, unfreeze
 from dlcv_cli.vision.preprocessing import Preprocessing
-from dlcv_cli.vision.steps import SplitNetwork, split_at_frozen
+from dlcv_cli.vision.steps import SplitNetwork, require_size, split_at_frozen
 from dlcv_cli.vision.training import predict
 from dlcv_cli.vision.transforms import Images
 
@@ -56,6 +56,7 @@ def open_checkpoint(path: Path) -> ImageCheckpoint:
         # checkpoints of the first versions say neither: in all of them every layer was trained, in float32
         trained, precision = metadata.get("trained", list_top_layers(network)), metadata.get("precision", "float32")
         unfreeze(network, trained)
+        require_size(network, ARCHITECTURES[arch], preprocessing.crop)
         inference.DTYPES[precision]
     except (ValueError, TypeError, KeyError, DlcvError) as error:
         raise FileError(path, f"damaged: {error}") from None
