@@ -280,7 +280,7 @@ def _run_epochs(
             if signal or training.epoch < epochs:
                 snapshots.save_if_due(state, position, signal, isinstance(event, Epoch))
     except DivergedError:
-        snapshots.remove()  # there is nothing to go on to
+        snapshots.remove()  # training from it would diverge again
         raise
 
 

@@ -163,7 +163,7 @@ def hash_steps(steps: Sequence[nn.Module], start: bytes) -> list[bytes]:
     Two networks that begin with the same layers and weights have the same beginning of this list.
 
     Args:
-        start: what the first step is given, and how it is computed.
+        start: digest of the input to the first step, and of how it is computed.
     """
     keys = [hashlib.sha256(start).digest()]
     for step in steps:

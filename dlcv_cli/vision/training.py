@@ -106,8 +106,8 @@ class Training:
     """Trains what `unfreeze` let train, when iterated over; at the end the network has the best epoch's weights.
 
     The best epoch has the highest validation accuracy; of equal ones, the lowest validation loss; of equal ones, it is
-    the earliest. Order is a function of (seed, epoch), dropout of (seed, epoch, step): at whatever event training is
-    left, `state` is all that another Training has to `restore` to go on to the same end, bit for bit. The last batch
+    the earliest. Order is a function of (seed, epoch), dropout of (seed, epoch, step): at whatever event training
+    stops, `state` is all that another Training has to `restore` to come to the same end, bit for bit. The last batch
     may be short.
 
     Args:
@@ -162,7 +162,7 @@ class Training:
         self.network.load_state_dict(self.best, strict=False)
 
     def _take_steps(self) -> Iterator[Progress]:
-        """Take the training steps that an epoch has left."""
+        """Take the remaining training steps of an epoch."""
         self.split.train()
         config, train, self.before = self.config, self.train, self.done
         order = np.random.default_rng((config.seed, self.epoch)).permutation(len(train))
@@ -215,7 +215,7 @@ class Training:
         """Return all that changed since the beginning: tensors (the training's own, not copies), and numbers.
 
         Raises:
-            DivergedError: a number in it is not finite; there is nothing to go on from.
+            DivergedError: a number in it is not finite, so training cannot continue from it.
         """
         tensors = {f"{NOW}{name}": t.detach() for name, t in _changing(self.network)}
         remembered, values = optimizer_state(self.optimizer, self.trainable)
