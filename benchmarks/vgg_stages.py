@@ -55,7 +55,7 @@ PEERS = {  # what each of dlcv's figures is compared with
     **{f"frozen {name}": "plain validation" for name in ("head", "finetune", "float32")},
 }
 
-Found = dict[str, float]
+Figures = dict[str, float]
 
 
 class Files(Dataset[tuple[Tensor, int]]):
@@ -74,7 +74,7 @@ class Files(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.open(self.paths[index]).convert("RGB")), index % CLASSES
 
 
-def plain(stage: str, paths: list[Path], threads: int, device: str) -> Found:
+def plain(stage: str, paths: list[Path], threads: int, device: str) -> Figures:
     """ms an image of the loop in a notebook: whole network, float32, default layout, each epoch from the files."""
     torch.set_num_threads(threads)
     place = torch.device("cuda" if device in ("auto", "cuda") and torch.cuda.is_available() else "cpu")
@@ -99,11 +99,11 @@ def plain(stage: str, paths: list[Path], threads: int, device: str) -> Found:
                 loss.item()
             yield len(labels)
 
-    found = {"ms": per_image(steps()), "memory": peak()}
-    return {**found, **({"gflop": GFLOP[stage]} if stage in GFLOP else {})}
+    figures = {"ms": per_image(steps()), "memory": peak()}
+    return {**figures, **({"gflop": GFLOP[stage]} if stage in GFLOP else {})}
 
 
-def frozen(stage: str, paths: list[Path], threads: int, device: str, precision: Any) -> Found:
+def frozen(stage: str, paths: list[Path], threads: int, device: str, precision: Any) -> Figures:
     """ms an image of decoding and the frozen layers, once."""
     split, place, exact = begin(stage, threads, device, precision)
     images = images_of(paths)
@@ -125,7 +125,7 @@ def frozen(stage: str, paths: list[Path], threads: int, device: str, precision: 
     return {"ms": ms, "gflop": measure_cost(split, images.preprocessing.crop).flops / 1e9, "memory": peak()}
 
 
-def train_from_cache(stage: str, paths: list[Path], threads: int, device: str, precision: Any) -> Found:
+def train_from_cache(stage: str, paths: list[Path], threads: int, device: str, precision: Any) -> Figures:
     """ms an image of training (and of validation) behind the frozen layers; for scratch, of all of it."""
     split, place, exact = begin(stage, threads, device, precision)
     images = images_of([path for path, _ in zip(cycle(paths), range(3 * BATCH), strict=False)])
@@ -156,8 +156,8 @@ def train_from_cache(stage: str, paths: list[Path], threads: int, device: str, p
         begun = time.perf_counter()
         [*evaluate(split.tail, val, exact)]
         evaluate_ms = 1e3 * (time.perf_counter() - begun) / len(val)
-    found = {"ms": ms, "val_ms": evaluate_ms, "memory": peak()}
-    return {**found, **({"gflop": GFLOP[stage]} if stage in GFLOP else {})}
+    figures = {"ms": ms, "val_ms": evaluate_ms, "memory": peak()}
+    return {**figures, **({"gflop": GFLOP[stage]} if stage in GFLOP else {})}
 
 
 def begin(stage: str, threads: int, device: str, precision: Any) -> tuple[Any, torch.device, str]:
@@ -186,18 +186,18 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def rates(threads: int) -> Found:
+def rates(threads: int) -> Figures:
     """The machine's best rates in TFLOP/s: the median of 5 products of 2,048 x 2,048 matrices, and 5 convolutions."""
     torch.set_num_threads(threads)
-    found = {}
+    figures = {}
     with torch.no_grad():
         for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
             a = torch.randn(2048, 2048).to(dtype)
-            found[f"matrix {name}"] = 2 * 2048**3 / timed(partial(torch.mm, a, a)) / 1e12
+            figures[f"matrix {name}"] = 2 * 2048**3 / timed(partial(torch.mm, a, a)) / 1e12
             conv = nn.Conv2d(256, 256, 3, padding=1).to(dtype).to(memory_format=torch.channels_last)
             x = torch.randn(4, 256, 56, 56).to(dtype).to(memory_format=torch.channels_last)
-            found[f"convolution {name}"] = 2 * 4 * 256 * 256 * 9 * 56 * 56 / timed(partial(conv, x)) / 1e12
-    return found
+            figures[f"convolution {name}"] = 2 * 4 * 256 * 256 * 9 * 56 * 56 / timed(partial(conv, x)) / 1e12
+    return figures
 
 
 def timed(function: Callable[[], Any]) -> float:
@@ -210,14 +210,14 @@ def timed(function: Callable[[], Any]) -> float:
     return statistics.median(seconds[1:])
 
 
-def alone(function: Callable[..., Found], *args: Any) -> Found:
+def alone(function: Callable[..., Figures], *args: Any) -> Figures:
     """The function's result from a fresh process, so that peak memory is its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
 
-def median(found: list[Found], key: str) -> float:
-    return statistics.median(one[key] for one in found)
+def median(figures: list[Figures], key: str) -> float:
+    return statistics.median(one[key] for one in figures)
 
 
 def main() -> None:
@@ -231,14 +231,14 @@ def main() -> None:
     args = parser.parse_args()
     paths = sorted(args.root.glob("*/*.jpg"))
     paths = [paths[i] for i in np.random.default_rng(0).permutation(len(paths))[: args.images]]
-    some, machine = (paths, args.threads, args.device), (args.threads, args.device)
+    inputs, machine = (paths, args.threads, args.device), (args.threads, args.device)
     print(f"{len(paths)} images, {args.rounds} rounds, {args.threads} threads, torch {torch.__version__}")
 
-    results: dict[str, list[Found]] = {}
+    results: dict[str, list[Figures]] = {}
     for _ in range(args.rounds):
         results.setdefault("rates", []).append(alone(rates, args.threads))
         for stage in ("validation", *TRAINED):
-            results.setdefault(f"plain {stage}", []).append(alone(plain, stage, *some))
+            results.setdefault(f"plain {stage}", []).append(alone(plain, stage, *inputs))
         for stage in TRAINED:
             results.setdefault(f"dlcv {stage}", []).append(
                 alone(train_from_cache, stage, paths, *machine, args.precision)
@@ -252,18 +252,18 @@ def main() -> None:
     show(results)
 
 
-def show(results: dict[str, list[Found]]) -> None:
+def show(results: dict[str, list[Figures]]) -> None:
     """The tables."""
     speeds = results.pop("rates")
     rows = [[name, f"{median(speeds, name):.2f}"] for name in speeds[0]]
     print(f"\n{tabulate(rows, headers=['best rate', 'TFLOP/s'], disable_numparse=True)}\n")
 
-    ms = {name: median(found, "ms") for name, found in results.items()}
+    ms = {name: median(figures, "ms") for name, figures in results.items()}
     rows = []
-    for name, found in results.items():
-        spread, memory = [one["ms"] for one in found], max(one["memory"] for one in found)
+    for name, figures in results.items():
+        spread, memory = [one["ms"] for one in figures], max(one["memory"] for one in figures)
         ratio = f"{ms[PEERS[name]] / ms[name]:.1f}" if name in PEERS else ""
-        rate = f"{found[0]['gflop'] / ms[name]:.2f}" if "gflop" in found[0] else ""
+        rate = f"{figures[0]['gflop'] / ms[name]:.2f}" if "gflop" in figures[0] else ""
         span = f"{min(spread):.2f} .. {max(spread):.2f}"
         rows.append([name, f"{ms[name]:.2f}", span, ratio, rate, f"{memory:.2f}"])
     headers = ["", "ms/image", "from .. to", "times plain", "TFLOP/s", "peak GiB"]

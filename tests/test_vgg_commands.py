@@ -76,25 +76,25 @@ def finetune(run: Run, folder: Path, *more: object) -> Result:
 def test_metrics_keys(trained: Path, stage: str) -> None:
     """The metrics file's keys, at every level, in their order."""
     checkpoint = trained / f"{stage}.safetensors"
-    found = metrics_of(checkpoint)
-    assert list(found) == [
+    metrics = metrics_of(checkpoint)
+    assert list(metrics) == [
         "schema", "stage", "config", "inputs", "arch", "precision", "parameters", "records", "best", "checkpoint",
         "run",
     ]  # fmt: skip
-    assert (found["schema"], found["stage"]) == ("dlcv.metrics/1", f"vgg.{stage}")
-    assert list(found["config"]) == [*TRAIN_CONFIG, *STAGES[stage]]
-    assert list(found["parameters"]) == ["total", "trainable"]
-    *start, epoch = found["records"]
-    assert [record["epoch"] for record in start] == ([0] if stage == "finetune" else [])
-    assert all(record["train_loss"] is None for record in start)
+    assert (metrics["schema"], metrics["stage"]) == ("dlcv.metrics/1", f"vgg.{stage}")
+    assert list(metrics["config"]) == [*TRAIN_CONFIG, *STAGES[stage]]
+    assert list(metrics["parameters"]) == ["total", "trainable"]
+    *starts, epoch = metrics["records"]
+    assert [record["epoch"] for record in starts] == ([0] if stage == "finetune" else [])
+    assert all(record["train_loss"] is None for record in starts)
     assert list(epoch) == ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
-    assert found["best"] == epoch
+    assert metrics["best"] == epoch
     assert epoch["epoch"] == 1
     assert 0 <= epoch["val_accuracy"] <= 1
-    assert found["precision"] == "float32"
+    assert metrics["precision"] == "float32"
     sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    assert found["checkpoint"] == {"path": checkpoint.name, "sha256": sha256}
-    run = found["run"]
+    assert metrics["checkpoint"] == {"path": checkpoint.name, "sha256": sha256}
+    run = metrics["run"]
     assert list(run) == [
         "started", "seconds", "machine", "python", "versions", "device", "threads", "features", "images_per_second",
         "resumed", "seconds_before", "seconds_saving",
@@ -111,8 +111,8 @@ def test_metrics_keys(trained: Path, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_record_keys(trained: Path, stage: str) -> None:
-    """The checkpoint's record: its keys in their order, and that it agrees with the metrics."""
+def test_metadata_keys(trained: Path, stage: str) -> None:
+    """The checkpoint's metadata has these keys in this order, and agrees with the metrics."""
     checkpoint = trained / f"{stage}.safetensors"
     record, metrics = tensors.read_metadata(checkpoint, tensors.CHECKPOINT), metrics_of(checkpoint)
     assert list(record) == [
@@ -125,12 +125,12 @@ def test_record_keys(trained: Path, stage: str) -> None:
     assert record["trained"] == layers.get(stage, ["classifier", "features.28"])
     assert record["classes"] == list(CLASSES)
     assert list(record["preprocessing"]) == ["resize", "crop", "mean", "std"]
-    given = {"scratch": {}, "head": {"weights": "scratch"}, "finetune": {"checkpoint": "head"}}[stage]
-    files = {"split": "photos.split.json"} | {role: f"{name}.safetensors" for role, name in given.items()}
-    assert {role: found["path"] for role, found in record["inputs"].items()} == files
-    for found in record["inputs"].values():
-        assert list(found) == ["path", "sha256"]
-        assert found["sha256"] == hashlib.sha256((trained / found["path"]).read_bytes()).hexdigest()
+    start = {"scratch": {}, "head": {"weights": "scratch"}, "finetune": {"checkpoint": "head"}}[stage]
+    files = {"split": "photos.split.json"} | {role: f"{name}.safetensors" for role, name in start.items()}
+    assert {role: source["path"] for role, source in record["inputs"].items()} == files
+    for source in record["inputs"].values():
+        assert list(source) == ["path", "sha256"]
+        assert source["sha256"] == hashlib.sha256((trained / source["path"]).read_bytes()).hexdigest()
 
 
 def test_settings_are_recorded(trained: Path) -> None:
@@ -261,7 +261,7 @@ def test_output_of_another_stage_is_refused(run: Run, chain: Path) -> None:
 
 @pytest.mark.parametrize("name", ["head.safetensors", "link.safetensors"])
 def test_output_that_is_the_input_is_refused(run: Run, chain: Path, name: str) -> None:
-    """The checkpoint that is gone on from is not replaced, under whatever name and even with --force."""
+    """The checkpoint that training starts from is not replaced, under whatever name and even with --force."""
     (chain / "link.safetensors").symlink_to("head.safetensors")
     before = contents(chain)
     refused(finetune(run, chain, "-o", chain / name, "--force"), chain / name, "another name")
@@ -343,7 +343,7 @@ def test_changed_images_are_named(run: Run, chain: Path, change: str) -> None:
 
 
 def test_root(run: Run, chain: Path) -> None:
-    """Images that moved are found with --root, and the checkpoint remembers where; without it, the way out is said."""
+    """Images that moved are read with --root, which the checkpoint records; without it, the message names --root."""
     (chain / "photos").rename(chain / "moved")
     output = chain / "new.safetensors"
     lost = finetune(run, chain, "-o", output)
@@ -359,7 +359,7 @@ def test_root(run: Run, chain: Path) -> None:
 
 
 def test_other_classes_are_refused(run: Run, chain: Path, tmp_path: Path) -> None:
-    """A checkpoint of other classes cannot be gone on from; the message has the difference, both ways."""
+    """A checkpoint of other classes is refused; the message names the classes that only one of both has."""
     make_photos(tmp_path / "animals", {"cat": 10, "dog": 10, "straße": 10})
     split = tmp_path / "animals.split.json"
     dlcv("data", "split", tmp_path / "animals", "-o", split)
@@ -468,6 +468,7 @@ DAMAGE: dict[str, Change] = {
     "too many classes": lambda record, arrays: record["classes"].append("x"),
     "no preprocessing": lambda record, arrays: record.pop("preprocessing"),
     "crop of 0": lambda record, arrays: record["preprocessing"].update(crop=0),
+    "crop too small for the network": lambda record, arrays: record["preprocessing"].update(crop=1),
     "std of 0": lambda record, arrays: record["preprocessing"].update(std=[0, 1, 1]),
     "nan": lambda record, arrays: arrays["features.0.bias"].fill(np.nan),
     "infinite": lambda record, arrays: arrays["features.0.bias"].fill(np.inf),
@@ -597,8 +598,8 @@ def test_json(run: Run, chain: Path) -> None:
     assert "epoch 1 " in forced.stderr
 
 
-def test_what_is_told(run: Run, chain: Path) -> None:
-    """stderr says what trains, what is frozen and kept, and one plain line an epoch; stdout only what was written."""
+def test_messages_of_finetune(run: Run, chain: Path) -> None:
+    """stderr says what trains, what is frozen and cached, and each epoch in a line; stdout only what was written."""
     notes = [
         r"trains [\d,]+ of [\d,]+ parameters \(vgg16_mini, 3 classes\) on \w+ in float32",
         r"frozen before features\.28: 9\d\.\d % of the 0\.\d+ GFLOP .*; features take 4,096 bytes per image",

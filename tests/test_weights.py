@@ -19,12 +19,15 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import Run, refused
+from small_networks import shrink_networks
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
+from dlcv_cli.config import HeadConfig
 from dlcv_cli.context import Reporter
 from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.files import tensors as files
+from dlcv_cli.files.recipes import Input, Recipe
 from dlcv_cli.stages import weights
 from dlcv_cli.vision.architectures import ARCHITECTURES
 from dlcv_cli.vision.models import build_random_network
@@ -517,3 +520,34 @@ def test_an_output_is_judged_before_the_download(
     assert "up to date" in result.stdout
     refused(run(*command, "--lr", 0.5), "lr was 0.005, now 0.5")
     assert no_download == []
+
+
+def test_a_snapshot_is_judged_before_the_download(
+    run: Run, split_file: Path, tmp_path: Path, no_download: list[str]
+) -> None:
+    """A snapshot of another training is refused, with what differs, without the weights."""
+    output = tmp_path / "head.safetensors"
+    recipe = Recipe("vgg.head", HeadConfig(arch="squeezenet1_1", lr=0.5), {"split": Input("0" * 64, split_file)})
+    files.write(output.with_suffix(".snapshot"), files.SNAPSHOT, {}, recipe.to_json(tmp_path))
+    command = ("vgg", "head", split_file, "--arch", "squeezenet1_1", "-o", output)
+    refused(run(*command), "head.snapshot belongs to a different training: --lr was 0.5, now 0.005", "--force")
+    assert no_download == []
+
+
+@pytest.mark.parametrize("crop", [1, 100])
+def test_weights_for_another_image_size(
+    run: Run, split_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crop: int
+) -> None:
+    """Weights whose preprocessing gives images that the network cannot take are refused in one line."""
+    shrink_networks(monkeypatch)
+    path = tmp_path / "vit.safetensors"
+    network = build_random_network(ARCHITECTURES["vit_b_16"], 3, 0)
+    arrays = {name: t.numpy() for name, t in network.state_dict().items()}
+    preprocessing = Preprocessing(resize=100, crop=crop).to_json()
+    files.write(path, files.CHECKPOINT, arrays, {"stage": "vgg.scratch", "preprocessing": preprocessing})
+    output = tmp_path / "head.safetensors"
+    result = run("vgg", "head", split_file, "--arch", "vit_b_16", "--weights", path, "-o", output, "--threads", 1)
+    assert result.exit_code == 1
+    problem = f"does not fit vit_b_16: the network cannot take images of {crop} x {crop} pixels"
+    assert result.stderr.splitlines()[-1] == f"dlcv: {path}: {problem}"
+    assert not output.exists()

@@ -55,6 +55,15 @@ def hold_signals() -> Iterator[Caught]:
             signal.signal(number, handler)
 
 
+def refuse_other_training(snapshot: Path, recipe: Recipe) -> None:
+    """Raise DlcvError, with what differs, unless the snapshot belongs to a training by this recipe."""
+    if differences := recipe.differences(tensors.read_metadata(snapshot, tensors.SNAPSHOT)):
+        raise DlcvError(
+            f"{snapshot} belongs to a different training: {', '.join(differences)}; finish that one, or use "
+            "--force to start again"
+        )
+
+
 class SnapshotFile:
     """The snapshot beside a training's output: saved whole now and then, removed when the output is complete.
 
@@ -80,11 +89,7 @@ class SnapshotFile:
             self.remove()
         if not self.path.exists():
             return None
-        if differences := self.recipe.differences(tensors.read_metadata(self.path, tensors.SNAPSHOT)):
-            raise DlcvError(
-                f"{self.path} belongs to a different training: {', '.join(differences)}; finish that one, or use "
-                "--force to start again"
-            )
+        refuse_other_training(self.path, self.recipe)
         try:
             snapshot = tensors.read(self.path, tensors.SNAPSHOT)
             metadata = snapshot.metadata

@@ -18,7 +18,15 @@ from dlcv_cli.files import splits, tensors
 from dlcv_cli.files.disk import JSON, as_object, check_output, hash_file
 from dlcv_cli.files.recipes import Input, Recipe, RunInfo, is_up_to_date
 from dlcv_cli.files.splits import Split
-from dlcv_cli.stages.snapshots import SnapshotFile, State, hold_signals, raise_if_signalled
+from dlcv_cli.stages.snapshots import (
+    Caught,
+    SnapshotFile,
+    State,
+    hold_signals,
+    raise_if_signalled,
+    refuse_other_training,
+    snapshot_path,
+)
 from dlcv_cli.stages.training import TrainingResult, claim_training, find_finished, warn_if_unpaired, write_training
 from dlcv_cli.stages.weights import WeightsFile, locate_weights, read_weights
 from dlcv_cli.statistics.collapse import judge_classes
@@ -37,6 +45,7 @@ from dlcv_cli.vision.architectures import ARCHITECTURES
 from dlcv_cli.vision.inference import resolve_precision
 from dlcv_cli.vision.models import build_random_network, copy_weights, count_parameters, list_top_layers
 from dlcv_cli.vision.preprocessing import Preprocessing
+from dlcv_cli.vision.steps import require_size
 from dlcv_cli.vision.training import Epoch, Training
 
 
@@ -52,26 +61,15 @@ class _Start:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What one of the three stages is to train, once its inputs are known to be there."""
+    """What one of the three stages is to train, once its inputs are checked."""
 
     recipe: Recipe
     config: TrainConfig
     split: Split
     output: Path
+    context: Context
     start: Callable[[], _Start]
     evaluate_start: bool = False  # as epoch 0, which can be the best
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A training that is ready to begin or to go on, and what its files say of it."""
-
-    training: Training
-    start: _Start
-    snapshots: SnapshotFile
-    machine: JSON  # under `run` in the metrics
-    records: list[JSON]  # of epochs that are done
-    speeds: list[float]  # images per second, of the same epochs
 
 
 def train_head(
@@ -94,8 +92,8 @@ def train_head(
         weights_input = Input(sha256, None if file.name else file.path, file.name)
         return Recipe("vgg.head", config, {"split": split_input, "weights": weights_input})
 
-    sha256 = _refuse_other_recipe(output, make_recipe, "weights", context.force)
-    if sha256 is None or not file.is_published_as(sha256):
+    sha256 = _refuse_other_recipe(output, make_recipe, "weights", context)
+    if not file.is_published_as(sha256):
         if not file.path.exists():
             prepare(context.machine)  # a device that is missing is named before half a gigabyte is downloaded
         sha256 = file.fetch(context.reporter)
@@ -103,7 +101,7 @@ def train_head(
     def start() -> _Start:
         return _start_head(file, config, len(data.classes), context.reporter)
 
-    return _train(_Plan(make_recipe(sha256), config, data, output, start), context)
+    return _train(_Plan(make_recipe(sha256), config, data, output, context, start))
 
 
 def _start_head(file: WeightsFile, config: HeadConfig, classes: int, reporter: Reporter) -> _Start:
@@ -114,10 +112,9 @@ def _start_head(file: WeightsFile, config: HeadConfig, classes: int, reporter: R
     warn_if_unpaired(file.path, reporter)
     network = build_random_network(architecture, classes, config.seed)
     fit = copy_weights(network, weights.tensors, architecture.head)
-    missing = f"; missing: {list_names(fit.missing)}" if fit.missing else ""
-    unused = f"; unused: {list_names(fit.unused)}" if fit.unused else ""
-    matches = f"{len(fit.fits)} tensors fit, {architecture.head} is new"
-    reporter.note(f"weights {file.name or file.path}: {matches}{missing}{unused}")
+    parts = [f"{len(fit.fits)} tensors fit, {architecture.head} is new"]
+    parts += [f"{what}: {list_names(x)}" for what, x in (("missing", fit.missing), ("unused", fit.unused)) if x]
+    reporter.note(f"weights {file.name or file.path}: {'; '.join(parts)}")
     if fit.missing and not (config.partial and fit.fits):
         raise FileError(
             file.path,
@@ -125,6 +122,10 @@ def _start_head(file: WeightsFile, config: HeadConfig, classes: int, reporter: R
             f"({len(fit.missing)} in all); choose another --arch"
             + (", or --partial to leave them random" if fit.fits else ""),
         )
+    try:
+        require_size(network, architecture, weights.preprocessing.crop)
+    except ValueError as error:
+        raise FileError(file.path, f"does not fit {config.arch}: {error}") from None
     return _Start(network, config.arch, weights.preprocessing, (architecture.head,))
 
 
@@ -149,7 +150,7 @@ def train_finetune(
     def make_recipe(sha256: str) -> Recipe:
         return Recipe("vgg.finetune", config, {"split": split_input, "checkpoint": Input(sha256, start)})
 
-    _refuse_other_recipe(output, make_recipe, "checkpoint", context.force)
+    _refuse_other_recipe(output, make_recipe, "checkpoint", context)
 
     def load_start() -> _Start:
         warn_if_unpaired(start, context.reporter)
@@ -157,7 +158,7 @@ def train_finetune(
         names = tuple(name.strip() for name in str(config.unfreeze).split(","))
         return _Start(checkpoint.network, checkpoint.arch, checkpoint.preprocessing, names)
 
-    return _train(_Plan(make_recipe(hash_file(start)), config, data, output, load_start, True), context)
+    return _train(_Plan(make_recipe(hash_file(start)), config, data, output, context, load_start, True))
 
 
 def train_scratch(split: Path, output: Path, config: ScratchConfig, *, context: Context | None = None) -> Outcome:
@@ -175,7 +176,7 @@ def train_scratch(split: Path, output: Path, config: ScratchConfig, *, context: 
         return _Start(network, config.arch, architecture.preprocessing, list_top_layers(network))
 
     recipe = Recipe("vgg.scratch", config, {"split": split_input})
-    return _train(_Plan(recipe, config, data, output, start), context)
+    return _train(_Plan(recipe, config, data, output, context, start))
 
 
 def _read_split(split: Path, output: Path, context: Context) -> tuple[Split, Input]:
@@ -184,130 +185,125 @@ def _read_split(split: Path, output: Path, context: Context) -> tuple[Split, Inp
     return splits.read(split, context.root), Input(hash_file(split), split, root=context.root)
 
 
-def _refuse_other_recipe(output: Path, make_recipe: Callable[[str], Recipe], role: str, force: bool) -> str | None:
-    """Raise ExistsError if the output differs in more than one input, which is not looked at; return its sha256.
+def _refuse_other_recipe(output: Path, make_recipe: Callable[[str], Recipe], role: str, context: Context) -> str:
+    """Raise if the output or its snapshot differs in more than one input, before that is downloaded or hashed.
 
-    So what is cheap to check is checked before that input is downloaded or hashed.
+    Returns:
+        The sha256 that the output records for the input, or an empty string.
+
+    Raises:
+        DlcvError: what exists was made by another command.
     """
+    is_finished, snapshot = output.exists(), snapshot_path(output)
+    if context.force or not (is_finished or snapshot.exists()):
+        return ""
+    path, schema = (output, tensors.CHECKPOINT) if is_finished else (snapshot, tensors.SNAPSHOT)
     try:
-        recorded = as_object(tensors.read_metadata(output, tensors.CHECKPOINT).get("inputs"))
-    except DlcvError:  # no output, or not ours: for find_finished to judge
-        return None
-    sha256 = as_object(recorded.get(role)).get("sha256")
-    if force or not isinstance(sha256, str):
-        return None
-    is_up_to_date(output, make_recipe(sha256), lambda path: tensors.read_metadata(path, tensors.CHECKPOINT), force)
+        metadata = tensors.read_metadata(path, schema)
+    except DlcvError:  # not ours: for _train to judge
+        return ""
+    sha256 = str(as_object(as_object(metadata.get("inputs")).get(role)).get("sha256", ""))
+    if not is_finished:
+        refuse_other_training(snapshot, make_recipe(sha256))
+        return ""
+    is_up_to_date(output, make_recipe(sha256), lambda path: metadata, context.force)
     return sha256
 
 
-def _train(plan: _Plan, context: Context) -> Outcome:
+def _train(plan: _Plan) -> Outcome:
     """Train by a plan, from the files to the files."""
     info = RunInfo()
-    if done := find_finished(plan.output, plan.recipe, context):
-        return done
+    if finished := find_finished(plan.output, plan.recipe, plan.context):
+        return finished
     with claim_training(plan.output):
-        run = _prepare(plan, context)
+        device, threads = prepare(plan.context.machine)
+        precision = resolve_precision(plan.config.precision, device)
+        arithmetic = describe_arithmetic(device, threads, precision)
+        snapshots = SnapshotFile(plan.output, plan.recipe, arithmetic, plan.context)
+        snapshot = snapshots.load()
+        start = plan.start()
+        split = place_and_split(start.network, start.arch, start.trained, device)
+        frozen = FrozenLayers(split, start.arch, device, precision, threads)
+        training, features = _build_training(plan, start, frozen, snapshots)
+        if snapshot:
+            try:
+                arrays = {name: torch.from_numpy(array) for name, array in snapshot.arrays.items()}
+                training.restore(arrays, as_object(snapshot.metadata["state"]))
+            except (ValueError, KeyError) as error:
+                raise snapshots.damaged(error) from None
         with hold_signals() as caught:
-            _run_epochs(run, plan.split.classes, caught, context.reporter)
-            outcome = _write(run, plan, info)
+            _run_epochs(training, snapshots, plan.split.classes, caught, plan.context.reporter)
+            machine = {"device": str(device), "threads": threads, "features": features}
+            result = _collect_result(training, start, plan.split.classes, machine)
+            outcome = write_training(plan.output, plan.recipe, result, info, snapshots)
             raise_if_signalled(caught, plan.output)
     return outcome
 
 
-def _prepare(plan: _Plan, context: Context) -> _Run:
-    """Return the training, its features computed, at its beginning or where a stopped run left it."""
-    device, threads = prepare(context.machine)
-    config, reporter = plan.config, context.reporter
-    precision = resolve_precision(config.precision, device)
-    arithmetic = describe_arithmetic(device, threads, precision)
-    snapshots = SnapshotFile(plan.output, plan.recipe, arithmetic, context)
-    snapshot = snapshots.load()
-    start = plan.start()
-    split = place_and_split(start.network, start.arch, start.trained, device)
+def _build_training(plan: _Plan, start: _Start, frozen: FrozenLayers, snapshots: SnapshotFile) -> tuple[Training, JSON]:
+    """Return the training at its beginning, its features computed, and what its metrics say of the features."""
+    config, reporter = plan.config, plan.context.reporter
     count = count_parameters(start.network)
     parameters = f"{count['trainable']:,} of {count['total']:,} parameters"
-    reporter.note(f"trains {parameters} ({start.arch}, {len(plan.split.classes)} classes) on {device} in {precision}")
+    network = f"{start.arch}, {len(plan.split.classes)} classes"
+    reporter.note(f"trains {parameters} ({network}) on {frozen.device} in {frozen.precision}")
     train = load_part(plan.split, "train", start.preprocessing, reporter)
     train = replace(train, augment=config.augment, views=config.views, seed=config.seed)
     val = load_part(plan.split, "val", start.preprocessing, reporter)
     # of what trains: weights, best weights, and what the optimizer remembers, about twice as much
     snapshots.require_space(4 * 4 * count["trainable"], 4 * count["total"])
-    frozen = FrozenLayers(split, start.arch, device, precision, threads)
-    (train_source, val_source), features = open_sources(frozen, (train, val), (config.epochs, 1), context)
-    training = Training(split, train_source, val_source, config, precision, plan.evaluate_start)
-    machine = {"device": str(device), "threads": threads, "features": features}
-    run = _Run(training, start, snapshots, machine, [], [])
-    if snapshot:
-        _restore(run, snapshot)
-    return run
+    (train_source, val_source), features = open_sources(frozen, (train, val), (config.epochs, 1), plan.context)
+    return Training(frozen.split, train_source, val_source, config, frozen.precision, plan.evaluate_start), features
 
 
-def _restore(run: _Run, snapshot: tensors.Tensors) -> None:
-    """Go on from a snapshot. Raise FileError if it is damaged."""
-    try:
-        state = as_object(snapshot.metadata["state"])
-        run.training.restore({name: torch.from_numpy(a) for name, a in snapshot.arrays.items()}, state)
-        run.records.extend(state["records"])
-        run.speeds.extend(state["speeds"])
-        first = 0 if run.training.evaluate_start else 1
-        epochs = range(first, run.training.epoch + 1) if run.training.best else ()
-        if [record["epoch"] for record in run.records] != [*epochs]:
-            raise ValueError("its records are of other epochs")
-    except (ValueError, KeyError, TypeError) as error:
-        raise run.snapshots.damaged(error) from None
-
-
-def _run_epochs(run: _Run, classes: list[str], caught: Callable[[], int | None], reporter: Reporter) -> None:
+def _run_epochs(
+    training: Training, snapshots: SnapshotFile, classes: list[str], caught: Caught, reporter: Reporter
+) -> None:
     """Train to the end; report and save on the way."""
-    training = run.training
     epochs, total = training.config.epochs, len(training.train)
 
     def state() -> State:
-        tensors_, numbers = training.state()
-        arrays = {name: np.asarray(t.cpu()) for name, t in tensors_.items()}
-        return arrays, {**numbers, "records": run.records, "speeds": run.speeds}
+        arrays, numbers = training.state()
+        return {name: np.asarray(t.cpu()) for name, t in arrays.items()}, numbers
 
     try:
         for event in training:
             if isinstance(event, Epoch):
-                record = asdict(event)
-                del record["val_predicted"]
-                reporter.record(record)
+                reporter.record({key: value for key, value in asdict(event).items() if key != "val_predicted"})
                 warn_if_collapsed(event, epochs, training.train.labels, training.val.labels, classes, reporter)
-                run.speeds.append(round(record.pop("images_per_second"), 2))
-                run.records.append(record)
             else:
                 what = "validation" if event.validation else "epoch"
                 reporter.progress(f"{what} {event.epoch}/{epochs}", event.done, event.total)
-            at = f"{training.epoch} of {epochs} epochs done"
-            at += f", {training.done:,} of {total:,} images of the next" if training.done else ""
+            position = f"{training.epoch} of {epochs} epochs done"
+            position += f", {training.done:,} of {total:,} images of the next" if training.done else ""
             signal = caught()
             if signal or training.epoch < epochs:
-                run.snapshots.save_if_due(state, at, signal, isinstance(event, Epoch))
+                snapshots.save_if_due(state, position, signal, isinstance(event, Epoch))
     except DivergedError:
-        run.snapshots.remove()  # there is nothing to go on to
+        snapshots.remove()  # training from it would diverge again
         raise
 
 
-def _write(run: _Run, plan: _Plan, info: RunInfo) -> Outcome:
-    """Write the checkpoint and its metrics."""
-    start, network = run.start, run.training.network
-    best = [record for record in run.records if record["best"]][-1]
-    result = TrainingResult(
-        arrays={name: t.detach().cpu().contiguous().numpy() for name, t in network.state_dict().items()},
-        subject={"arch": start.arch, "precision": run.training.precision},
+def _collect_result(training: Training, start: _Start, classes: list[str], machine: JSON) -> TrainingResult:
+    """Return what checkpoint and metrics hold; the network has the best epoch's weights."""
+    records = [asdict(record) for record in training.records]
+    speeds = [round(record.pop("images_per_second"), 2) for record in records]
+    for record in records:
+        del record["val_predicted"]
+    return TrainingResult(
+        arrays={name: t.detach().cpu().contiguous().numpy() for name, t in start.network.state_dict().items()},
+        subject={"arch": start.arch, "precision": training.precision},
         metadata={
-            "classes": plan.split.classes,
+            "classes": classes,
             "preprocessing": start.preprocessing.to_json(),
             "trained": start.trained,
         },
-        parameters=count_parameters(network),
-        records=run.records,
-        best=best,
+        parameters=count_parameters(start.network),
+        records=records,
+        best=[record for record in records if record["best"]][-1],
         packages=PACKAGES,
-        run={**run.machine, "images_per_second": run.speeds},
+        run={**machine, "images_per_second": speeds},
     )
-    return write_training(plan.output, plan.recipe, result, info, run.snapshots)
 
 
 def warn_if_collapsed(

@@ -45,10 +45,10 @@ class WeightsFile:
         return self.url is not None and sha256.startswith(_hash_prefix(self.url))
 
     def fetch(self, reporter: Reporter) -> str:
-        """Download the file if it is torchvision's and not there yet; return its sha256, computed once.
+        """Download the file if it is torchvision's and missing; return its sha256, computed once.
 
         Raises:
-            DlcvError: it is not there, damaged, or cannot be downloaded; with the way out.
+            DlcvError: it is missing, damaged, or cannot be downloaded; with the way out.
         """
         if self.sha256 is None:
             self.sha256 = download(self.url, self.path, reporter) if self.url else hash_file(self.path)
@@ -82,14 +82,8 @@ def locate_weights(weights: str | None, architecture: Architecture) -> WeightsFi
 
 def _recorded_preprocessing(entry: Any) -> Preprocessing:
     """Return the preprocessing that torchvision records for weights."""
-    transforms = entry.transforms()
-    return Preprocessing(
-        transforms.resize_size[0],
-        transforms.crop_size[0],
-        tuple(transforms.mean),
-        tuple(transforms.std),
-        transforms.interpolation.value,
-    )
+    t = entry.transforms()
+    return Preprocessing(t.resize_size[0], t.crop_size[0], tuple(t.mean), tuple(t.std), t.interpolation.value)
 
 
 def find_shipped(file: str) -> Path:
@@ -106,7 +100,7 @@ def _hash_prefix(url: str) -> str:
 
 
 def download(url: str, path: Path, reporter: Reporter) -> str:
-    """Return the sha256 of the file of a URL, downloaded if it is not there yet, checked against its name.
+    """Return the sha256 of the file of a URL, downloaded if it is missing, checked against its name.
 
     Raises:
         DlcvError: it is damaged, or cannot be downloaded; with the manual way.

@@ -93,7 +93,7 @@ def to_rows(x: Tensor) -> Rows:
 
 
 def from_rows(rows: Rows) -> Tensor:
-    """Return what `to_rows` was given; with four dimensions, channels last in memory."""
+    """Return the features that `to_rows` converted; with four dimensions, channels last in memory."""
     x = torch.from_numpy(rows)
     x = x.view(torch.bfloat16) if x.dtype == torch.int16 else x
     return x.permute(0, 3, 1, 2) if x.dim() == 4 else x

@@ -47,7 +47,7 @@ def build_network(architecture: Architecture, classes: int) -> nn.Module:
 
 
 def build_random_network(architecture: Architecture, classes: int, seed: int) -> nn.Module:
-    """Return a network whose weights follow from the seed alone; the caller's random numbers are left as they were."""
+    """Return a network whose weights follow from the seed alone; the caller's random numbers do not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_network(architecture, classes)
@@ -57,7 +57,7 @@ def build_loaded_network(architecture: Architecture, classes: int, tensors: Mapp
     """Return a network with exactly these tensors.
 
     Raises:
-        ValueError: one is missing, left over, or of another shape or type.
+        ValueError: one is missing, superfluous, or of another shape or type.
     """
     with torch.device("meta"):
         network = build_network(architecture, classes)
@@ -113,7 +113,7 @@ def copy_weights(network: nn.Module, tensors: Mapping[str, Tensor], head: str) -
     """Copy the tensors that fit by name and shape, all but the head's, into the network."""
     own = {n: t for n, t in network.state_dict().items() if not n.startswith(f"{head}.")}
     fits = [name for name, t in own.items() if name in tensors and tensors[name].shape == t.shape]
-    # torch counts batches there for BatchNorm's momentum=None alone; older files lack it
+    # in these torch counts batches, for BatchNorm's momentum=None alone; older files lack it
     missing = [name for name in own if name not in fits and not name.endswith("num_batches_tracked")]
     network.load_state_dict({name: tensors[name] for name in fits}, strict=False)
     return Fit(fits, missing, [name for name in tensors if name not in fits])

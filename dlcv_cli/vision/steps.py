@@ -142,6 +142,15 @@ def measure_cost(split: SplitNetwork, side: int) -> Cost:
     return Cost(shape, frozen, frozen + tail)
 
 
+def require_size(network: nn.Module, architecture: Architecture, side: int) -> None:
+    """Raise ValueError if the network cannot take images of side x side pixels; computes nothing."""
+    layers = _copy_to_meta(nn.Sequential(*(step for _, step in list_steps(network, architecture)))).eval()
+    try:
+        layers(torch.empty(1, 3, side, side, device="meta"))
+    except (RuntimeError, ValueError):
+        raise ValueError(f"the network cannot take images of {side} x {side} pixels") from None
+
+
 def _copy_to_meta(layers: nn.Sequential) -> nn.Sequential:
     """Return the same layers without numbers; not one byte of their weights is copied."""
     memo = {id(t): torch.empty_like(t, device="meta") for t in (*layers.parameters(), *layers.buffers())}
@@ -154,7 +163,7 @@ def hash_steps(steps: Sequence[nn.Module], start: bytes) -> list[bytes]:
     Two networks that begin with the same layers and weights have the same beginning of this list.
 
     Args:
-        start: what the first step is given, and how it is computed.
+        start: digest of the input to the first step, and of how it is computed.
     """
     keys = [hashlib.sha256(start).digest()]
     for step in steps:

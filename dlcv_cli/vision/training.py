@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,17 @@ class Epoch:
     images_per_second: float
     best: bool  # better on the validation part than all before
     val_predicted: tuple[int, ...]  # (K,) number of validation images predicted as each class
+
+
+class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a snapshot says of a training beside its tensors."""
+
+    records: list[Epoch]
+    done: Annotated[int, msgspec.Meta(ge=0)]
+    loss_sum: float
+    correct: float
+    best_is_now: bool
+    optimizer: dict[str, Any]
 
 
 def predict(tail: nn.Module, source: Source, precision: str, batch_size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
@@ -94,8 +106,8 @@ class Training:
     """Trains what `unfreeze` let train, when iterated over; at the end the network has the best epoch's weights.
 
     The best epoch has the highest validation accuracy; of equal ones, the lowest validation loss; of equal ones, it is
-    the earliest. Order is a function of (seed, epoch), dropout of (seed, epoch, step): at whatever event training is
-    left, `state` is all that another Training has to `restore` to go on to the same end, bit for bit. The last batch
+    the earliest. Order is a function of (seed, epoch), dropout of (seed, epoch, step): at whatever event training
+    stops, `state` is all that another Training has to `restore` to come to the same end, bit for bit. The last batch
     may be short.
 
     Args:
@@ -121,15 +133,24 @@ class Training:
         self.trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         self.device = next(iter(self.trainable.values())).device
         self.optimizer = build_optimizer(OPTIMIZER, self.trainable, config)
-        self.epoch = 0  # epochs that are done
+        self.records: list[Epoch] = []  # of epochs that are done
         self.done = 0  # images of the next one that were trained on
         self.loss_sum, self.correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        self.best_accuracy, self.best_loss = -1.0, math.inf
-        self.best: dict[str, Tensor] = {}
+        self.best: dict[str, Tensor] = {}  # weights and statistics of the best epoch
         self.best_is_now = False  # no step since
 
+    @property
+    def epoch(self) -> int:
+        """Number of epochs that are done."""
+        return self.records[-1].epoch if self.records else 0
+
+    @property
+    def best_record(self) -> Epoch | None:
+        """The best epoch's record; None before the first validation pass."""
+        return next((record for record in reversed(self.records) if record.best), None)
+
     def __iter__(self) -> Iterator[Progress | Epoch]:
-        if self.evaluate_start and self.best_accuracy < 0 and self.epoch == self.done == 0:
+        if self.evaluate_start and not self.records:
             yield from self._validate(0, time.perf_counter(), None)
         while self.epoch < self.config.epochs:
             begun, lr = time.perf_counter(), self.config.lr_at(self.epoch)
@@ -141,7 +162,7 @@ class Training:
         self.network.load_state_dict(self.best, strict=False)
 
     def _take_steps(self) -> Iterator[Progress]:
-        """Take the training steps that an epoch has left."""
+        """Take the remaining training steps of an epoch."""
         self.split.train()
         config, train, self.before = self.config, self.train, self.done
         order = np.random.default_rng((config.seed, self.epoch)).permutation(len(train))
@@ -160,24 +181,28 @@ class Training:
             yield Progress(self.epoch + 1, self.done, len(train))
 
     def _validate(self, epoch: int, begun: float, lr: float | None) -> Iterator[Progress | Epoch]:
-        """Make the validation pass that closes an epoch, and give its record."""
+        """Make the validation pass that closes an epoch, and yield its record."""
         for score in evaluate(self.split.tail, self.val, self.precision):
             yield Progress(epoch, score.done, len(self.val), validation=True)
         count = self.done - self.before + len(self.val) if epoch else len(self.val)
-        loss, accuracy = (None, None)
-        if epoch:
-            loss, accuracy = self.loss_sum.item() / self.done, self.correct.item() / self.done
+        sums = (self.loss_sum.item(), self.correct.item())
+        loss, accuracy = (total / self.done for total in sums) if epoch else (None, None)
         val_loss, val_accuracy = score.loss / score.done, score.correct / score.done
-        self._require_finite(0.0 if loss is None else loss, val_loss)
-        better = (val_accuracy, -val_loss) > (self.best_accuracy, -self.best_loss)
-        if better:
-            self.best_accuracy, self.best_loss, self.best_is_now = val_accuracy, val_loss, True
-            self.best = {name: t.detach().clone() for name, t in _changing(self.network)}
-        self.epoch, self.done = epoch, 0
+        self._require_finite(sums[0], val_loss)
+        best = self.best_record
+        is_best = best is None or (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss)
+        if is_best:
+            self.best, self.best_is_now = self._copy_changing(), True
+        self.done = 0
         self.loss_sum.zero_()
         self.correct.zero_()
         speed = count / (time.perf_counter() - begun)
-        yield Epoch(epoch, lr, loss, accuracy, val_loss, val_accuracy, speed, better, score.predicted)
+        record = Epoch(epoch, lr, loss, accuracy, val_loss, val_accuracy, speed, is_best, score.predicted)
+        self.records.append(record)
+        yield record
+
+    def _copy_changing(self) -> dict[str, Tensor]:
+        return {name: t.detach().clone() for name, t in _changing(self.network)}
 
     def _require_finite(self, *numbers: float) -> None:
         if not all(map(math.isfinite, numbers)):
@@ -190,7 +215,7 @@ class Training:
         """Return all that changed since the beginning: tensors (the training's own, not copies), and numbers.
 
         Raises:
-            DivergedError: a number in it is not finite; there is nothing to go on from.
+            DivergedError: a number in it is not finite, so training cannot continue from it.
         """
         tensors = {f"{NOW}{name}": t.detach() for name, t in _changing(self.network)}
         remembered, values = optimizer_state(self.optimizer, self.trainable)
@@ -200,12 +225,10 @@ class Training:
         if not self.best_is_now:
             tensors |= {f"{BEST}{name}": t for name, t in self.best.items()}
         return tensors, {
-            "epoch": self.epoch,
+            "records": [asdict(record) for record in self.records],
             "done": self.done,
             "loss_sum": loss_sum,
             "correct": self.correct.item(),
-            "best_accuracy": self.best_accuracy,
-            "best_loss": self.best_loss if self.best else None,
             "best_is_now": self.best_is_now,
             "optimizer": values,
         }
@@ -214,7 +237,7 @@ class Training:
         """Go on from what `state` returned.
 
         Raises:
-            ValueError, KeyError, TypeError: it is not the state of such a training.
+            ValueError: it is not the state of such a training.
         """
         unused = dict(tensors)
 
@@ -224,34 +247,32 @@ class Training:
                 raise ValueError(f"its tensor {name} is not {tuple(like.shape)} {like.dtype}")
             return torch.empty_like(like).copy_(t)  # in the memory layout that it had
 
-        self._restore_place(numbers)
-        remembered = {name: unused.pop(name) for name in tensors if name.startswith(OF_OPTIMIZER)}
-        remembered = {name.removeprefix(OF_OPTIMIZER): t for name, t in remembered.items()}
-        restore_optimizer(self.optimizer, self.trainable, remembered, dict(numbers["optimizer"]))
+        state = msgspec.convert(numbers, _State)
+        self._require_possible(state)
+        self.records, self.done, self.best_is_now = state.records, state.done, state.best_is_now
+        self.loss_sum.fill_(state.loss_sum)
+        self.correct.fill_(state.correct)
+        of_optimizer = {name: unused.pop(name) for name in tensors if name.startswith(OF_OPTIMIZER)}
+        of_optimizer = {name.removeprefix(OF_OPTIMIZER): t for name, t in of_optimizer.items()}
+        restore_optimizer(self.optimizer, self.trainable, of_optimizer, state.optimizer)
         with torch.no_grad():
             for name, t in _changing(self.network):
                 t.copy_(take(f"{NOW}{name}", t))
         if self.best_is_now:
-            self.best = {name: t.detach().clone() for name, t in _changing(self.network)}
-        elif self.best_accuracy >= 0:
+            self.best = self._copy_changing()
+        elif self.records:
             self.best = {name: take(f"{BEST}{name}", t.detach()) for name, t in _changing(self.network)}
         if unused:
             raise ValueError(f"it has a tensor {next(iter(unused))}")
 
-    def _restore_place(self, numbers: Mapping[str, Any]) -> None:
-        """Restore where training was, and the numbers of the best epoch."""
-        epoch, done = numbers["epoch"], numbers["done"]
-        if type(epoch) is not int or not 0 <= epoch <= self.config.epochs:
-            raise ValueError(f"epoch {epoch}")
-        if type(done) is not int or not (0 <= done <= len(self.train) * (epoch < self.config.epochs)):
-            raise ValueError(f"{done} images of an epoch")
-        if done % self.config.batch_size and done < len(self.train):
-            raise ValueError(f"{done} images in batches of {self.config.batch_size}")
-        self.epoch, self.done = epoch, done
-        self.best_is_now, self.best_accuracy = bool(numbers["best_is_now"]), float(numbers["best_accuracy"])
-        self.best_loss = math.inf if self.best_accuracy < 0 else float(numbers["best_loss"])
-        self.loss_sum.fill_(float(numbers["loss_sum"]))
-        self.correct.fill_(float(numbers["correct"]))
+    def _require_possible(self, state: _State) -> None:
+        """Raise ValueError unless this training passes such a place between two steps."""
+        first, epochs = 0 if self.evaluate_start else 1, [record.epoch for record in state.records]
+        if epochs != [*range(first, self.config.epochs + 1)][: len(epochs)] or (epochs and not state.records[0].best):
+            raise ValueError("its records are of other epochs")
+        total = len(self.train) if self.config.epochs not in epochs else 0
+        if state.done > total or (state.done % self.config.batch_size and state.done < total):
+            raise ValueError(f"{state.done} images of an epoch in batches of {self.config.batch_size}")
 
 
 def _changing(network: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -262,7 +262,7 @@ def _compute_missing(
 
 
 def _open_latest(places: Sequence[Path], missing: dict[bytes, View], report: Reporter) -> tuple[int, FeatureCache]:
-    """Return the cache of the latest place between the layers that has some of the views, or an empty one."""
+    """Return the cache of the latest place between the layers that has any of the views, or an empty one."""
     for at, folder in reversed(list(enumerate(places))):
         cache = FeatureCache(folder)
         _open_and_check(cache, [*missing], report, drop=False)

@@ -27,7 +27,7 @@ from dlcv_cli.vision import inference
 from dlcv_cli.vision.architectures import ARCHITECTURES
 from dlcv_cli.vision.models import build_loaded_network, list_top_layers, unfreeze
 from dlcv_cli.vision.preprocessing import Preprocessing
-from dlcv_cli.vision.steps import SplitNetwork, split_at_frozen
+from dlcv_cli.vision.steps import SplitNetwork, require_size, split_at_frozen
 from dlcv_cli.vision.training import predict
 from dlcv_cli.vision.transforms import Images
 
@@ -56,6 +56,7 @@ def open_checkpoint(path: Path) -> ImageCheckpoint:
         # checkpoints of the first versions say neither: in all of them every layer was trained, in float32
         trained, precision = metadata.get("trained", list_top_layers(network)), metadata.get("precision", "float32")
         unfreeze(network, trained)
+        require_size(network, ARCHITECTURES[arch], preprocessing.crop)
         inference.DTYPES[precision]
     except (ValueError, TypeError, KeyError, DlcvError) as error:
         raise FileError(path, f"damaged: {error}") from None
@@ -71,7 +72,7 @@ def read_arch(path: Path, metadata: JSON) -> str:
 
 
 def read_classes(path: Path, metadata: JSON) -> list[str]:
-    """Return the names of a checkpoint's classes. Raise FileError if there are none."""
+    """Return the names of a checkpoint's classes. Raise FileError if its metadata lists none."""
     classes = metadata.get("classes")
     if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes):
         raise FileError(path, "damaged: its metadata lists no classes")
@@ -82,14 +83,8 @@ def require_classes(checkpoint: Path, trained: list[str], split: Path, expected:
     """Raise DlcvError, with the difference, unless both list the same classes in the same order."""
     if trained == expected:
         return
-    only = [
-        f"only in {path}: {list_names(map(repr, names))}"
-        for path, names in (
-            (checkpoint, sorted({*trained} - {*expected})),
-            (split, sorted({*expected} - {*trained})),
-        )
-        if names
-    ]
+    differences = ((checkpoint, {*trained} - {*expected}), (split, {*expected} - {*trained}))
+    only = [f"only in {path}: {list_names(map(repr, sorted(names)))}" for path, names in differences if names]
     raise DlcvError(
         f"{checkpoint} was trained on other classes than {split} has: "
         f"{'; '.join(only) or 'the same names in another order'}"
@@ -142,9 +137,5 @@ class Predictor:
 
     def describe(self) -> dict[str, Any]:
         """Return what a `run` record says of the computation; `features` is about the last `predict`."""
-        return {
-            "device": str(self.device),
-            "threads": self.threads,
-            "precision": self.precision,
-            "features": self._features,
-        }
+        machine = {"device": str(self.device), "threads": self.threads, "precision": self.precision}
+        return {**machine, "features": self._features}
