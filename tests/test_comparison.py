@@ -14,14 +14,13 @@ from dlcv_cli.errors import DlcvError
 from dlcv_cli.results import codec
 from dlcv_cli.results.comparison import Comparison
 from dlcv_cli.results.evaluation import (
-    Collapse,
     Contamination,
     Data,
     Evaluation,
     PredictionsFile,
 )
 from dlcv_cli.stages.compare import Network, compare_networks
-from dlcv_cli.statistics.collapse import Verdict, judge_classes, judge_numbers
+from dlcv_cli.statistics.collapse import Collapse, judge_classes, judge_numbers
 from dlcv_cli.statistics.metrics import score_logits
 from dlcv_cli.studies.base import summarize, systems_of
 from dlcv_cli.studies.images.study import ImageStudy, describe_errors
@@ -31,7 +30,7 @@ from dlcv_cli.vision.splits import Example
 # ----------------------------------------------------------------------------------------------------------- collapse
 
 
-def verdict(answers: list[int], labels: list[int]) -> Verdict:
+def verdict(answers: list[int], labels: list[int]) -> Collapse:
     """Return what is said of these answers, where class 0 is the baseline's."""
     classes = max(labels) + 1
     right = sum(a == b for a, b in zip(answers, labels, strict=True))
@@ -253,7 +252,7 @@ def test_a_collapsed_network_is_never_best() -> None:
     """Whatever its calibration or loss, a collapsed network carries no star; the best of the others does."""
     best, other = (images(n, some_logits(s, LABELS, r), LABELS, unique(400)) for n, s, r in
                    (("a", 1, 0.9), ("b", 0, 0.7)))  # fmt: skip
-    fallen = msgspec.structs.replace(best.evaluation, collapse=msgspec.structs.replace(GOOD, collapsed=True, why="x"))
+    fallen = msgspec.structs.replace(best.evaluation, collapse=replace(GOOD, collapsed=True, why="x"))
     rows = compare([replace(best, evaluation=fallen), other])["rows"]
     assert rows[0]["best"] == []
     assert rows[1]["best"] == [*other.evaluation.metrics]

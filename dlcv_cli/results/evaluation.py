@@ -8,6 +8,7 @@ import msgspec
 
 from dlcv_cli.results.codec import Count, Document, Finite, NonNegative, Setting, Share, Struct
 from dlcv_cli.results.metrics import InputFile
+from dlcv_cli.statistics.collapse import Collapse
 
 SCHEMA = "dlcv.eval/2"
 Over = Literal["examples", "seeds"]
@@ -40,21 +41,6 @@ class Baseline(Struct, frozen=True, kw_only=True):
     name: str
     metrics: dict[str, Finite]
     intervals: dict[str, Interval]
-
-
-class Collapse(Struct, frozen=True, kw_only=True):
-    """Whether a network ignores what it sees, and its most frequent prediction."""
-
-    collapsed: bool
-    why: str | None
-    answers: Count | None  # how many different classes it predicts; None: its predictions are numbers
-    most_frequent: str
-    share: Share  # of the predictions that are the most frequent one
-
-    def describe(self) -> str:
-        """Return the most frequent prediction and its share in words."""
-        near = "near " if self.answers is None else ""
-        return f"{100 * self.share:.1f} % of its predictions are {near}{self.most_frequent}"
 
 
 class Unchecked(Struct, frozen=True, kw_only=True):

@@ -19,8 +19,9 @@ from dlcv_cli.report.kinds import FigureGroup
 from dlcv_cli.report.pictures import Gallery
 from dlcv_cli.results.codec import Struct
 from dlcv_cli.results.comparison import Column
-from dlcv_cli.results.evaluation import AnyEvaluation, Baseline, Collapse, Interval, Over, PerSeed, Spread
+from dlcv_cli.results.evaluation import AnyEvaluation, Baseline, Interval, Over, PerSeed, Spread
 from dlcv_cli.results.metrics import TrainingMetrics
+from dlcv_cli.statistics.collapse import Collapse
 from dlcv_cli.statistics.metrics import over_runs
 from dlcv_cli.statistics.paired import Difference
 from dlcv_cli.statistics.significance import Proportion, Statistic, intervals_of, t_interval

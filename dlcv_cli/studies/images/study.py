@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import (
     AnyEvaluation,
     CalibrationBin,
-    Collapse,
     ConfusedPair,
     HighLoss,
     ImageDetails,
@@ -135,13 +133,13 @@ class ImageStudy(Study[Scores]):
         scores, classes = score_logits(logits, images.labels), split.classes
         baseline = metrics.largest_class(np.array([example.label for example in split.parts["train"]], np.int64))
         predicted = np.bincount(scores.answers, minlength=len(classes))
-        verdict = judge_classes(predicted, images.labels, int(scores.right.sum()), baseline, classes)
+        collapse = judge_classes(predicted, images.labels, int(scores.right.sum()), baseline, classes)
         return Measured(
             splits.fingerprint(classes, split.parts[part]),
             {"logits": logits, "labels": images.labels, "baselines": np.full((1, len(images.labels)), baseline)},
             [],
             [f"always {classes[baseline]}"],
-            Collapse(**asdict(verdict)),
+            collapse,
             describe_errors(scores, classes, split.parts[part], relative_path(split.root, checkpoint.parent)),
             PACKAGES,
             predictor.describe(),

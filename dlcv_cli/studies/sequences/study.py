@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from dlcv_cli.files import sequences, tensors
 from dlcv_cli.files.disk import as_object
 from dlcv_cli.report.kinds import FigureGroup
 from dlcv_cli.results.comparison import Column
-from dlcv_cli.results.evaluation import AnyEvaluation, ByLength, Collapse, SequenceDetails
+from dlcv_cli.results.evaluation import AnyEvaluation, ByLength, SequenceDetails
 from dlcv_cli.sequences.tasks import TASKS, Sequences
 from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_numbers
@@ -115,7 +115,7 @@ class SequenceStudy(Study[Predicted]):
             halves = [task.knows_one(x) for x in np.split(examples.inputs, np.cumsum(examples.lengths)[:-1])]
         except IndexError:
             raise FileError(data, "damaged: a sequence in which nothing is marked") from None
-        verdict = judge_numbers(predictions, examples.targets, task.constant, learns)
+        collapse = judge_numbers(predictions, examples.targets, task.constant, learns)
         return Measured(
             sequences.fingerprint(examples),
             {
@@ -126,7 +126,7 @@ class SequenceStudy(Study[Predicted]):
             },
             list(runs),
             [f"constant {task.constant:g}", "knows one of the two"],
-            Collapse(**asdict(verdict)),
+            collapse,
             SequenceDetails(by_length=measure_by_length(predictions, examples.targets, examples.lengths)),
             PACKAGES[engine],
         )
