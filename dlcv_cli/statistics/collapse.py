@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcv_cli.statistics.metrics import CLOSE, mean_squared_error
+from dlcv_cli.statistics.metrics import CLOSE, absolute_errors
 from dlcv_cli.statistics.significance import bca, mean_of, wilson
 
 FEW = 4  # a network that predicts a quarter of the classes that occur, or fewer, has collapsed
@@ -73,7 +73,7 @@ def judge_numbers(
     for share, run in zip(shares, predictions, strict=True):
         if share >= SAME > spread:
             reasons.append(f"{100 * share:.0f} % of the predictions are the same within {CLOSE}")
-        elif len(targets) >= FEWEST and mean_squared_error(run, targets) >= low:
+        elif len(targets) >= FEWEST and np.mean(absolute_errors(run, targets) ** 2) >= low:
             reasons.append(f"no better than constant {constant:g} (MSE {low:.3g} to {high:.3g})")
     why = reasons[0] if reasons and learns else None
     if why and len(predictions) > 1:

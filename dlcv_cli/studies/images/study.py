@@ -25,26 +25,14 @@ from dlcv_cli.results.evaluation import (
 from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_classes
 from dlcv_cli.statistics.metrics import Scores, score_answers, score_logits
-from dlcv_cli.statistics.paired import Difference, Sample, compare_recalls, compare_shares
+from dlcv_cli.statistics.paired import compare_recalls, compare_shares
 from dlcv_cli.statistics.significance import mean_of, proportion_of
-from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Reported, Study, System
+from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Reported, Study
 from dlcv_cli.vision.splits import Example
 
 MOST_CONFUSED = 10
 HIGHEST_LOSS = 16
 TOP = 5
-
-
-def _sample(system: System[Scores]) -> Sample:
-    return Sample(system.runs[0].right[None], system.seeds, system.baseline)
-
-
-def _compare_accuracies(others: Sequence[System[Scores]], base: System[Scores]) -> list[Difference]:
-    return compare_shares([_sample(system) for system in others], _sample(base))
-
-
-def _compare_recalls(others: Sequence[System[Scores]], base: System[Scores]) -> list[Difference]:
-    return compare_recalls([_sample(system) for system in others], _sample(base), base.runs[0].labels)
 
 
 METRICS: tuple[Metric[Scores], ...] = (
@@ -53,7 +41,8 @@ METRICS: tuple[Metric[Scores], ...] = (
         value=lambda s: float(s.right.mean()),
         range=(0, 1),
         interval=lambda s: proportion_of(s.right),
-        test=_compare_accuracies,
+        tested=lambda s: s.right,
+        test=lambda samples, base, _: compare_shares(samples, base),
     ),
     Metric(
         Column(key="top5_accuracy", heading="top-5 %", noun="top-5 accuracy", higher_is_better=True, percent=True),
@@ -74,7 +63,8 @@ METRICS: tuple[Metric[Scores], ...] = (
         value=lambda s: metrics.mean_per_class_recall(s.right, s.labels),
         range=(0, 1),
         interval=lambda s: metrics.recall_of(s.right, s.labels),
-        test=_compare_recalls,
+        tested=lambda s: s.right,
+        test=lambda samples, base, scores: compare_recalls(samples, base, scores.labels),
     ),
     Metric(  # none of the usual intervals holds for it (docs/statistics.md)
         Column(
