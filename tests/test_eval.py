@@ -359,7 +359,7 @@ def test_without_its_predictions_it_evaluates_again(run: Run, folder: Path, stat
 
 
 def test_other_parts(run: Run, folder: Path) -> None:
-    """Each part has its own files; an image checkpoint's validation metrics are those it was kept for."""
+    """Each part has its own files; an image checkpoint's validation metrics are those it was selected by."""
     for part in ("val", "train"):
         assert run("eval", folder / "scratch.safetensors", "--part", part, *THREADS).exit_code == 0
     val, train = (read(folder / f"scratch.{part}.eval.json") for part in ("val", "train"))
@@ -431,7 +431,7 @@ def test_root_after_an_evaluation(run: Run, folder: Path) -> None:
 
 
 def test_moved_files(run: Run, evaluated: Path, folder: Path, tmp_path: Path) -> None:
-    """A split and images that moved are found with --data and --root, and give the same numbers."""
+    """After a split and its images have moved, --data and --root give the same numbers."""
     moved = tmp_path / "moved"
     moved.mkdir()
     split = folder / "photos.split.json"
@@ -449,7 +449,7 @@ def test_moved_files(run: Run, evaluated: Path, folder: Path, tmp_path: Path) ->
 
 
 def test_root_of_the_training_is_remembered(run: Run, folder: Path) -> None:
-    """A checkpoint trained with --root is evaluated on those images without being told again."""
+    """A checkpoint trained with --root is evaluated on those images without repeating the option."""
     (folder / "photos").rename(folder / "pictures")
     output, split = folder / "new.safetensors", folder / "photos.split.json"
     weights = ("--weights", folder / "scratch.safetensors", "--arch", "vgg16_mini", "--epochs", 1, *THREADS)
@@ -461,7 +461,7 @@ def test_root_of_the_training_is_remembered(run: Run, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["head", "gru"])
 def test_changed_data(run: Run, folder: Path, name: str) -> None:
-    """Data that changed since the training is refused; given by hand, it is taken and the change is noted."""
+    """Data that changed since the training is refused; with --data it is used, and a note says that it changed."""
     checkpoint = folder / f"{name}.safetensors"
     if name == "head":
         data = folder / "photos.split.json"
@@ -764,7 +764,7 @@ def test_checkpoint_given_twice(run: Run, folder: Path, monkeypatch: pytest.Monk
     for second in (folder / "gru.safetensors", "./gru.safetensors", "photos/../gru.safetensors", "link.safetensors"):
         result = run("eval", "--compare", "gru.safetensors", second)
         assert (result.exit_code, result.stdout) == (2, "")
-        assert "given twice" in result.stderr
+        assert "listed twice" in result.stderr
     (folder / "link.safetensors").unlink()
     assert contents(folder) == before
 

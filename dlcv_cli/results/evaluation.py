@@ -51,7 +51,7 @@ class Unchecked(Struct, frozen=True, kw_only=True):
 
 
 class Contamination(Struct, frozen=True, kw_only=True):
-    """How many evaluated examples the checkpoint, or one that it comes from, was trained or chosen on."""
+    """How many evaluated examples the checkpoint, or one of its ancestors, was trained or selected on."""
 
     checked: list[str]  # data files whose examples were compared
     unchecked: list[Unchecked]

@@ -1,4 +1,4 @@
-"""Which of the evaluated examples a checkpoint, or one that it comes from, was trained or chosen on."""
+"""Counts the evaluated examples that a checkpoint, or one of its ancestors, was trained or selected on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_contamination(
     """Return the sha256 of each evaluated example, and how many of them the checkpoint has seen.
 
     Args:
-        part: the one that is evaluated; `train` is contaminated by definition, and allowed.
+        part: the evaluated part; `train` is contaminated by definition, and allowed.
 
     Raises:
         FileError: `data` is not what the checkpoint's study needs.

@@ -52,7 +52,7 @@ def evaluate(
 
     Raises:
         DlcvError: a damaged input, data that is missing or changed, a file of another kind under the output's name, or
-            examples that the checkpoint or one it comes from was trained on (unless allowed, or `train` is evaluated).
+            examples that the checkpoint or one of its ancestors was trained on (unless allowed, or `train` is evaluated).
     """
     context = context or Context()
     reporter, part = context.reporter, config.part
@@ -100,7 +100,7 @@ def _plan(checkpoint: Path, config: EvalConfig, data: Path | None, context: Cont
 
 
 def _read_any_schema(path: Path) -> JSON:
-    """Return an evaluation of this version or an earlier one. FileError: it is none."""
+    """Return an evaluation of this version or an earlier version. FileError: it is no evaluation."""
     for schema in EARLIER_SCHEMAS:
         try:
             return read_json(path, schema)
