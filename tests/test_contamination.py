@@ -204,7 +204,7 @@ def test_sequences(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_planted_collapse(run: Run, folder: Path) -> None:
-    """A network that always predicts the same class is reported as collapsed on the line, in the table and in the JSON."""
+    """A network that always predicts the same class is called collapsed on the line, in the table and in the JSON."""
     stored = tensors.read(folder / "grand.safetensors", tensors.CHECKPOINT)
     stored.arrays["classifier.6.weight"][:] = 0
     stored.arrays["classifier.6.bias"][:] = [0, 1]

@@ -52,7 +52,7 @@ def evaluate(
 
     Raises:
         DlcvError: a damaged input, data that is missing or changed, a file of another kind under the output's name, or
-            examples that the checkpoint or one of its ancestors was trained on (unless allowed, or `train` is evaluated).
+            examples that the checkpoint or an ancestor was trained on (unless allowed, or `train` is evaluated).
     """
     context = context or Context()
     reporter, part = context.reporter, config.part

@@ -198,9 +198,8 @@ def summarize(study: Study[S], systems: Sequence[System[S]]) -> Summary:
         intervals=own,
         intervals_over="seeds" if several else "examples",
         baselines=described,
-        per_seed=[PerSeed(seed=s, metrics=run) for s, run in zip(network.seeds, by_run, strict=True)]
-        if network.seeds
-        else [],
+        # zip ends early where a study does not train with several seeds
+        per_seed=[PerSeed(seed=seed, metrics=run) for seed, run in zip(network.seeds, by_run, strict=False)],
         seed_spread={key: Spread(**over_runs(of)) for key, of in values.items()} if several else {},
     )
 
