@@ -17,8 +17,8 @@ from dlcv_cli.results.evaluation import (
     Contamination,
     Data,
     Evaluation,
-    PredictionsFile,
 )
+from dlcv_cli.results.metrics import OutputFile
 from dlcv_cli.stages.compare import Network, compare_networks
 from dlcv_cli.statistics.collapse import Collapse, judge_classes, judge_numbers
 from dlcv_cli.statistics.metrics import score_logits
@@ -101,7 +101,7 @@ def stored(
     summary = summarize(study, systems_of(study, arrays, name, seeds, [baseline]))
     evaluation: Any = Evaluation(
         stage="eval", config={}, inputs={}, data=data, **vars(summary), collapse=GOOD, details=details,
-        contamination=NO_LEAK, predictions=PredictionsFile(path="", sha256=""), run={},
+        contamination=NO_LEAK, predictions=OutputFile(path="", sha256=""), run={},
     )  # fmt: skip
     return Network(name, evaluation, arrays)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 import msgspec
 
 from dlcv_cli.results.codec import Count, Document, Finite, NonNegative, Setting, Share, Struct
-from dlcv_cli.results.metrics import InputFile
+from dlcv_cli.results.metrics import InputFile, OutputFile
 from dlcv_cli.statistics.collapse import Collapse
 
 SCHEMA = "dlcv.eval/2"
@@ -82,13 +82,6 @@ class Spread(Struct, frozen=True, kw_only=True):
     std: NonNegative
     min: Finite
     max: Finite
-
-
-class PredictionsFile(Struct, frozen=True, kw_only=True):
-    """The predictions beside an evaluation."""
-
-    path: str
-    sha256: str
 
 
 class PerClass(Struct, frozen=True, kw_only=True):
@@ -186,7 +179,7 @@ class Evaluation(Document, Generic[Details], frozen=True, kw_only=True):
     seed_spread: dict[str, Spread]  # empty for one run
     details: Details
     contamination: Contamination
-    predictions: PredictionsFile
+    predictions: OutputFile
     run: dict[str, Any]
 
     @property

@@ -17,8 +17,8 @@ from dlcv_cli.files.disk import JSON, hash_file, path_beside, read_json
 from dlcv_cli.files.locks import claim_outputs
 from dlcv_cli.files.recipes import Input, Recipe, RunInfo, refuse_overwrite
 from dlcv_cli.results.codec import write_document
-from dlcv_cli.results.evaluation import SCHEMA, AnyEvaluation, Contamination, Data, Evaluation, PredictionsFile
-from dlcv_cli.results.metrics import InputFile
+from dlcv_cli.results.evaluation import SCHEMA, AnyEvaluation, Contamination, Data, Evaluation
+from dlcv_cli.results.metrics import InputFile, OutputFile
 from dlcv_cli.stages.contamination import check_contamination, report_contamination
 from dlcv_cli.stages.training import warn_if_unpaired
 from dlcv_cli.studies import study_of
@@ -147,7 +147,7 @@ def _write(task: _Task, run: RunInfo, measured: Measured, examples: list[str], l
         collapse=measured.collapse,
         details=measured.details,
         contamination=leak,
-        predictions=PredictionsFile(path=task.predictions.name, sha256=hash_file(task.predictions)),
+        predictions=OutputFile(path=task.predictions.name, sha256=hash_file(task.predictions)),
         run=run.to_json(*measured.packages, **measured.machine),
     )
     write_document(task.output, evaluation)
