@@ -14,14 +14,13 @@ from dlcv_cli.errors import DlcvError
 from dlcv_cli.results import codec
 from dlcv_cli.results.comparison import Comparison
 from dlcv_cli.results.evaluation import (
-    Collapse,
     Contamination,
     Data,
     Evaluation,
-    PredictionsFile,
 )
+from dlcv_cli.results.metrics import OutputFile
 from dlcv_cli.stages.compare import Network, compare_networks
-from dlcv_cli.statistics.collapse import Verdict, judge_classes, judge_numbers
+from dlcv_cli.statistics.collapse import Collapse, judge_classes, judge_numbers
 from dlcv_cli.statistics.metrics import score_logits
 from dlcv_cli.studies.base import summarize, systems_of
 from dlcv_cli.studies.images.study import ImageStudy, describe_errors
@@ -31,7 +30,7 @@ from dlcv_cli.vision.splits import Example
 # ----------------------------------------------------------------------------------------------------------- collapse
 
 
-def verdict(answers: list[int], labels: list[int]) -> Verdict:
+def verdict(answers: list[int], labels: list[int]) -> Collapse:
     """Return what is said of these answers, where class 0 is the baseline's."""
     classes = max(labels) + 1
     right = sum(a == b for a, b in zip(answers, labels, strict=True))
@@ -42,10 +41,10 @@ def verdict(answers: list[int], labels: list[int]) -> Verdict:
 def test_collapsed_to_one_answer() -> None:
     """Always the largest class: called so, with what it answers and how often."""
     labels = [0] * 40 + [k for k in range(1, 20) for _ in range(5)]
-    found = verdict([0] * len(labels), labels)
-    assert found.collapsed is True
-    assert (found.answers, found.most_frequent, found.share) == (1, "c0", 1.0)
-    assert "1 of 20 classes" in found.why
+    collapse = verdict([0] * len(labels), labels)
+    assert collapse.collapsed is True
+    assert (collapse.answers, collapse.most_frequent, collapse.share) == (1, "c0", 1.0)
+    assert "1 of 20 classes" in collapse.why
 
 
 def test_collapsed_to_few_classes() -> None:
@@ -59,9 +58,9 @@ def test_no_better_than_the_baseline() -> None:
     """Many different answers, but right no more often than the upper end of the baseline's interval."""
     labels = [0] * 30 + [k for k in range(1, 10) for _ in range(10)]
     shuffled = np.random.default_rng(0).permutation(labels).tolist()
-    found = verdict(shuffled, labels)
-    assert found.collapsed is True
-    assert "no better than always c0" in found.why
+    collapse = verdict(shuffled, labels)
+    assert collapse.collapsed is True
+    assert "no better than always c0" in collapse.why
     assert not verdict(labels, labels).collapsed
     assert verdict([0, 1] * 15, [0, 0, 1] * 10).collapsed, "30 examples"
     assert not verdict([0, 1] * 14, [0, 0, 1, 1] * 7).collapsed, "fewer say nothing"
@@ -76,9 +75,9 @@ def test_collapsed_cells(noise: float, scale: float, why: str | None) -> None:
     rng = np.random.default_rng(0)
     targets = rng.random((2, 400)).sum(0).astype(np.float32)
     answers = (1 + scale * (targets - 1) + rng.normal(0, noise, 400)).astype(np.float32)
-    found = judge_numbers(answers[None], targets, 1.0)
-    assert found.collapsed is (why is not None)
-    assert (why or "") in (found.why or "")
+    collapse = judge_numbers(answers[None], targets, 1.0)
+    assert collapse.collapsed is (why is not None)
+    assert (why or "") in (collapse.why or "")
     good = targets + rng.normal(0, 0.01, 400).astype(np.float32)
     several = judge_numbers(np.array([answers, good, good]), targets, 1.0)
     assert (several.why or "").startswith("1 of 3 runs") is (why is not None)
@@ -102,7 +101,7 @@ def stored(
     summary = summarize(study, systems_of(study, arrays, name, seeds, [baseline]))
     evaluation: Any = Evaluation(
         stage="eval", config={}, inputs={}, data=data, **vars(summary), collapse=GOOD, details=details,
-        contamination=NO_LEAK, predictions=PredictionsFile(path="", sha256=""), run={},
+        contamination=NO_LEAK, predictions=OutputFile(path="", sha256=""), run={},
     )  # fmt: skip
     return Network(name, evaluation, arrays)
 
@@ -155,20 +154,20 @@ LABELS = np.arange(400) % 4
 
 def test_pairs_of_images() -> None:
     """Accuracies by McNemar, recalls by permutation and bootstrap, corrected over the rows, each against one."""
-    given = [images(n, some_logits(s, LABELS, r), LABELS, unique(400)) for n, s, r in
+    evaluations = [images(n, some_logits(s, LABELS, r), LABELS, unique(400)) for n, s, r in
              (("a", 0, 0.7), ("b", 1, 0.9), ("c", 2, 0.72))]  # fmt: skip
-    found = compare(given, reference="b")
-    assert found["reference"] == "b"
-    pairs = {(pair["name"], pair["metric"]): pair for pair in found["pairs"]}
+    comparison = compare(evaluations, reference="b")
+    assert comparison["reference"] == "b"
+    pairs = {(pair["name"], pair["metric"]): pair for pair in comparison["pairs"]}
     assert len(pairs) == 6
-    right = {e.name: e.arrays["logits"].argmax(1) == LABELS for e in given} | {"baseline: always c0": LABELS == 0}
-    for name, one in right.items():
+    right = {e.name: e.arrays["logits"].argmax(1) == LABELS for e in evaluations} | {"baseline: always c0": LABELS == 0}
+    for name, answers in right.items():
         if name == "b":
             continue
         pair = pairs[name, "top1_accuracy"]
-        only, lost = int((one & ~right["b"]).sum()), int((right["b"] & ~one).sum())
+        only, lost = int((answers & ~right["b"]).sum()), int((right["b"] & ~answers).sum())
         assert (pair["only_row"], pair["only_reference"]) == (only, lost)
-        assert pair["difference"] == pytest.approx(one.mean() - right["b"].mean())
+        assert pair["difference"] == pytest.approx(answers.mean() - right["b"].mean())
         exact = stats.binomtest(only, only + lost).pvalue
         assert pair["p_exact"] == pytest.approx(exact)
         assert pair["p"] == pytest.approx(exact - stats.binom.pmf(only, only + lost, 0.5))
@@ -177,17 +176,19 @@ def test_pairs_of_images() -> None:
         assert recall["difference"] == pytest.approx(pair["difference"]), "all classes are as large"
         assert (recall["n"], recall["over"]) == (400, "examples")
     for metric in ("top1_accuracy", "mean_per_class_recall"):
-        of_metric = sorted((p["p"], p["p_holm"]) for p in found["pairs"] if p["metric"] == metric)
+        of_metric = sorted((p["p"], p["p_holm"]) for p in comparison["pairs"] if p["metric"] == metric)
         assert of_metric[0][1] == pytest.approx(3 * of_metric[0][0])
-    assert compare(given, reference="b") == found, "the same predictions, the same numbers"
+    assert compare(evaluations, reference="b") == comparison, "the same predictions, the same numbers"
 
 
 def test_sentences() -> None:
     """The winner comes first, with points, interval and p; what is not significant is no evidence of a difference."""
-    given = [images(n, some_logits(s, LABELS, r), LABELS, unique(400)) for n, s, r in
+    evaluations = [images(n, some_logits(s, LABELS, r), LABELS, unique(400)) for n, s, r in
              (("a", 0, 0.7), ("b", 1, 0.9), ("c", 2, 0.7), ("same", 0, 0.7))]  # fmt: skip
-    sentences = [pair["sentence"] for pair in compare(given)["pairs"][:4]]
-    points = 100 * (given[1].evaluation.metrics["top1_accuracy"] - given[0].evaluation.metrics["top1_accuracy"])
+    sentences = [pair["sentence"] for pair in compare(evaluations)["pairs"][:4]]
+    points = 100 * (
+        evaluations[1].evaluation.metrics["top1_accuracy"] - evaluations[0].evaluation.metrics["top1_accuracy"]
+    )
     assert sentences[0].startswith(f"b beats a by {points:.1f} points in top-1 accuracy (95 % interval ")
     assert sentences[0].endswith(", p < 0.001)")
     assert sentences[1].startswith("no evidence of a difference between c and a in top-1 accuracy (")
@@ -201,9 +202,9 @@ def test_one_question_a_p() -> None:
     rng = np.random.default_rng(0)
     errors = {n: rng.normal(0, s, (k, 60)) for n, s, k in (("a", 0.5, 6), ("b", 0.4, 6), ("c", 0.3, 5), ("d", 0.3, 1))}
     seeds = {"a": [*range(6)], "b": [*range(6)], "c": [7, 8, 9, 10, 11], "d": [0]}
-    found = compare([cells(name, errors[name], seeds[name]) for name in errors])
+    comparison = compare([cells(name, errors[name], seeds[name]) for name in errors])
     mse = {name: (np.float32(0) + e**2).mean(1) for name, e in errors.items()}
-    b, c, d, constant = found["pairs"]
+    b, c, d, constant = comparison["pairs"]
     assert [(p["test"], p["over"]) for p in (b, c, d, constant)] == [
         ("paired t", "seeds"), ("Welch's t", "seeds"), ("paired permutation", "examples"), ("t", "seeds"),
     ]  # fmt: skip
@@ -225,13 +226,13 @@ def test_common_examples() -> None:
     extra = images("b", logits[order], LABELS[order], unique(400)[order], "e" * 64)
     with pytest.raises(DlcvError, match=r"b and a were evaluated on different .* --common .* the 300"):
         compare([a, extra])
-    found = compare([a, extra], common=True)
-    kept = np.sort(order)
-    one, other = (images(n, x[kept], LABELS[kept], unique(400)[kept]) for n, x in
+    comparison = compare([a, extra], common=True)
+    shared = np.sort(order)
+    first, second = (images(n, x[shared], LABELS[shared], unique(400)[shared]) for n, x in
                   (("a", a.arrays["logits"]), ("b", logits)))  # fmt: skip
-    alone = compare([one, other])
-    assert (found["data"]["n"], found["common"], alone["common"]) == (300, {"a": 400, "b": 300}, None)
-    for mine, theirs in zip(found["rows"] + found["pairs"], alone["rows"] + alone["pairs"], strict=True):
+    alone = compare([first, second])
+    assert (comparison["data"]["n"], comparison["common"], alone["common"]) == (300, {"a": 400, "b": 300}, None)
+    for mine, theirs in zip(comparison["rows"] + comparison["pairs"], alone["rows"] + alone["pairs"], strict=True):
         assert mine == theirs
     stranger = images("s", logits, LABELS, unique(800)[400:], "d" * 64)
     with pytest.raises(DlcvError, match="they share no example"):
@@ -253,7 +254,7 @@ def test_a_collapsed_network_is_never_best() -> None:
     """Whatever its calibration or loss, a collapsed network carries no star; the best of the others does."""
     best, other = (images(n, some_logits(s, LABELS, r), LABELS, unique(400)) for n, s, r in
                    (("a", 1, 0.9), ("b", 0, 0.7)))  # fmt: skip
-    fallen = msgspec.structs.replace(best.evaluation, collapse=msgspec.structs.replace(GOOD, collapsed=True, why="x"))
+    fallen = msgspec.structs.replace(best.evaluation, collapse=replace(GOOD, collapsed=True, why="x"))
     rows = compare([replace(best, evaluation=fallen), other])["rows"]
     assert rows[0]["best"] == []
     assert rows[1]["best"] == [*other.evaluation.metrics]

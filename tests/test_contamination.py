@@ -68,7 +68,7 @@ def test_a_leak_across_two_generations(run: Run, chain_folder: Path) -> None:
 
 
 def test_a_leak_of_its_own_split(run: Run, chain_folder: Path) -> None:
-    """Training images among another file's test images are found without any ancestor."""
+    """Training images among another file's test images are detected even if the checkpoint has no ancestor."""
     split = planted(chain_folder, "first", "train", into="second")
     result = run("eval", chain_folder / "grand.safetensors", "--data", split, *THREADS)
     assert result.exit_code == 1
@@ -135,7 +135,7 @@ def test_weights_without_a_record(run: Run, chain_folder: Path) -> None:
 
 
 def test_split_train_is_asked_for(run: Run, chain_folder: Path) -> None:
-    """--part train is contaminated by definition: marked, told, and not refused."""
+    """--part train is contaminated by definition: marked and reported, but not refused."""
     result = run("eval", "--compare", chain_folder / "grand.safetensors", "--part", "train", *THREADS)
     assert result.exit_code == 0, result.stderr
     assert "evaluated on its training part" in result.stderr
@@ -146,9 +146,9 @@ def test_split_train_is_asked_for(run: Run, chain_folder: Path) -> None:
 
 def test_sequences(run: Run, tmp_path: Path) -> None:
     """A test part that another file trained on is refused; equal sequences of a task of few symbols are no leak."""
-    dlcv("seq", "gen", "--count", 60, "-o", tmp_path / "one.safetensors")
-    dlcv("seq", "train", tmp_path / "one.safetensors", "--hidden-size", 4, "-o", tmp_path / "gru.safetensors")
-    file = sequences.read(tmp_path / "one.safetensors")
+    dlcv("seq", "gen", "--count", 60, "-o", tmp_path / "adding.safetensors")
+    dlcv("seq", "train", tmp_path / "adding.safetensors", "--hidden-size", 4, "-o", tmp_path / "gru.safetensors")
+    file = sequences.read(tmp_path / "adding.safetensors")
     parts = {**file.parts, "test": file.parts["train"]}
     record = {key: value for key, value in file.metadata.items() if key != "schema"}
     sequences.write(tmp_path / "leak.safetensors", parts, record)
@@ -171,7 +171,7 @@ def test_sequences(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_planted_collapse(run: Run, chain_folder: Path) -> None:
-    """A network whose head always answers one class is called so on the line, in the table and in the JSON."""
+    """A network that always predicts the same class is called collapsed on the line, in the table and in the JSON."""
     stored = tensors.read(chain_folder / "grand.safetensors", tensors.CHECKPOINT)
     stored.arrays["classifier.6.weight"][:] = 0
     stored.arrays["classifier.6.bias"][:] = [0, 1]
@@ -185,7 +185,7 @@ def test_a_planted_collapse(run: Run, chain_folder: Path) -> None:
 
 
 def test_training_warns_of_a_collapse(run: Run, chain_folder: Path, tmp_path: Path) -> None:
-    """A learning rate that kills the network is told during training, half-way and at the end, with what to try."""
+    """A collapse during training is warned of halfway and at the end, with what to try."""
     split = chain_folder / "first.split.json"
     options = ("--epochs", 3, "--lr", 1.0, "--precision", "float32", "--arch", "vgg16_mini", *THREADS)
     result = run("vgg", "scratch", split, *options, "-o", tmp_path / "dead.safetensors")
@@ -198,7 +198,7 @@ def test_training_warns_of_a_collapse(run: Run, chain_folder: Path, tmp_path: Pa
 
 
 def test_seq_train_warns_of_a_collapse(run: Run, tmp_path: Path) -> None:
-    """A cell that has learned nothing is told so after training; one that has, and the baseline, are not."""
+    """Training warns of a cell that has learned nothing, but not of a good cell or the baseline."""
     dlcv("seq", "gen", "--count", 400, "-o", tmp_path / "data.safetensors")
     for options, fallen in (
         (("--lr", 1e-9), True), (("--epochs", 8, "--cell", "gru"), False), (("--cell", "baseline"), False),

@@ -109,15 +109,15 @@ def test_classification_is_scikit_learns(seed: int, n: int, k: int) -> None:
     logits = rng.normal(0, 2, (n, k)).astype(np.float32)
     labels = rng.integers(0, k - 1, n)  # the last class never occurs
     softmax = torch.from_numpy(logits).double().softmax(1).numpy()
-    found = classified(logits, labels)
+    metrics = classified(logits, labels)
     every, answers, present = np.arange(k), logits.argmax(1), np.unique(labels)
-    assert len(found) == 5
-    assert found["loss"] == pytest.approx(sklearn_metrics.log_loss(labels, softmax, labels=every))
-    assert found["top1_accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(labels, answers))
+    assert len(metrics) == 5
+    assert metrics["loss"] == pytest.approx(sklearn_metrics.log_loss(labels, softmax, labels=every))
+    assert metrics["top1_accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(labels, answers))
     top5 = sklearn_metrics.top_k_accuracy_score(labels, logits, k=5, labels=every)
-    assert found["top5_accuracy"] == pytest.approx(top5)
+    assert metrics["top5_accuracy"] == pytest.approx(top5)
     recall = sklearn_metrics.recall_score(labels, answers, labels=present, average="macro")
-    assert found["mean_per_class_recall"] == pytest.approx(recall)
+    assert metrics["mean_per_class_recall"] == pytest.approx(recall)
 
 
 @pytest.mark.parametrize(("classes", "applies"), [(2, False), (5, False), (6, True)])
@@ -129,9 +129,9 @@ def test_top5_needs_six_classes(classes: int, applies: bool) -> None:
 
 def test_ties_count_for_the_lower_class() -> None:
     """A network that answers the same for all classes is right where the label is 0, as argmax has it."""
-    found = classified(np.zeros((10, 10), np.float32), np.arange(10))
-    assert (found["top1_accuracy"], found["top5_accuracy"]) == (0.1, 0.5)
-    assert found["loss"] == pytest.approx(np.log(10))
+    metrics = classified(np.zeros((10, 10), np.float32), np.arange(10))
+    assert (metrics["top1_accuracy"], metrics["top5_accuracy"]) == (0.1, 0.5)
+    assert metrics["loss"] == pytest.approx(np.log(10))
 
 
 def test_extreme_logits() -> None:
@@ -145,14 +145,14 @@ def test_regression_is_scikit_learns(seed: int) -> None:
     """MSE, MAE and R2 are scikit-learn's; close is the share of errors below 0.04."""
     rng = np.random.default_rng(seed)
     predictions, targets = rng.normal(0, 0.1, (2, 50)).astype(np.float32)
-    found = regression(predictions, targets)
-    assert list(found) == ["mse", "mae", "close", "r2"]
+    metrics = regression(predictions, targets)
+    assert list(metrics) == ["mse", "mae", "close", "r2"]
     exact = targets.astype(np.float64), predictions.astype(np.float64)
-    assert found["mse"] == pytest.approx(sklearn_metrics.mean_squared_error(*exact))
-    assert found["mae"] == pytest.approx(sklearn_metrics.mean_absolute_error(*exact))
-    assert found["r2"] == pytest.approx(sklearn_metrics.r2_score(*exact))
-    assert found["close"] == sum(abs(a - b) < 0.04 for a, b in zip(*exact, strict=True)) / 50
-    assert 0.1 < found["close"] < 0.4, "the case has both"
+    assert metrics["mse"] == pytest.approx(sklearn_metrics.mean_squared_error(*exact))
+    assert metrics["mae"] == pytest.approx(sklearn_metrics.mean_absolute_error(*exact))
+    assert metrics["r2"] == pytest.approx(sklearn_metrics.r2_score(*exact))
+    assert metrics["close"] == sum(abs(a - b) < 0.04 for a, b in zip(*exact, strict=True)) / 50
+    assert 0.1 < metrics["close"] < 0.4, "the case has both"
 
 
 def test_close_is_nearer_than_the_bound() -> None:
@@ -174,40 +174,44 @@ def test_largest_class() -> None:
 def test_eval_keys(evaluated: Path, name: str) -> None:
     """The evaluation file's keys, at every level, in their order, and what it says of its inputs."""
     checkpoint = evaluated / f"{name}.safetensors"
-    found = read(evaluated / f"{name}.test.eval.json")
+    evaluation = read(evaluated / f"{name}.test.eval.json")
     images = name in IMAGES
     data = evaluated / ("photos.split.json" if images else "data.safetensors")
-    assert set(found) == {
+    assert set(evaluation) == {
         "schema", "stage", "config", "inputs", "data", "metrics", "intervals", "intervals_over", "baselines",
         "collapse", "per_seed", "seed_spread", "details", "contamination", "predictions", "run",
     }  # fmt: skip
-    details = found["details"]
+    details = evaluation["details"]
     assert set(details) == (
         {"per_class", "confusion", "confused", "calibration", "highest_loss", "root"} if images else {"by_length"}
     )
-    assert [run["seed"] for run in found["per_seed"]] == ([] if images else [0])
-    assert (found["schema"], found["stage"], found["config"]) == ("dlcv.eval/2", "eval", {"part": "test"})
+    assert [run["seed"] for run in evaluation["per_seed"]] == ([] if images else [0])
+    assert (evaluation["schema"], evaluation["stage"], evaluation["config"]) == (
+        "dlcv.eval/2",
+        "eval",
+        {"part": "test"},
+    )
     for role, path in (("checkpoint", checkpoint), ("data", data)):
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        assert found["inputs"][role] == {"path": path.name, "sha256": sha256}
-    where = [found["data"][key] for key in ("study", "part", "n", "path")]
+        assert evaluation["inputs"][role] == {"path": path.name, "sha256": sha256}
+    where = [evaluation["data"][key] for key in ("study", "part", "n", "path")]
     assert where == (["images", "test", 7, data.name] if images else ["sequences", "test", 20, data.name])
     keys = {"top1_accuracy", "mean_per_class_recall", "expected_calibration_error", "loss"}
     keys = keys if images else {"mse", "mae", "close", "r2"}
-    assert set(found["metrics"]) == keys, "no top-5 of three classes"
-    assert set(found["intervals"]) == keys - {"expected_calibration_error"}
-    assert set(found["collapse"]) == {"collapsed", "why", "answers", "most_frequent", "share"}
-    assert set(found["contamination"]) == {
+    assert set(evaluation["metrics"]) == keys, "no top-5 of three classes"
+    assert set(evaluation["intervals"]) == keys - {"expected_calibration_error"}
+    assert set(evaluation["collapse"]) == {"collapsed", "why", "answers", "most_frequent", "share"}
+    assert set(evaluation["contamination"]) == {
         "checked", "unchecked", "unrecorded", "examples", "chosen", "of", "by_chance", "allowed",
     }  # fmt: skip
-    assert len(found["baselines"]) == (1 if images else 2)
+    assert len(evaluation["baselines"]) == (1 if images else 2)
     of_baselines = {"top1_accuracy", "mean_per_class_recall"} if images else keys
-    for baseline in found["baselines"]:
+    for baseline in evaluation["baselines"]:
         assert set(baseline) == {"name", "metrics", "intervals"}
         assert set(baseline["metrics"]) == set(baseline["intervals"]) == of_baselines
     for row in details.get("by_length", []):
         assert set(row) == {"length", "n", "mse", "mae", "close"}
-    for run in found["per_seed"]:
+    for run in evaluation["per_seed"]:
         assert set(run["metrics"]) == keys
     for row in details.get("per_class", []):
         assert set(row) == {"class", "n", "recall", "precision", "answered"}
@@ -219,24 +223,24 @@ def test_eval_keys(evaluated: Path, name: str) -> None:
         assert set(row) == {"path", "sha256", "label", "answer", "loss", "probability"}
     predictions = evaluated / f"{name}.test.predictions.safetensors"
     sha256 = hashlib.sha256(predictions.read_bytes()).hexdigest()
-    assert found["predictions"] == {"path": predictions.name, "sha256": sha256}
+    assert evaluation["predictions"] == {"path": predictions.name, "sha256": sha256}
     machine = ["device", "threads", "precision", "features"] if images else []
-    assert list(found["run"]) == ["started", "seconds", "machine", "python", "versions", *machine]
-    assert ("torch" in found["run"]["versions"], "numba" in found["run"]["versions"]) == (images, not images)
+    assert list(evaluation["run"]) == ["started", "seconds", "machine", "python", "versions", *machine]
+    assert ("torch" in evaluation["run"]["versions"], "numba" in evaluation["run"]["versions"]) == (images, not images)
     if images:
         frozen = {"scratch": {"used": False, "why": "nothing frozen"}}
         frozen["head"] = {"used": True, "before": "classifier.2", "bytes_per_image": 2048, "images": 7, "computed": 7}
-        assert [found["run"][key] for key in machine[1:]] == [1, "float32", frozen[name]]
-        assert found["run"]["device"] in ("cpu", "cuda", "mps")
+        assert [evaluation["run"][key] for key in machine[1:]] == [1, "float32", frozen[name]]
+        assert evaluation["run"]["device"] in ("cpu", "cuda", "mps")
     record = tensors.read_metadata(predictions, tensors.PREDICTIONS)
     assert list(record) == ["schema", "sha256", "stage", "config", "inputs", "data"]
-    assert all(record[key] == found[key] for key in ("stage", "config", "inputs", "data"))
+    assert all(record[key] == evaluation[key] for key in ("stage", "config", "inputs", "data"))
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_image_predictions(evaluated: Path, name: str) -> None:
     """The predictions give the metrics again, and are what torchvision's transforms and the weights give."""
-    found = read(evaluated / f"{name}.test.eval.json")
+    evaluation = read(evaluated / f"{name}.test.eval.json")
     arrays = tensors.read(evaluated / f"{name}.test.predictions.safetensors", tensors.PREDICTIONS).arrays
     assert {key: (a.shape, a.dtype) for key, a in arrays.items()} == {
         "logits": ((7, 3), np.float32),
@@ -248,8 +252,8 @@ def test_image_predictions(evaluated: Path, name: str) -> None:
     assert arrays["labels"].tolist() == [example["label"] for example in test]
     assert [row.tobytes().hex() for row in arrays["examples"]] == [example["sha256"] for example in test]
     assert arrays["baselines"].tolist() == [[2] * 7], "tree house, the most frequent in train"
-    assert found["metrics"]["top1_accuracy"] == np.mean(arrays["logits"].argmax(1) == arrays["labels"])
-    assert found["metrics"] == classified(arrays["logits"], arrays["labels"])
+    assert evaluation["metrics"]["top1_accuracy"] == np.mean(arrays["logits"].argmax(1) == arrays["labels"])
+    assert evaluation["metrics"] == classified(arrays["logits"], arrays["labels"])
     transform = v2.Compose(
         [
             v2.Resize(64, antialias=True),
@@ -269,7 +273,7 @@ def test_image_predictions(evaluated: Path, name: str) -> None:
 @pytest.mark.parametrize("name", CELLS)
 def test_sequence_predictions(evaluated: Path, name: str) -> None:
     """The predictions and targets, in the data's order, give the metrics again."""
-    found = read(evaluated / f"{name}.test.eval.json")
+    evaluation = read(evaluated / f"{name}.test.eval.json")
     arrays = tensors.read(evaluated / f"{name}.test.predictions.safetensors", tensors.PREDICTIONS).arrays
     test = sequences.read(evaluated / "data.safetensors").parts["test"]
     assert sorted(arrays) == ["baselines", "examples", "lengths", "predictions", "targets"]
@@ -283,14 +287,17 @@ def test_sequence_predictions(evaluated: Path, name: str) -> None:
     errors = arrays["predictions"].astype(np.float64) - test.targets
     expected = {"mse": pytest.approx(np.mean(errors**2)), "mae": pytest.approx(np.mean(abs(errors)))}
     r2 = pytest.approx(1 - np.mean(errors**2) / np.var(test.targets.astype(np.float64)))
-    assert found["metrics"] == {**expected, "close": np.mean(abs(errors) < 0.04), "r2": r2}
-    assert [row["length"] for row in found["details"]["by_length"]] == sorted(set(test.lengths.tolist()))
-    for row in found["details"]["by_length"]:
-        here = errors[test.lengths == row["length"]]
-        expected = {"mse": pytest.approx(np.mean(here**2)), "mae": pytest.approx(np.mean(abs(here)))}
-        shares = {"length": row["length"], "n": len(here), "close": np.mean(abs(here) < 0.04)}
+    assert evaluation["metrics"] == {**expected, "close": np.mean(abs(errors) < 0.04), "r2": r2}
+    assert [row["length"] for row in evaluation["details"]["by_length"]] == sorted(set(test.lengths.tolist()))
+    for row in evaluation["details"]["by_length"]:
+        own = errors[test.lengths == row["length"]]
+        expected = {
+            "mse": pytest.approx(np.mean(own**2)),
+            "mae": pytest.approx(np.mean(abs(own))),
+        }
+        shares = {"length": row["length"], "n": len(own), "close": np.mean(abs(own) < 0.04)}
         assert row == {**shares, **expected}
-    assert sum(row["n"] for row in found["details"]["by_length"]) == found["data"]["n"]
+    assert sum(row["n"] for row in evaluation["details"]["by_length"]) == evaluation["data"]["n"]
     if name == "baseline":
         assert arrays["predictions"].tolist() == [1.0] * 20
 
@@ -302,15 +309,15 @@ def test_baselines(evaluated: Path) -> None:
     assert images["name"] == "always tree house"
     assert images["metrics"] == {"top1_accuracy": test.count(2) / len(test), "mean_per_class_recall": 1 / 3}
     network, other = (read(evaluated / f"{name}.test.eval.json") for name in ("baseline", "gru"))
-    constant, one = other["baselines"]
+    constant, half = other["baselines"]
     assert constant == {"name": "constant 1", **{key: network[key] for key in ("metrics", "intervals")}}
     part = sequences.read(evaluated / "data.safetensors").parts["test"]
     errors = []
     for x, target in zip(np.split(part.inputs, np.cumsum(part.lengths)[:-1]), part.targets, strict=True):
         errors.append(next(float(value) for value, mark in x if mark == 1) + 0.5 - float(target))
-    assert one["name"] == "knows one of the two"
-    assert one["metrics"]["mse"] == pytest.approx(np.mean(np.square(errors)), rel=1e-5)
-    assert one["metrics"]["mae"] == pytest.approx(np.mean(np.abs(errors)), rel=1e-5)
+    assert half["name"] == "knows one of the two"
+    assert half["metrics"]["mse"] == pytest.approx(np.mean(np.square(errors)), rel=1e-5)
+    assert half["metrics"]["mae"] == pytest.approx(np.mean(np.abs(errors)), rel=1e-5)
 
 
 def test_twice_the_same(evaluated: Path, folder: Path) -> None:
@@ -319,9 +326,9 @@ def test_twice_the_same(evaluated: Path, folder: Path) -> None:
     for name in IMAGES:
         file = f"{name}.test.predictions.safetensors"
         assert (folder / file).read_bytes() == (evaluated / file).read_bytes()
-        one, other = (read(place / f"{name}.test.eval.json") for place in (folder, evaluated))
-        assert list(one.pop("run")) == list(other.pop("run"))
-        assert one == other
+        again, before = (read(place / f"{name}.test.eval.json") for place in (folder, evaluated))
+        assert list(again.pop("run")) == list(before.pop("run"))
+        assert again == before
 
 
 def test_up_to_date(run: Run, evaluated: Path) -> None:
@@ -352,7 +359,7 @@ def test_without_its_predictions_it_evaluates_again(run: Run, folder: Path, stat
 
 
 def test_other_parts(run: Run, folder: Path) -> None:
-    """Each part has its own files; an image checkpoint's validation metrics are those it was kept for."""
+    """Each part has its own files; an image checkpoint's validation metrics are those it was selected by."""
     for part in ("val", "train"):
         assert run("eval", folder / "scratch.safetensors", "--part", part, *THREADS).exit_code == 0
     val, train = (read(folder / f"scratch.{part}.eval.json") for part in ("val", "train"))
@@ -424,7 +431,7 @@ def test_root_after_an_evaluation(run: Run, folder: Path) -> None:
 
 
 def test_moved_files(run: Run, evaluated: Path, folder: Path, tmp_path: Path) -> None:
-    """A split and images that moved are found with --data and --root, and give the same numbers."""
+    """After a split and its images have moved, --data and --root give the same numbers."""
     moved = tmp_path / "moved"
     moved.mkdir()
     split = folder / "photos.split.json"
@@ -435,14 +442,14 @@ def test_moved_files(run: Run, evaluated: Path, folder: Path, tmp_path: Path) ->
     (folder / "photos").rename(moved / "pictures")
     result = run("eval", head, "--data", moved / "p.split.json", "--root", moved / "pictures", *THREADS)
     assert result.exit_code == 0, result.stderr
-    one, other = read(folder / "head.test.eval.json"), read(evaluated / "head.test.eval.json")
-    assert one["data"]["path"] == "../moved/p.split.json"
-    assert one["metrics"] == other["metrics"]
-    assert one["data"]["fingerprint"] == other["data"]["fingerprint"]
+    moved, before = read(folder / "head.test.eval.json"), read(evaluated / "head.test.eval.json")
+    assert moved["data"]["path"] == "../moved/p.split.json"
+    assert moved["metrics"] == before["metrics"]
+    assert moved["data"]["fingerprint"] == before["data"]["fingerprint"]
 
 
 def test_root_of_the_training_is_remembered(run: Run, folder: Path) -> None:
-    """A checkpoint trained with --root is evaluated on those images without being told again."""
+    """A checkpoint trained with --root is evaluated on those images without repeating the option."""
     (folder / "photos").rename(folder / "pictures")
     output, split = folder / "new.safetensors", folder / "photos.split.json"
     weights = ("--weights", folder / "scratch.safetensors", "--arch", "vgg16_mini", "--epochs", 1, *THREADS)
@@ -454,7 +461,7 @@ def test_root_of_the_training_is_remembered(run: Run, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["head", "gru"])
 def test_changed_data(run: Run, folder: Path, name: str) -> None:
-    """Data that changed since the training is refused; given by hand, it is taken and the change is noted."""
+    """Data that changed since the training is refused; with --data it is used, and a note says that it changed."""
     checkpoint = folder / f"{name}.safetensors"
     if name == "head":
         data = folder / "photos.split.json"
@@ -601,8 +608,8 @@ def test_foreign_evaluation(run: Run, folder: Path, content: str) -> None:
 
 def test_json_of_one_and_many(run: Run, evaluated: Path) -> None:
     """--json prints the evaluation file's document, a list of them for several checkpoints, and nothing else."""
-    one = run("eval", evaluated / "gru.safetensors", "--json")
-    assert json.loads(one.stdout) == read(evaluated / "gru.test.eval.json")
+    result = run("eval", evaluated / "gru.safetensors", "--json")
+    assert json.loads(result.stdout) == read(evaluated / "gru.test.eval.json")
     two = run("eval", *checkpoints(evaluated, ("gru", "elman")), "--json")
     assert json.loads(two.stdout) == [read(evaluated / f"{name}.test.eval.json") for name in ("gru", "elman")]
 
@@ -612,33 +619,37 @@ def test_json_of_one_and_many(run: Run, evaluated: Path) -> None:
 def test_comparison_keys(run: Run, evaluated: Path, names: tuple[str, ...], more: tuple[str, ...]) -> None:
     """The comparison's keys, at every level, in their order; rows as given, the baseline last; who is best."""
     result = run("eval", "--compare", *checkpoints(evaluated, names), *more)
-    found = json.loads(result.stdout)
+    comparison = json.loads(result.stdout)
     documents = [read(evaluated / f"{name}.test.eval.json") for name in names]
-    assert set(found) == {
+    assert set(comparison) == {
         "schema", "data", "common", "reference", "metric", "columns", "rows", "pairs",
     }  # fmt: skip
-    assert found["schema"] == "dlcv.comparison/2"
-    assert {column["key"] for column in found["columns"]} == set(documents[0]["metrics"])
-    assert (found["data"], found["common"]) == (documents[0]["data"], None)
+    assert comparison["schema"] == "dlcv.comparison/2"
+    assert {column["key"] for column in comparison["columns"]} == set(documents[0]["metrics"])
+    assert (comparison["data"], comparison["common"]) == (documents[0]["data"], None)
     baselines = documents[0]["baselines"]
     common = {"name", "baseline", "metrics", "intervals", "intervals_over", "contaminated", "difference", "best"}
     more_keys = {"collapse"} if names == IMAGES else {"collapse", "seeds"}
-    assert [set(row) - common for row in found["rows"]] == [more_keys] * len(names) + [set()] * len(baselines)
-    assert [row["name"] for row in found["rows"]] == [*names, *(f"baseline: {b['name']}" for b in baselines)]
-    assert [row["baseline"] for row in found["rows"]] == [False] * len(names) + [True] * len(baselines)
+    assert [set(row) - common for row in comparison["rows"]] == [more_keys] * len(names) + [set()] * len(baselines)
+    assert [row["name"] for row in comparison["rows"]] == [*names, *(f"baseline: {b['name']}" for b in baselines)]
+    assert [row["baseline"] for row in comparison["rows"]] == [False] * len(names) + [True] * len(baselines)
     for key in ("metrics", "intervals"):
-        assert [row[key] for row in found["rows"]] == [d[key] for d in [*documents, *baselines]]
-    assert [row["collapse"] for row in found["rows"][: len(names)]] == [d["collapse"] for d in documents]
+        assert [row[key] for row in comparison["rows"]] == [d[key] for d in [*documents, *baselines]]
+    assert [row["collapse"] for row in comparison["rows"][: len(names)]] == [d["collapse"] for d in documents]
     key = "top1_accuracy" if names == IMAGES else "mse"
-    assert (found["reference"], found["metric"]) == (names[0], key)
+    assert (comparison["reference"], comparison["metric"]) == (names[0], key)
     first = documents[0]["metrics"][key]
-    assert [row["difference"] for row in found["rows"]] == [row["metrics"][key] - first for row in found["rows"]]
-    for row in found["rows"]:
+    assert [row["difference"] for row in comparison["rows"]] == [
+        row["metrics"][key] - first for row in comparison["rows"]
+    ]
+    for row in comparison["rows"]:
         assert not (row["best"] and (row["baseline"] or row["collapse"]["collapsed"]))
     tested = ["top1_accuracy", "mean_per_class_recall"] if names == IMAGES else ["mse"]
-    others = [row["name"] for row in found["rows"][1:]]
-    assert [(pair["metric"], pair["name"]) for pair in found["pairs"]] == [(m, name) for m in tested for name in others]
-    for pair in found["pairs"]:
+    others = [row["name"] for row in comparison["rows"][1:]]
+    assert [(pair["metric"], pair["name"]) for pair in comparison["pairs"]] == [
+        (m, name) for m in tested for name in others
+    ]
+    for pair in comparison["pairs"]:
         more_keys = {"p_exact", "only_row", "only_reference"} if pair["metric"] == "top1_accuracy" else set()
         assert set(pair) == more_keys | {
             "name", "reference", "metric", "difference", "interval", "p", "test", "over", "n", "p_holm", "question",
@@ -652,26 +663,26 @@ def test_csv(run: Run, evaluated: Path, names: tuple[str, ...]) -> None:
     paths = checkpoints(evaluated, names)
     document = json.loads(run("eval", "--compare", *paths, "--json").stdout)
     rows, pairs = document["rows"], document["pairs"]
-    found = list(csv.DictReader(run("eval", "--compare", *paths, "--format", "csv").stdout.splitlines()))
+    lines = list(csv.DictReader(run("eval", "--compare", *paths, "--format", "csv").stdout.splitlines()))
     keys = [*rows[0]["metrics"]]
     tested = ["top1_accuracy", "mean_per_class_recall"] if names == IMAGES else ["mse"]
     heads = ["difference", "difference_low", "difference_high", "p", "p_holm", "over"]
-    assert sorted(found[0]) == sorted(
+    assert sorted(lines[0]) == sorted(
         ["name", *keys, *(f"{key}_{end}" for key in rows[0]["intervals"] for end in ("low", "high"))]
         + [f"{key}_{head}" for key in tested for head in heads]
         + ["collapsed", "contaminated"]
     )
-    for line, row in zip(found, rows, strict=True):
+    for line, row in zip(lines, rows, strict=True):
         assert line["name"] == row["name"]
         assert {key: float(line[key]) for key in keys if line[key]} == row["metrics"]
         for key, interval in row["intervals"].items():
             assert [float(line[f"{key}_{end}"]) for end in ("low", "high")] == interval
         assert line["collapsed"] == str(not row["baseline"] and row["collapse"]["collapsed"])
     for pair in pairs:
-        [line] = [line for line in found if line["name"] == pair["name"]]
+        [line] = [line for line in lines if line["name"] == pair["name"]]
         shown = [float(line[f"{pair['metric']}_{head}"]) for head in heads[:-1]]
         assert shown == [pair["difference"], *pair["interval"], pair["p"], pair["p_holm"]]
-    assert {found[0][f"{key}_{head}"] for key in tested for head in heads} == {""}, "the reference has no pair"
+    assert {lines[0][f"{key}_{head}"] for key in tested for head in heads} == {""}, "the reference has no pair"
 
 
 @pytest.mark.parametrize(
@@ -753,7 +764,7 @@ def test_checkpoint_given_twice(run: Run, folder: Path, monkeypatch: pytest.Monk
     for second in (folder / "gru.safetensors", "./gru.safetensors", "photos/../gru.safetensors", "link.safetensors"):
         result = run("eval", "--compare", "gru.safetensors", second)
         assert (result.exit_code, result.stdout) == (2, "")
-        assert "given twice" in result.stderr
+        assert "listed twice" in result.stderr
     (folder / "link.safetensors").unlink()
     assert contents(folder) == before
 

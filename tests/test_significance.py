@@ -97,11 +97,11 @@ def scipys_draws(monkeypatch: pytest.MonkeyPatch, n: int, draws: int) -> Floats:
 def scipys_bca(statistic: Callable[[NDArray[np.int64]], float], index: Floats, n: int) -> tuple[float, float]:
     """scipy's BCa interval of a function of example numbers, from these resamples."""
     distribution = np.array([statistic(row) for row in index])
-    given = stats.bootstrap(
-        (np.arange(n),), lambda some, axis=-1: np.apply_along_axis(statistic, axis, some),
+    result = stats.bootstrap(
+        (np.arange(n),), lambda indices, axis=-1: np.apply_along_axis(statistic, axis, indices),
         bootstrap_result=type("Given", (), {"bootstrap_distribution": distribution})(), n_resamples=0, method="BCa",
     )  # fmt: skip
-    return float(given.confidence_interval.low), float(given.confidence_interval.high)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def cases(kind: str, rng: np.random.Generator, n: int) -> tuple[Statistic, Callable[[NDArray[np.int64]], float]]:
@@ -109,22 +109,22 @@ def cases(kind: str, rng: np.random.Generator, n: int) -> tuple[Statistic, Calla
     labels = rng.integers(0, 4, n)
     logits = rng.normal(0, 2, (n, 4)).astype(np.float32)
     logits[np.arange(n), labels] += 1
-    found = score_logits(logits, labels)
+    scores = score_logits(logits, labels)
     if kind == "mean":
-        return mean_of(found.losses), lambda i: float(found.losses[i].mean())
+        return mean_of(scores.losses), lambda i: float(scores.losses[i].mean())
     if kind == "recall":
-        return recall_of(found.right, labels), lambda i: float(
-            recall_score(labels[i], found.answers[i], labels=np.unique(labels[i]), average="macro")
+        return recall_of(scores.right, labels), lambda i: float(
+            recall_score(labels[i], scores.answers[i], labels=np.unique(labels[i]), average="macro")
         )
     if kind == "calibration":
 
         def ece(i: NDArray[np.int64]) -> float:
-            right, sure = found.right[i], found.confidences[i]
+            right, sure = scores.right[i], scores.confidences[i]
             accuracy, confidence = calibration_curve(right, sure, n_bins=15)
             counts = np.bincount(np.clip(np.ceil(sure * 15) - 1, 0, 14).astype(int), minlength=15)
             return float(np.abs(accuracy - confidence) @ counts[counts > 0] / len(i))
 
-        return calibration_of(found), ece
+        return calibration_of(scores), ece
     targets = rng.random(n).astype(np.float32)
     answers = (targets + rng.normal(0, 0.2, n)).astype(np.float32)
     return r2_of(answers, targets), lambda i: float(r2_score(targets[i].astype(float), answers[i].astype(float)))
@@ -151,15 +151,15 @@ def test_bca_is_scipys(monkeypatch: pytest.MonkeyPatch, kind: str, repeats: int)
         n = int(rng.integers(12, 50))
         statistic, truth = cases(kind, rng, n)
         index = scipys_draws(monkeypatch, n, 199)
-        [found] = bca([statistic])
-        assert found == pytest.approx(scipys_bca(truth, index, n), rel=1e-7)
+        [interval] = bca([statistic])
+        assert interval == pytest.approx(scipys_bca(truth, index, n), rel=1e-7)
 
 
 def test_bca_of_many_is_bca_of_each() -> None:
     """Statistics that share their draws have the intervals that each has alone."""
-    some = [cases(kind, default_rng(5), 40)[0] for kind in ("mean", "recall", "calibration", "r2")]
-    assert bca(some, 499) == [pytest.approx(bca([one], 499)[0]) for one in some]
-    assert bca(some, 499) == bca(some, 499), "the draws are a function of the data's size"
+    statistics = [cases(kind, default_rng(5), 40)[0] for kind in ("mean", "recall", "calibration", "r2")]
+    assert bca(statistics, 499) == [pytest.approx(bca([statistic], 499)[0]) for statistic in statistics]
+    assert bca(statistics, 499) == bca(statistics, 499), "the draws are a function of the data's size"
 
 
 def test_bca_is_scipys_with_its_own_draws() -> None:
@@ -197,11 +197,11 @@ def test_bca_of_many_examples() -> None:
 
 def scipys_flips(differences: Floats, draws: int) -> float:
     """scipy's two-sided p of swapping the members of pairs."""
-    found = stats.permutation_test(
+    result = stats.permutation_test(
         (differences, np.zeros_like(differences)), lambda a, b, axis: np.sum(a - b, axis=axis), vectorized=True,
         permutation_type="samples", n_resamples=draws, rng=default_rng(0),
     )  # fmt: skip
-    return float(found.pvalue)
+    return float(result.pvalue)
 
 
 def test_sign_flips_are_scipys() -> None:
@@ -210,18 +210,18 @@ def test_sign_flips_are_scipys() -> None:
         rng = default_rng(seed)
         n = int(rng.integers(2, 11))
         values = rng.normal(0.3, 1, n) if seed % 3 else rng.integers(-2, 3, n) / 7
-        found = sign_flips(values[None])[0]
-        assert found == pytest.approx(scipys_flips(values, 5000), **CLOSE), values
+        result = sign_flips(values[None])[0]
+        assert result == pytest.approx(scipys_flips(values, 5000), **CLOSE), values
 
 
 def test_random_sign_flips_are_scipys() -> None:
     """Of more pairs, p is scipy's within what random swaps leave to chance, and never 0; rows do not meddle."""
     rng = default_rng(0)
     rows = rng.standard_t(3, (40, 60)) + np.linspace(0, 0.4, 40)[:, None]
-    found = sign_flips(rows)
-    for p, row in zip(found, rows, strict=True):
+    result = sign_flips(rows)
+    for p, row in zip(result, rows, strict=True):
         assert p == pytest.approx(scipys_flips(row, 4999), abs=4 * math.sqrt(2 * p / 4999))
-    assert sign_flips(rows[3:4]) == [pytest.approx(found[3])]
+    assert sign_flips(rows[3:4]) == [pytest.approx(result[3])]
     assert sign_flips(np.ones((1, 200))) == [1 / 10_000]
 
 
@@ -240,15 +240,15 @@ def test_t_tests_are_scipys() -> None:
         rng = default_rng(seed)
         a, b = rng.lognormal(0, 0.5, int(rng.integers(2, 40))), rng.lognormal(0.1, 0.3, int(rng.integers(2, 40)))
         c = a * rng.lognormal(0, 0.2, len(a))
-        for expected, found, gap in (
+        for expected, result, gap in (
             (stats.ttest_rel(a, c), t_test(a, c, True), a.mean() - c.mean()),
             (stats.ttest_ind(a, b, equal_var=False), t_test(a, b, False), a.mean() - b.mean()),
             (stats.ttest_1samp(a - 1.1, 0), t_test(a, 1.1, False), a.mean() - 1.1),
         ):
             ends = expected.confidence_interval()
-            assert found[0] == pytest.approx(gap, **CLOSE)
-            assert found[1] == pytest.approx((ends.low, ends.high), rel=1e-8, abs=1e-12)
-            assert found[2] == pytest.approx(expected.pvalue, rel=1e-8)
+            assert result[0] == pytest.approx(gap, **CLOSE)
+            assert result[1] == pytest.approx((ends.low, ends.high), rel=1e-8, abs=1e-12)
+            assert result[2] == pytest.approx(expected.pvalue, rel=1e-8)
         mean, error = a.mean(), stats.sem(a)
         assert t_interval(a) == pytest.approx(stats.t.interval(0.95, len(a) - 1, mean, error), **CLOSE)
 
@@ -269,10 +269,10 @@ def test_holm_is_statsmodels() -> None:
         ps = rng.random(int(rng.integers(1, 7))).round(int(rng.integers(1, 6))).tolist()
         closed = [
             max(
-                min(1.0, len(some) * min(some))
+                min(1.0, len(tested) * min(tested))
                 for size in range(len(ps))
                 for others in itertools.combinations(ps[:i] + ps[i + 1 :], size)
-                if (some := [p, *others])
+                if (tested := [p, *others])
             )
             for i, p in enumerate(ps)
         ]

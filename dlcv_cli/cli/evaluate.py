@@ -23,6 +23,13 @@ from dlcv_cli.config import EvalConfig, Machine, Part
 from dlcv_cli.errors import SettingError
 from dlcv_cli.results.codec import encode
 
+Compare = Annotated[bool, typer.Option("--compare", help="Print one table of all, with baselines and tests.")]
+TableFormat = Annotated[
+    Literal["plain", "github", "latex", "csv", "json"] | None,
+    typer.Option("--format", help="With --compare: format of the table.", show_default="plain"),
+]
+SplitOption = Annotated[Part | None, typer.Option("--split", hidden=True, help="Older name of --part.")]
+
 
 @configured(EvalConfig, Machine)
 def evaluate(
@@ -30,19 +37,14 @@ def evaluate(
     machine: Machine,
     checkpoints: Checkpoints,
     cache: CacheFolder,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Print one table of all, with baselines and tests.")
-    ] = False,
-    table: Annotated[
-        Literal["plain", "github", "latex", "csv", "json"] | None,
-        typer.Option("--format", help="With --compare: format of the table.", show_default="plain"),
-    ] = None,
+    compare: Compare = False,
+    table: TableFormat = None,
     data: DataFile = None,
     root: ImageFolder = None,
     reference: Reference = None,
     common: Common = False,
     allow_contaminated: AllowContaminated = False,
-    split: Annotated[Part | None, typer.Option("--split", hidden=True, help="Older name of --part.")] = None,
+    split: SplitOption = None,
     no_cache: NoCache = False,
     force: Force = False,
     as_json: Json = False,
@@ -60,16 +62,17 @@ def evaluate(
         result = stage.evaluate(path, config, data=data, allow_contaminated=allow_contaminated, context=context)
         context.reporter.note(f"{result.output}: {'written' if result.made else 'up to date'}")
         results.append(result)
-    as_json = as_json or table == "json"
     if compare:
         from dlcv_cli.stages.compare import compare as compare_evaluations
 
         outputs = [(name, result.output) for name, result in zip(names, results, strict=True)]
         comparison = compare_evaluations(outputs, reference=reference, common=common)
+        as_json = as_json or table == "json"
         print_json(encode(comparison)) if as_json else say(render(comparison, table or "plain"))
-    elif as_json:
+        return
+    if as_json:
         documents = [encode(result.evaluation) for result in results]
         print_json(documents if len(documents) > 1 else documents[0])
-    else:
-        for path, result in zip(checkpoints, results, strict=True):
-            say(f"{path}: {describe(result.evaluation)}")
+        return
+    for path, result in zip(checkpoints, results, strict=True):
+        say(f"{path}: {describe(result.evaluation)}")

@@ -45,10 +45,10 @@ def name_checkpoints(paths: list[Path], reference: str | None) -> list[str]:
     """Return a name for each checkpoint: its file's without ending if these differ, else its path.
 
     Raises:
-        SettingError: a checkpoint is given twice, or none has the reference's name.
+        SettingError: a checkpoint is listed twice, or no checkpoint has the reference's name.
     """
     if len({path.resolve() for path in paths}) < len(paths):
-        raise SettingError("a checkpoint is given twice")
+        raise SettingError("a checkpoint is listed twice")
     names = [path.name.removesuffix(".safetensors") for path in paths]
     if len(set(names)) < len(names):
         names = [str(path).removesuffix(".safetensors") for path in paths]

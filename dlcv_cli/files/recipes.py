@@ -73,7 +73,7 @@ class Recipe:
         for role in {**inputs, **self.inputs}:
             source = self.inputs.get(role)
             if as_object(inputs.get(role)).get("sha256") != (source and source.sha256):
-                article = "" if role in ("data", "images", "weights") else "a "
+                article = "" if role.endswith("s") or role == "data" else "a "  # several, or an amount
                 clauses.append(f"it was {'trained on' if role == 'split' else 'made from'} {article}different {role}")
         return clauses
 

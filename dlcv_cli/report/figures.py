@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -65,21 +65,7 @@ def draw_differences(comparison: Comparison) -> list[Forest]:
     return forests
 
 
-@dataclass(frozen=True)
-class _Quantity:
-    """What a learning curve shows: the fields of a record in training and validation."""
-
-    key: str
-    heading: str
-    unit: str
-    train: str
-    val: str
-
-
-_QUANTITIES = (
-    _Quantity("loss", "Loss", "loss", "train_loss", "val_loss"),
-    _Quantity("accuracy", "Accuracy", "accuracy %", "train_accuracy", "val_accuracy"),
-)
+QUANTITIES = {"loss": "loss", "accuracy": "accuracy %"}  # of learning curves, with the titles of their axes
 
 
 def draw_learning(trainings: Sequence[tuple[str, TrainingMetrics]], step: str, log_loss: bool = False) -> list[Curves]:
@@ -92,29 +78,29 @@ def draw_learning(trainings: Sequence[tuple[str, TrainingMetrics]], step: str, l
         log_loss: draw the loss on a logarithmic scale.
     """
     curves = []
-    for quantity in _QUANTITIES:
-        fields = (quantity.train, quantity.val)
+    for quantity, unit in QUANTITIES.items():
+        fields = train, val = f"train_{quantity}", f"val_{quantity}"
         records = [record for _, metrics in trainings for record in metrics.records]
         ends = [value for r in records for key in fields if (value := getattr(r, key)) is not None]
         if not ends:
             continue
-        accuracy = quantity.key == "accuracy"
-        y = spanning_axis(quantity.unit, ends, log=log_loss and not accuracy, percent=accuracy)
+        accuracy, heading = quantity == "accuracy", quantity.capitalize()
+        y = spanning_axis(unit, ends, log=log_loss and not accuracy, percent=accuracy)
         for name, metrics in trainings:
-            best = _best_records(metrics, quantity.val)
+            best = _best_records(metrics, val)
             lines: tuple[Line, ...] = (
-                _line("validation", metrics.records, quantity.val, style=0, marks=best),
-                _line("training", metrics.records, quantity.train, style=1),
+                _line("validation", metrics.records, val, style=0, marks=best),
+                _line("training", metrics.records, train, style=1),
             )
             lines = tuple(line for line in lines if line.x)
             x = spanning_axis(step, [x for line in lines for x in line.x], whole=True)
             runs = len({record.seed for record in metrics.records})
             several = f", median and range of {runs} runs" if runs > 1 else ""
-            text = f"{quantity.heading} of {name} by {step}{several}. Weights kept: "
+            text = f"{heading} of {name} by {step}{several}. Weights kept: "
             text += ", ".join(f"{step} {x:,} with {y.label(v)}" for x, v in best[:3]) + (", ..." if best[3:] else ".")
             mark = "best validation, kept" + (" (each run)" if runs > 1 else "")
-            title = f"{quantity.heading}: {name}"
-            curves.append(Curves(f"learning-{quantity.key}-{name}", title, text, x, y, lines, mark))
+            title = f"{heading}: {name}"
+            curves.append(Curves(f"learning-{quantity}-{name}", title, text, x, y, lines, mark))
     return curves
 
 

@@ -123,7 +123,7 @@ class Reliability(Figure):
             (f"{low:.2f} to {high:.2f}", f"{n:,}", f"{100 * confidence:.1f}", f"{100 * accuracy:.1f}")
             for low, high, n, confidence, accuracy in self.bins
         ]
-        return Table(("bin", "examples", "mean confidence %", "accuracy %"), rows)
+        return Table(("bin", "n", "mean confidence %", "accuracy %"), rows)
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Matrix(Figure):
         wrong = sorted((cell for cell in self.cells if cell[0] != cell[1]), key=lambda cell: (-cell[2], cell[:2]))
         rows = [(self.names[t], self.names[a], str(n), f"{100 * share:.1f}") for t, a, n, share in wrong[:PAIRS]]
         note = f"the {PAIRS} most frequent of {len(wrong):,}" if len(wrong) > PAIRS else ""
-        return Table(("true class", "answered", "examples", "% of the class"), rows, note)
+        return Table(("true class", "answered", "n", "% of the class"), rows, note)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import ClassVar
 import msgspec
 
 from dlcv_cli.results.codec import Count, Document, Finite, Share, Struct
-from dlcv_cli.results.evaluation import Collapse, Data, Interval, Over, Spread
+from dlcv_cli.results.evaluation import Data, Interval, Over, Spread
+from dlcv_cli.statistics.collapse import Collapse
 
 SCHEMA = "dlcv.comparison/2"
 

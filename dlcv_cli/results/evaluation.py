@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 import msgspec
 
 from dlcv_cli.results.codec import Count, Document, Finite, NonNegative, Setting, Share, Struct
-from dlcv_cli.results.metrics import InputFile
+from dlcv_cli.results.metrics import InputFile, OutputFile
+from dlcv_cli.statistics.collapse import Collapse
 
 SCHEMA = "dlcv.eval/2"
 Over = Literal["examples", "seeds"]
@@ -42,21 +43,6 @@ class Baseline(Struct, frozen=True, kw_only=True):
     intervals: dict[str, Interval]
 
 
-class Collapse(Struct, frozen=True, kw_only=True):
-    """Whether a network ignores what it sees, and its most frequent prediction."""
-
-    collapsed: bool
-    why: str | None
-    answers: Count | None  # how many different classes it predicts; None: its predictions are numbers
-    most_frequent: str
-    share: Share  # of the predictions that are the most frequent one
-
-    def describe(self) -> str:
-        """Return the most frequent prediction and its share in words."""
-        near = "near " if self.answers is None else ""
-        return f"{100 * self.share:.1f} % of its predictions are {near}{self.most_frequent}"
-
-
 class Unchecked(Struct, frozen=True, kw_only=True):
     """A file of the lineage that could not be read as it was."""
 
@@ -65,7 +51,7 @@ class Unchecked(Struct, frozen=True, kw_only=True):
 
 
 class Contamination(Struct, frozen=True, kw_only=True):
-    """How many evaluated examples the checkpoint, or one that it comes from, was trained or chosen on."""
+    """How many evaluated examples the checkpoint, or one of its ancestors, was trained or selected on."""
 
     checked: list[str]  # data files whose examples were compared
     unchecked: list[Unchecked]
@@ -96,13 +82,6 @@ class Spread(Struct, frozen=True, kw_only=True):
     std: NonNegative
     min: Finite
     max: Finite
-
-
-class PredictionsFile(Struct, frozen=True, kw_only=True):
-    """The predictions beside an evaluation."""
-
-    path: str
-    sha256: str
 
 
 class PerClass(Struct, frozen=True, kw_only=True):
@@ -200,7 +179,7 @@ class Evaluation(Document, Generic[Details], frozen=True, kw_only=True):
     seed_spread: dict[str, Spread]  # empty for one run
     details: Details
     contamination: Contamination
-    predictions: PredictionsFile
+    predictions: OutputFile
     run: dict[str, Any]
 
     @property

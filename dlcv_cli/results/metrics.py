@@ -59,8 +59,8 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.epoch if self.epoch is not None else self.iteration or 0
 
 
-class CheckpointFile(Struct, frozen=True, kw_only=True):
-    """The checkpoint that the metrics belong to."""
+class OutputFile(Struct, frozen=True, kw_only=True):
+    """A file that a document belongs to, and lies beside."""
 
     path: str
     sha256: Digest
@@ -80,7 +80,7 @@ class TrainingMetrics(Document, frozen=True, kw_only=True, omit_defaults=True):
     parameters: Parameters
     records: Annotated[list[Record], msgspec.Meta(min_length=1)]
     best: Record
-    checkpoint: CheckpointFile
+    checkpoint: OutputFile
     run: dict[str, Any]
 
 

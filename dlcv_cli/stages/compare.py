@@ -20,7 +20,7 @@ from dlcv_cli.results.evaluation import AnyEvaluation, Interval
 from dlcv_cli.statistics.paired import Difference
 from dlcv_cli.statistics.significance import holm
 from dlcv_cli.studies import study_named
-from dlcv_cli.studies.base import Metric, Study, Summary, System, summarize, systems_of
+from dlcv_cli.studies.base import Metric, Study, System, summarize, systems_of
 from dlcv_cli.studies.stored import read_evaluation, read_predictions
 
 QUESTIONS = {
@@ -79,21 +79,18 @@ def compare_networks(networks: Sequence[Network], reference: str | None = None, 
     counts = None
     if len({network.evaluation.data.fingerprint for network in networks}) > 1:
         networks, counts = _select_shared(study, networks, common)
-    systems = [_systems_of(study, network) for network in networks]
     first = networks[0]
-    summaries: list[Summary | AnyEvaluation] = [network.evaluation for network in networks]
-    if counts:
-        summaries = [summarize(study, own) for own in systems]
-    metrics = [metric for metric in study.metrics if metric.column.key in summaries[0].metrics]
-    tested = [own[0] for own in systems]
-    tested += [replace(baseline, name=f"baseline: {baseline.name}") for baseline in systems[0][1:]]
+    metrics = [metric for metric in study.metrics if metric.column.key in first.evaluation.metrics]
+    columns = [metric.column for metric in metrics]
+    tested = [_systems_of(study, network)[0] for network in networks]
+    tested += [replace(rule, name=f"baseline: {rule.name}") for rule in _systems_of(study, first)[1:]]
     return Comparison(
         data=msgspec.structs.replace(first.evaluation.data, n=len(first.arrays["examples"])),
         common=counts,
         reference=networks[chosen].name,
-        metric=metrics[0].column.key,
-        columns=[metric.column for metric in metrics],
-        rows=_make_rows(networks, summaries, [metric.column for metric in metrics], chosen),
+        metric=columns[0].key,
+        columns=columns,
+        rows=_make_rows(networks, columns, chosen),
         pairs=[pair for metric in metrics for pair in _test(metric, tested, chosen)],
     )
 
@@ -126,7 +123,7 @@ def _different(network: Network, other: Network, what: str, remedy: str) -> Dlcv
 def _select_shared(
     study: Study[Any], networks: Sequence[Network], common: bool
 ) -> tuple[list[Network], dict[str, int]]:
-    """Return the networks on the examples that all have, each once, and how many examples each had."""
+    """Return the networks on the examples that all have, each once, summarized anew, and how many each had."""
     first = networks[0]
     other = next(n for n in networks if n.evaluation.data.fingerprint != first.evaluation.data.fingerprint)
     places = [{row.tobytes(): i for i, row in enumerate(network.arrays["examples"])} for network in networks]
@@ -146,125 +143,100 @@ def _select_shared(
             raise _different(network, first, f"set of {study.truth}", again)
         if study.class_names(network.evaluation) != study.class_names(first.evaluation):
             raise _different(network, first, "list of classes", again)
-        selected.append(Network(network.name, network.evaluation, arrays))
+        shown = vars(summarize(study, _systems_of(study, replace(network, arrays=arrays))))
+        selected.append(Network(network.name, msgspec.structs.replace(network.evaluation, **shown), arrays))
     return selected, {network.name: len(place) for network, place in zip(networks, places, strict=True)}
 
 
 # --------------------------------------------------------------------------------------------------- rows and pairs
 
 
-def _make_rows(
-    networks: Sequence[Network],
-    summaries: Sequence[Summary | AnyEvaluation],
-    columns: Sequence[Column],
-    reference: int,
-) -> list[Row]:
+def _make_rows(networks: Sequence[Network], columns: Sequence[Column], reference: int) -> list[Row]:
+    """Return a row per network, then a row per baseline; the best values are starred unless a network collapsed."""
     key = columns[0].key
-    base = summaries[reference].metrics[key]
-    best = _find_best(networks, summaries, columns)
-    rows = [
-        Row(
-            name=network.name,
-            baseline=False,
-            metrics=summary.metrics,
-            intervals=summary.intervals,
-            intervals_over=summary.intervals_over,
-            seeds=tuple(network.evaluation.seeds),
-            seed_spread=summary.seed_spread,
-            collapse=network.evaluation.collapse,
-            contaminated=network.evaluation.contamination.leaks,
-            difference=summary.metrics[key] - base,
-            best=[] if network.evaluation.collapse.collapsed else _keys_at(best, summary.metrics),
-        )
-        for network, summary in zip(networks, summaries, strict=True)
-    ]
-    return rows + [
-        Row(
-            name=f"baseline: {baseline.name}",
-            baseline=True,
-            metrics=baseline.metrics,
-            intervals=baseline.intervals,
-            intervals_over="examples",
-            contaminated=False,
-            difference=baseline.metrics[key] - base,
-            best=[],
-        )
-        for baseline in summaries[0].baselines
-    ]
-
-
-def _find_best(
-    networks: Sequence[Network], summaries: Sequence[Summary | AnyEvaluation], columns: Sequence[Column]
-) -> dict[str, float]:
-    """Return the best value of each column among the networks that have not collapsed."""
-    standing = [s for n, s in zip(networks, summaries, strict=True) if not n.evaluation.collapse.collapsed]
+    base = networks[reference].evaluation.metrics[key]
+    standing = [network.evaluation for network in networks if not network.evaluation.collapse.collapsed]
     best = {}
     for column in columns if standing else ():
         choose = max if column.higher_is_better else min
-        best[column.key] = choose(summary.metrics[column.key] for summary in standing)
-    return best
-
-
-def _keys_at(best: Mapping[str, float], values: Mapping[str, float]) -> list[str]:
-    return [key for key, value in best.items() if values.get(key) == value]
+        best[column.key] = choose(evaluation.metrics[column.key] for evaluation in standing)
+    rows = []
+    for network in networks:
+        own = network.evaluation
+        starred = [] if own.collapse.collapsed else [k for k, value in best.items() if own.metrics.get(k) == value]
+        rows.append(
+            Row(
+                name=network.name,
+                baseline=False,
+                metrics=own.metrics,
+                intervals=own.intervals,
+                intervals_over=own.intervals_over,
+                seed_spread=own.seed_spread,
+                seeds=tuple(own.seeds),
+                collapse=own.collapse,
+                contaminated=own.contamination.leaks,
+                difference=own.metrics[key] - base,
+                best=starred,
+            )
+        )
+    for rule in networks[0].evaluation.baselines:
+        rows.append(
+            Row(
+                name=f"baseline: {rule.name}",
+                baseline=True,
+                metrics=rule.metrics,
+                intervals=rule.intervals,
+                intervals_over="examples",
+                contaminated=False,
+                difference=rule.metrics[key] - base,
+                best=[],
+            )
+        )
+    return rows
 
 
 def _test(metric: Metric[Any], systems: Sequence[System[Any]], reference: int) -> list[Pair]:
     """Return the tests of one metric of each row against the reference's, corrected for their number."""
-    if not metric.test:
-        return []
     base, others = systems[reference], [system for number, system in enumerate(systems) if number != reference]
-    differences = metric.test(others, base)
+    differences = metric.compare(others, base)
     corrected = holm([difference.p for difference in differences])
     return [
         Pair(
             name=other.name,
             reference=base.name,
             metric=metric.column.key,
-            difference=float(difference.difference),
-            interval=Interval(*difference.interval),
-            p=difference.p,
-            test=difference.test,
-            over=difference.over,
-            n=difference.n,
-            p_exact=difference.p_exact,
-            only_row=difference.only_row,
-            only_reference=difference.only_reference,
+            **vars(difference) | {"interval": Interval(*difference.interval)},
             p_holm=p_holm,
             question=QUESTIONS[difference.over],
             sentence=describe_difference(metric.column, other.name, base.name, difference, p_holm),
         )
-        for other, difference, p_holm in zip(others, differences, corrected, strict=True)
+        for other, difference, p_holm in zip(others, differences, corrected, strict=False)  # none without a test
     ]
 
 
 def describe_difference(column: Column, name: str, reference: str, tested: Difference, p_holm: float) -> str:
     """Return a tested difference in words; `beats` only where the corrected p is below 0.05."""
-    (low, high), value = tested.interval, tested.difference
     ps = f"p = {_format_p(tested.p)}"
     if _format_p(p_holm) != _format_p(tested.p):
         ps += f", corrected {_format_p(p_holm)}"
     ps = ps.replace("= <", "< ")
+    value, ends = tested.difference, tested.interval
+    if p_holm < ALARM and value < 0:
+        value, ends = -value, (-ends[1], -ends[0])
+    amount = _format(column, value) + (" points" if column.percent else "")
+    details = f"95 % interval {' to '.join(_format(column, end) for end in ends)}, {ps}"
     if p_holm >= ALARM:
         sign = "+" if value >= 0 else ""
-        interval = f"95 % interval {_format(column, low)} to {_format(column, high)}"
         return (
-            f"no evidence of a difference between {name} and {reference} in {column.noun} "
-            f"({sign}{_format_amount(column, value)}, {interval}, {ps})"
+            f"no evidence of a difference between {name} and {reference} in {column.noun} ({sign}{amount}, {details})"
         )
-    winner, loser = (name, reference) if (value > 0) == column.higher_is_better else (reference, name)
-    if value < 0:
-        value, low, high = -value, -high, -low
-    interval = f"95 % interval {_format(column, low)} to {_format(column, high)}"
-    return f"{winner} beats {loser} by {_format_amount(column, value)} in {column.noun} ({interval}, {ps})"
+    is_better = (tested.difference > 0) == column.higher_is_better
+    winner, loser = (name, reference) if is_better else (reference, name)
+    return f"{winner} beats {loser} by {amount} in {column.noun} ({details})"
 
 
 def _format(column: Column, value: float) -> str:
     return f"{100 * value:.1f}" if column.percent else f"{value:.3g}"
-
-
-def _format_amount(column: Column, value: float) -> str:
-    return _format(column, value) + (" points" if column.percent else "")
 
 
 def _format_p(p: float) -> str:

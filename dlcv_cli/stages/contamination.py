@@ -1,75 +1,24 @@
-"""Which of the evaluated examples a checkpoint, or one that it comes from, was trained or chosen on."""
+"""Counts the evaluated examples that a checkpoint, or one of its ancestors, was trained or selected on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dlcv_cli.context import Reporter
 from dlcv_cli.errors import DlcvError, FileError, list_names
-from dlcv_cli.files import tensors
-from dlcv_cli.files.disk import JSON, as_object, hash_file
+from dlcv_cli.files.disk import JSON, hash_file
 from dlcv_cli.results.evaluation import Contamination, Unchecked
+from dlcv_cli.stages.lineage import Source, trace_sources
 from dlcv_cli.studies.base import Study
 
-DigestExamples = Callable[[Path], dict[str, list[str]]]  # data file -> of each part, each example's sha256
 
-
-@dataclass
-class Lineage:
-    """The examples that a line of checkpoints has seen, by sha256, and how far back it could be followed."""
-
-    trained: set[str] = field(default_factory=set)
-    chosen: set[str] = field(default_factory=set)  # of the validation parts, which decided which weights were kept
-    checked: list[str] = field(default_factory=list)
-    unchecked: list[Unchecked] = field(default_factory=list)
-    unrecorded: list[str] = field(default_factory=list)
-
-
-def trace_training_data(
-    checkpoint: Path, metadata: JSON, data: Path, data_role: str, digest_examples: DigestExamples
-) -> Lineage:
-    """Follow a checkpoint's inputs, and theirs, to the data of each generation. Files count by their sha256.
-
-    Args:
-        metadata: the checkpoint's. data: a data file that may stand for a recorded one of the same content.
-        data_role: the role of data among a checkpoint's inputs.
-    """
-    lineage, known, pending = Lineage(), {hash_file(data): data}, [(checkpoint, metadata)]
-    while pending:
-        child, metadata = pending.pop()
-        for role, recorded in as_object(metadata.get("inputs")).items():
-            source = as_object(recorded)
-            if isinstance(source.get("name"), str):
-                lineage.unrecorded.append(source["name"])
-                continue
-            place, digest = source.get("path"), source.get("sha256")
-            path = known.get(str(digest)) or child.parent / str(place)
-            try:
-                if not isinstance(place, str) or hash_file(path) != digest:
-                    raise FileError(path, f"has changed since {child.name} was made from it")
-                if role == data_role:
-                    parts = digest_examples(path)
-                    lineage.trained.update(parts["train"])
-                    lineage.chosen.update(parts["val"])
-                    lineage.checked.append(path.name)
-                elif role == "weights" and not _is_checkpoint(path):
-                    lineage.unrecorded.append(path.name)
-                else:
-                    pending.append((path, tensors.read_metadata(path, tensors.CHECKPOINT)))
-            except (DlcvError, OSError) as error:
-                lineage.unchecked.append(Unchecked(name=path.name, why=str(error).removeprefix(f"{path}: ")))
-    return lineage
-
-
-def _is_checkpoint(path: Path) -> bool:
-    """Return whether a file of weights has our metadata: torchvision's, and others', have none."""
-    try:
-        tensors.read_metadata(path, tensors.CHECKPOINT)
-    except FileError:
-        return False
-    return True
+def _walk(sources: Iterable[Source], data_role: str) -> Iterator[Source]:
+    """Yield all files that a checkpoint comes from, back to the data, whose own sources are no examples."""
+    for source in sources:
+        yield source
+        if source.role != data_role:
+            yield from _walk(source.sources, data_role)
 
 
 def check_contamination(
@@ -78,19 +27,37 @@ def check_contamination(
     """Return the sha256 of each evaluated example, and how many of them the checkpoint has seen.
 
     Args:
-        part: the one that is evaluated; `train` is contaminated by definition, and allowed.
+        part: the evaluated part; `train` is contaminated by definition, and allowed.
 
     Raises:
         FileError: `data` is not what the checkpoint's study needs.
     """
-    examples: Sequence[str] = study.digest_examples(data)[part]
-    lineage = trace_training_data(checkpoint, metadata, data, study.data_role, study.digest_examples)
-    return list(examples), Contamination(
-        checked=sorted(lineage.checked),
-        unchecked=lineage.unchecked,
-        unrecorded=sorted(lineage.unrecorded),
-        examples=sum(digest in lineage.trained for digest in examples),
-        chosen=sum(digest in lineage.chosen for digest in examples),
+    examples = study.digest_examples(data)[part]
+    seen: dict[str, set[str]] = {"train": set(), "val": set()}  # validation examples decided which weights to keep
+    checked: list[str] = []
+    unchecked: list[Unchecked] = []
+    unrecorded: list[str] = []
+    for source in _walk(trace_sources(checkpoint, metadata, {hash_file(data): data}), study.data_role):
+        problem = source.problem
+        if source.path is None or (source.role == "weights" and not problem and not source.metadata):
+            unrecorded.append(source.name)
+        elif source.role == study.data_role and not problem:
+            try:
+                parts = study.digest_examples(source.path)
+            except FileError as error:
+                problem = str(error).removeprefix(f"{source.path}: ")
+            else:
+                checked.append(source.name)
+                for name, digests in seen.items():
+                    digests.update(parts[name])
+        if problem:
+            unchecked.append(Unchecked(name=source.name, why=problem))
+    return examples, Contamination(
+        checked=sorted(checked),
+        unchecked=unchecked,
+        unrecorded=sorted(unrecorded),
+        examples=sum(digest in seen["train"] for digest in examples),
+        chosen=sum(digest in seen["val"] for digest in examples),
         of=len(examples),
         by_chance=study.repeats_examples(metadata),
         allowed=allowed or part == "train",

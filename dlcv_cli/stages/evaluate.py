@@ -17,8 +17,8 @@ from dlcv_cli.files.disk import JSON, hash_file, path_beside, read_json
 from dlcv_cli.files.locks import claim_outputs
 from dlcv_cli.files.recipes import Input, Recipe, RunInfo, refuse_overwrite
 from dlcv_cli.results.codec import write_document
-from dlcv_cli.results.evaluation import SCHEMA, AnyEvaluation, Contamination, Data, Evaluation, PredictionsFile
-from dlcv_cli.results.metrics import InputFile
+from dlcv_cli.results.evaluation import SCHEMA, AnyEvaluation, Contamination, Data, Evaluation
+from dlcv_cli.results.metrics import InputFile, OutputFile
 from dlcv_cli.stages.contamination import check_contamination, report_contamination
 from dlcv_cli.stages.training import warn_if_unpaired
 from dlcv_cli.studies import study_of
@@ -52,37 +52,55 @@ def evaluate(
 
     Raises:
         DlcvError: a damaged input, data that is missing or changed, a file of another kind under the output's name, or
-            examples that the checkpoint or one it comes from was trained on (unless allowed, or `train` is evaluated).
+            examples that the checkpoint or an ancestor was trained on (unless allowed, or `train` is evaluated).
     """
     context = context or Context()
+    reporter, part = context.reporter, config.part
+    task = _plan(checkpoint, config, data, context)
+    stored = None if context.force else _load_current(task, reporter)
+    if stored:
+        if context.root:
+            task.study.check_files(task.data, part, context)
+        report_contamination(checkpoint, stored.contamination, part, allow_contaminated, reporter)
+        return Evaluated(task.output, False, stored)
+    with claim_outputs(task.output, task.predictions):
+        run = RunInfo()
+        examples, leak = check_contamination(task.study, checkpoint, task.metadata, task.data, part, allow_contaminated)
+        report_contamination(checkpoint, leak, part, allow_contaminated, reporter)
+        root = context.root or _recorded_root(checkpoint, task.metadata, task.study.data_role, data)
+        measured = task.study.measure(checkpoint, task.data, part, replace(context, root=root))
+        return Evaluated(task.output, True, _write(task, run, measured, examples, leak))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be evaluated, and where the two outputs go."""
+
+    study: Study[Any]
+    metadata: JSON  # of the checkpoint
+    data: Path
+    recipe: Recipe
+    output: Path
+    predictions: Path
+
+
+def _plan(checkpoint: Path, config: EvalConfig, data: Path | None, context: Context) -> _Task:
+    """Return the task after all cheap checks of its inputs and outputs."""
     metadata = tensors.read_metadata(checkpoint, tensors.CHECKPOINT)
     study = study_of(checkpoint, metadata)
     warn_if_unpaired(checkpoint, context.reporter)
-    source = _find_data(checkpoint, metadata, study.data_role, data, context.reporter)
+    source = _locate_data(checkpoint, metadata, study.data_role, data, context.reporter)
     inputs = {"checkpoint": Input(hash_file(checkpoint), checkpoint), "data": Input(hash_file(source), source)}
     recipe = Recipe("eval", config, inputs)
     output = path_beside(checkpoint, f".{config.part}.eval.json")
     predictions = path_beside(checkpoint, f".{config.part}.predictions.safetensors")
     refuse_overwrite(predictions, recipe, lambda path: tensors.read_metadata(path, tensors.PREDICTIONS), context.force)
     refuse_overwrite(output, recipe, _read_any_schema, context.force)
-    stored = None if context.force else _load_current(output, predictions, recipe, context.reporter)
-    if stored:
-        if context.root:
-            study.check_files(source, config.part, context)
-        report_contamination(checkpoint, stored.contamination, config.part, allow_contaminated, context.reporter)
-        return Evaluated(output, False, stored)
-    with claim_outputs(output, predictions):
-        run = RunInfo()
-        examples, leak = check_contamination(study, checkpoint, metadata, source, config.part, allow_contaminated)
-        report_contamination(checkpoint, leak, config.part, allow_contaminated, context.reporter)
-        root = context.root or _recorded_root(checkpoint, metadata, study.data_role, data)
-        measured = study.measure(checkpoint, source, config.part, replace(context, root=root))
-        evaluation = _write(output, predictions, recipe, run, study, measured, examples, leak)
-        return Evaluated(output, True, evaluation)
+    return _Task(study, metadata, source, recipe, output, predictions)
 
 
 def _read_any_schema(path: Path) -> JSON:
-    """Return an evaluation of this version or an earlier one. FileError: it is none."""
+    """Return an evaluation of this version or an earlier version. FileError: it is no evaluation."""
     for schema in EARLIER_SCHEMAS:
         try:
             return read_json(path, schema)
@@ -91,68 +109,52 @@ def _read_any_schema(path: Path) -> JSON:
     return read_json(path, SCHEMA)
 
 
-def _load_current(output: Path, predictions: Path, recipe: Recipe, reporter: Reporter) -> AnyEvaluation | None:
+def _load_current(task: _Task, reporter: Reporter) -> AnyEvaluation | None:
     """Return the stored evaluation if it is up to date; otherwise None, with a note of the reason."""
-    if not output.exists():
+    if not task.output.exists():
         return None
-    document = _read_any_schema(output)
+    document = _read_any_schema(task.output)
     if document["schema"] in EARLIER_SCHEMAS:
-        reporter.note(f"{output}: written by an earlier version; evaluating again")
-        return None
-    if differences := recipe.differences(document):
-        reporter.note(f"{output}: out of date ({'; '.join(differences)}); evaluating again")
-        return None
-    evaluation = read_evaluation(output)
-    if not predictions.is_file() or hash_file(predictions) != evaluation.predictions.sha256:
-        reporter.note(f"{predictions}: missing or changed; evaluating again")
-        return None
-    return evaluation
+        reporter.note(f"{task.output}: written by an earlier version; evaluating again")
+    elif differences := task.recipe.differences(document):
+        reporter.note(f"{task.output}: out of date ({'; '.join(differences)}); evaluating again")
+    else:
+        evaluation = read_evaluation(task.output)
+        if task.predictions.is_file() and hash_file(task.predictions) == evaluation.predictions.sha256:
+            return evaluation
+        reporter.note(f"{task.predictions}: missing or changed; evaluating again")
+    return None
 
 
-def _write(
-    output: Path,
-    predictions: Path,
-    recipe: Recipe,
-    run: RunInfo,
-    study: Study[Any],
-    measured: Measured,
-    examples: list[str],
-    leak: Contamination,
-) -> AnyEvaluation:
-    """Write the predictions, then the evaluation that carries their sha256, which is returned.
-
-    Eight parameters: all that goes into the two files, each used as it is.
-    """
-    common = recipe.to_json(output.parent)
+def _write(task: _Task, run: RunInfo, measured: Measured, examples: list[str], leak: Contamination) -> AnyEvaluation:
+    """Write the predictions, then the evaluation that carries their sha256, which is returned."""
+    recipe = task.recipe.to_json(task.output.parent)
     data = Data(
-        study=study.name,
-        part=common["config"]["part"],
+        study=task.study.name,
+        part=recipe["config"]["part"],
         n=len(examples),
-        path=common["inputs"]["data"]["path"],
+        path=recipe["inputs"]["data"]["path"],
         fingerprint=measured.fingerprint,
     )
     digests = np.frombuffer(bytes.fromhex("".join(examples)), np.uint8).reshape(-1, 32)
     arrays = {**measured.arrays, "examples": digests}
-    tensors.write(predictions, tensors.PREDICTIONS, arrays, {**common, "data": msgspec.to_builtins(data)})
-    systems = systems_of(study, measured.arrays, "", measured.seeds, measured.baselines)
-    summary = summarize(study, systems)
+    tensors.write(task.predictions, tensors.PREDICTIONS, arrays, {**recipe, "data": msgspec.to_builtins(data)})
+    systems = systems_of(task.study, measured.arrays, "", measured.seeds, measured.baselines)
     evaluation: AnyEvaluation = Evaluation(
-        stage=common["stage"],
-        config=common["config"],
-        inputs={role: InputFile(**source) for role, source in common["inputs"].items()},
+        **recipe | {"inputs": msgspec.convert(recipe["inputs"], dict[str, InputFile])},
         data=data,
-        **vars(summary),
+        **vars(summarize(task.study, systems)),
         collapse=measured.collapse,
         details=measured.details,
         contamination=leak,
-        predictions=PredictionsFile(path=predictions.name, sha256=hash_file(predictions)),
+        predictions=OutputFile(path=task.predictions.name, sha256=hash_file(task.predictions)),
         run=run.to_json(*measured.packages, **measured.machine),
     )
-    write_document(output, evaluation)
+    write_document(task.output, evaluation)
     return evaluation
 
 
-def _find_data(checkpoint: Path, metadata: JSON, role: str, data: Path | None, reporter: Reporter) -> Path:
+def _locate_data(checkpoint: Path, metadata: JSON, role: str, data: Path | None, reporter: Reporter) -> Path:
     """Return where the data is: `data`, or the path in the checkpoint, whose file must be unchanged."""
     try:
         recorded = metadata["inputs"][role]

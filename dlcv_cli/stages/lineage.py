@@ -1,82 +1,122 @@
-"""The lineage of a comparison: from data and weights through checkpoints and evaluations to the table."""
+"""What a file was made from, back to the data, as each file records it; and the graph of it that a report shows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from dlcv_cli.errors import DlcvError
+from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.files import splits, tensors
-from dlcv_cli.files.disk import as_object, hash_file, hash_json, read_json
+from dlcv_cli.files.disk import JSON, as_object, hash_file, hash_json, read_json
 from dlcv_cli.report.kinds import FigureGroup, Graph, Node
 from dlcv_cli.results.codec import encode
 from dlcv_cli.results.comparison import Comparison
-from dlcv_cli.studies import study_named
 from dlcv_cli.studies.base import Reported
 
 DATA = ("split", "data")  # roles of data among the inputs
 
 
+@dataclass(frozen=True)
+class Source:
+    """A file that another file was made from.
+
+    Attributes:
+        role: its role among the other's inputs.
+        sha256: of the content that was used, whatever the file holds today.
+        path: None if the input is recorded by name or content alone.
+        problem: why the file is not, or cannot be read as, what was used; empty if it is.
+        metadata: the file's own; empty where there is none, as in weights of other programs.
+        sources: what the file was made from in turn.
+    """
+
+    role: str
+    name: str
+    sha256: str
+    path: Path | None = None
+    problem: str = ""
+    metadata: JSON = field(default_factory=dict)
+    sources: tuple[Source, ...] = ()
+
+
+def trace_sources(file: Path, metadata: JSON, known: Mapping[str, Path] | None = None) -> tuple[Source, ...]:
+    """Return the inputs that a file's metadata records, each with its own inputs.
+
+    Args:
+        known: files by sha256, which stand for recorded files of the same content wherever those were.
+    """
+    inputs, known = as_object(metadata.get("inputs")), known or {}
+    return tuple(_trace(role, as_object(recorded), file, known) for role, recorded in inputs.items())
+
+
+def _trace(role: str, recorded: JSON, child: Path, known: Mapping[str, Path]) -> Source:
+    digest, name = str(recorded.get("sha256")), recorded.get("name")
+    if isinstance(name, str) or not isinstance(recorded.get("path"), str):
+        return Source(role, str(name or role), digest)
+    path = known.get(digest) or child.parent / recorded["path"]
+    try:
+        if hash_file(path) != digest:
+            raise FileError(path, f"has changed since {child.name} was made from it")
+        metadata = _read_metadata(role, path)
+    except (DlcvError, OSError) as error:
+        return Source(role, path.name, digest, path, str(error).removeprefix(f"{path}: "))
+    return Source(role, path.name, digest, path, "", metadata, trace_sources(path, metadata, known))
+
+
+def _read_metadata(role: str, path: Path) -> JSON:
+    """Return a file's metadata; empty for weights of other programs. FileError: a checkpoint or data is damaged."""
+    if path.suffix == ".json":
+        return read_json(path, splits.SCHEMA)
+    try:
+        return tensors.read_metadata(path, tensors.SEQUENCES if role in DATA else tensors.CHECKPOINT)
+    except FileError:
+        if role == "weights":
+            return {}
+        raise
+
+
 def draw_lineage(networks: Sequence[Reported], comparison: Comparison) -> FigureGroup:
     """Return the graph of all files that the comparison was made from, as the files themselves record it."""
-    lineage = _Lineage()
-    evaluations = [lineage.add_evaluation(network) for network in networks]
-    lineage.add("comparison", "this table", hash_json(encode(comparison)), tuple(evaluations))
-    origins = ", ".join(node.name for node in lineage.nodes if not node.sources)
-    text = f"{len(lineage.nodes)} files, from {origins} to the table. The table below has the hashes in full."
-    graph = Graph("lineage", f"Lineage: {comparison.data.study}", text, tuple(lineage.nodes))
+    nodes: dict[tuple[str, str], Node] = {}  # by name and content, each after its sources
+    evaluations = [
+        _add(
+            nodes, Source("evaluation", network.file.name, hash_file(network.file), sources=_trace_evaluation(network))
+        )
+        for network in networks
+    ]
+    table = Node("comparison", "this table", hash_json(encode(comparison)), tuple(evaluations))
+    origins = ", ".join(node.name for node in nodes.values() if not node.sources)
+    text = f"{len(nodes) + 1} files, from {origins} to the table. The table below has the hashes in full."
+    graph = Graph("lineage", f"Lineage: {comparison.data.study}", text, (*nodes.values(), table))
     hint = "Each file with the first digits of its sha256; lines lead to what was made from it."
     return FigureGroup("From data to table", hint, [graph])
 
 
-class _Lineage:
-    """The nodes of a graph, each after its sources; a file that is met again is the same node."""
+def _trace_evaluation(network: Reported) -> tuple[Source, ...]:
+    """Return the checkpoint as the report read it, and the data."""
+    known = {network.evaluation.inputs["checkpoint"].sha256: network.checkpoint}
+    inputs = {role: {"path": file.path, "sha256": file.sha256} for role, file in network.evaluation.inputs.items()}
+    return trace_sources(network.file, {"inputs": inputs}, known)
 
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-        self.indices: dict[tuple[str, str], int] = {}
 
-    def add(self, name: str, kind: str, digest: str, sources: tuple[int, ...] = (), note: str = "") -> int:
-        """Return the index of the node of this name and content, new or known."""
-        key = (name, digest)
-        if key not in self.indices:
-            self.indices[key] = len(self.nodes)
-            self.nodes.append(Node(name, kind, digest, sources, note))
-        return self.indices[key]
+def _add(nodes: dict[tuple[str, str], Node], source: Source) -> int:
+    """Return the place of a file's node among the nodes, new or known; its sources come before it."""
+    key = source.name, source.sha256
+    if key not in nodes:
+        ordered = sorted(source.sources, key=lambda other: other.role in DATA)  # drawn lowest: fewer lines cross
+        places = tuple(dict.fromkeys(_add(nodes, other) for other in ordered))
+        nodes[key] = Node(source.name, _kind(source), source.sha256, places, _note(source))
+    return list(nodes).index(key)
 
-    def add_evaluation(self, network: Reported) -> int:
-        inputs, folder = network.evaluation.inputs, network.file.parent
-        checkpoint = self.add_checkpoint(network.checkpoint, inputs["checkpoint"].sha256)
-        role = study_named(network.evaluation.data.study).data_role
-        data = self.add_input(role, {"path": inputs["data"].path, "sha256": inputs["data"].sha256}, folder)
-        return self.add(network.file.name, "evaluation", hash_file(network.file), (checkpoint, data))
 
-    def add_checkpoint(self, path: Path, digest: str) -> int:
-        if (path.name, digest) in self.indices:  # an ancestor of several
-            return self.indices[path.name, digest]
-        metadata = tensors.read_metadata(path, tensors.CHECKPOINT)
-        inputs = as_object(metadata.get("inputs"))
-        roles = sorted(inputs, key=lambda role: role in DATA)  # data last: drawn lowest, so that fewer lines cross
-        sources = [self.add_input(role, as_object(inputs[role]), path.parent) for role in roles]
-        return self.add(path.name, str(metadata.get("stage")), digest, tuple(dict.fromkeys(sources)))
+def _kind(source: Source) -> str:
+    """Return what a file is: the stage that wrote a checkpoint, the schema of data, otherwise the role."""
+    if source.role in DATA and "schema" in source.metadata:
+        return str(source.metadata["schema"]).removeprefix("dlcv.").partition("/")[0]
+    return source.role if source.role in DATA else str(source.metadata.get("stage", source.role))
 
-    def add_input(self, role: str, recorded: dict[str, Any], folder: Path) -> int:
-        """Add an input as a file in `folder` records it, and its own inputs if it exists unchanged."""
-        digest = str(recorded.get("sha256"))
-        if not isinstance(recorded.get("path"), str):
-            return self.add(str(recorded.get("name", role)), role, digest)
-        path = folder / recorded["path"]
-        if not path.is_file() or hash_file(path) != digest:
-            return self.add(path.name, role, digest, note="changed since" if path.exists() else "missing now")
-        try:
-            if role in ("checkpoint", "weights"):
-                return self.add_checkpoint(path, digest)
-            if role == "split":
-                inputs = as_object(read_json(path, splits.SCHEMA).get("inputs"))
-                # the images themselves: a split records their common sha256, and no path
-                sources = tuple(self.add(name, name, str(as_object(of).get("sha256"))) for name, of in inputs.items())
-                return self.add(path.name, role, digest, sources)
-        except DlcvError:  # weights of another program record no inputs
-            pass
-        return self.add(path.name, role, digest)
+
+def _note(source: Source) -> str:
+    if not source.problem or source.path is None:
+        return ""
+    return "changed since" if source.path.exists() else "missing now"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcv_cli.statistics.metrics import CLOSE, mean_squared_error
+from dlcv_cli.statistics.metrics import CLOSE, absolute_errors
 from dlcv_cli.statistics.significance import bca, mean_of, wilson
 
 FEW = 4  # a network that predicts a quarter of the classes that occur, or fewer, has collapsed
@@ -16,19 +18,24 @@ SAME = 0.95  # a network with this share of its predictions in one place has col
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether a network has collapsed."""
+class Collapse:
+    """Whether a network ignores what it sees, and its most frequent prediction. Part of an evaluation file."""
 
     collapsed: bool
     why: str | None  # in words
-    answers: int | None  # how many different classes it predicts; None: its predictions are numbers
+    answers: Annotated[int, msgspec.Meta(ge=0)] | None  # different classes predicted; None: it predicts numbers
     most_frequent: str  # prediction
-    share: float  # of the predictions that are that one, in 0..1
+    share: Annotated[float, msgspec.Meta(ge=0, le=1)]  # of the predictions that are the most frequent one
+
+    def describe(self) -> str:
+        """Return the most frequent prediction and its share in words."""
+        near = "near " if self.answers is None else ""
+        return f"{100 * self.share:.1f} % of its predictions are {near}{self.most_frequent}"
 
 
 def judge_classes(
     predicted: NDArray[np.int64], labels: NDArray[np.int64], right: int, baseline: int, names: list[str]
-) -> Verdict:
+) -> Collapse:
     """Return whether a classifier has collapsed.
 
     It has if it predicts few of the classes that occur, or if on FEWEST examples or more it is right no more often than
@@ -46,12 +53,12 @@ def judge_classes(
     elif n >= FEWEST and right / n <= high:
         why = f"no better than always {names[baseline]} ({100 * low:.1f} to {100 * high:.1f} % right)"
     most = int(predicted.argmax())
-    return Verdict(why is not None, why, different, names[most], float(predicted[most] / n))
+    return Collapse(why is not None, why, different, names[most], float(predicted[most] / n))
 
 
 def judge_numbers(
     predictions: NDArray[np.float32], targets: NDArray[np.float32], constant: float, learns: bool = True
-) -> Verdict:
+) -> Collapse:
     """Return whether a cell has collapsed in any of its runs: predictions (K, N) against targets (N,).
 
     A run has if SAME of its predictions lie within CLOSE of their median, or if on FEWEST sequences or more its mean
@@ -66,10 +73,10 @@ def judge_numbers(
     for share, run in zip(shares, predictions, strict=True):
         if share >= SAME > spread:
             reasons.append(f"{100 * share:.0f} % of the predictions are the same within {CLOSE}")
-        elif len(targets) >= FEWEST and mean_squared_error(run, targets) >= low:
+        elif len(targets) >= FEWEST and np.mean(absolute_errors(run, targets) ** 2) >= low:
             reasons.append(f"no better than constant {constant:g} (MSE {low:.3g} to {high:.3g})")
     why = reasons[0] if reasons and learns else None
     if why and len(predictions) > 1:
         why = f"{len(reasons)} of {len(predictions)} runs: {why}"
     most = int(shares.argmax())
-    return Verdict(why is not None, why, None, f"{middles[most]:.3g}", float(shares[most]))
+    return Collapse(why is not None, why, None, f"{middles[most]:.3g}", float(shares[most]))

@@ -91,19 +91,9 @@ def largest_class(train_labels: Labels) -> int:
 CLOSE = 0.04  # Source: Hochreiter & Schmidhuber 1997, experiment 4: a smaller error counts as right
 
 
-def mean_squared_error(predictions: Floats, targets: Floats) -> float:
-    """Return the mean squared error of predictions (..., N) against targets (N,), in the targets' units squared."""
-    return float(np.mean(_errors(predictions, targets) ** 2))
-
-
-def mean_absolute_error(predictions: Floats, targets: Floats) -> float:
-    """Return the mean absolute error, in the targets' units."""
-    return float(np.mean(_errors(predictions, targets)))
-
-
-def share_close(predictions: Floats, targets: Floats) -> float:
-    """Return the share of predictions that are off by less than CLOSE."""
-    return float(np.mean(is_close(predictions, targets)))
+def absolute_errors(predictions: Floats, targets: Floats) -> NDArray[np.float64]:
+    """Return how far predictions (..., N) are from targets (N,), in the targets' units."""
+    return np.abs(predictions.astype(np.float64) - targets)
 
 
 def explained_variance(predictions: Floats, targets: Floats) -> float:
@@ -111,17 +101,9 @@ def explained_variance(predictions: Floats, targets: Floats) -> float:
 
     Where the targets do not vary: 1 if all predictions are exact, else 0.
     """
-    mse, varies = mean_squared_error(predictions, targets), float(np.var(targets, dtype=np.float64))
+    mse = float(np.mean(absolute_errors(predictions, targets) ** 2))
+    varies = float(np.var(targets, dtype=np.float64))
     return 1 - mse / varies if varies > 0 else float(mse == 0)
-
-
-def _errors(predictions: Floats, targets: Floats) -> NDArray[np.float64]:
-    return np.abs(predictions.astype(np.float64) - targets)
-
-
-def is_close(predictions: Floats, targets: Floats) -> NDArray[np.bool_]:
-    """Return which predictions are off by less than CLOSE."""
-    return _errors(predictions, targets) < CLOSE
 
 
 def r2_of(predictions: Floats, targets: Floats) -> Statistic:

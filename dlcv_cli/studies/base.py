@@ -19,10 +19,11 @@ from dlcv_cli.report.kinds import FigureGroup
 from dlcv_cli.report.pictures import Gallery
 from dlcv_cli.results.codec import Struct
 from dlcv_cli.results.comparison import Column
-from dlcv_cli.results.evaluation import AnyEvaluation, Baseline, Collapse, Interval, Over, PerSeed, Spread
+from dlcv_cli.results.evaluation import AnyEvaluation, Baseline, Interval, Over, PerSeed, Spread
 from dlcv_cli.results.metrics import TrainingMetrics
+from dlcv_cli.statistics.collapse import Collapse
 from dlcv_cli.statistics.metrics import over_runs
-from dlcv_cli.statistics.paired import Difference
+from dlcv_cli.statistics.paired import Difference, Sample
 from dlcv_cli.statistics.significance import Proportion, Statistic, intervals_of, t_interval
 
 S = TypeVar("S")  # what a study makes of the predictions of one run: all that its metrics need
@@ -47,9 +48,18 @@ class Metric(Generic[S]):
     value: Callable[[S], float]
     range: tuple[float, float] = (0, np.inf)
     interval: Callable[[S], Statistic | Proportion] | None = None  # None: no interval is known to hold
-    test: Callable[[Sequence[System[S]], System[S]], list[Difference]] | None = None  # others against a reference
+    tested: Callable[[S], NDArray[Any]] = lambda scores: np.empty(0)  # what of each example (N,) a test compares
+    test: Callable[[Sequence[Sample], Sample, S], list[Difference]] | None = None  # others against a reference
     of_baselines: bool = True
     applies: Callable[[S], bool] | None = None  # None: always; else the column is absent where it does not
+
+    def compare(self, others: Sequence[System[S]], base: System[S]) -> list[Difference]:
+        """Return each system's tested difference to the base; none if this metric has no test."""
+        if not self.test:
+            return []
+        systems = (base, *others)
+        samples = [Sample(np.stack([*map(self.tested, s.runs)]), s.seeds, s.baseline) for s in systems]
+        return self.test(samples[1:], samples[0], base.runs[0])
 
 
 @dataclass(frozen=True)
@@ -188,9 +198,8 @@ def summarize(study: Study[S], systems: Sequence[System[S]]) -> Summary:
         intervals=own,
         intervals_over="seeds" if several else "examples",
         baselines=described,
-        per_seed=[PerSeed(seed=s, metrics=run) for s, run in zip(network.seeds, by_run, strict=True)]
-        if network.seeds
-        else [],
+        # zip ends early where a study does not train with several seeds
+        per_seed=[PerSeed(seed=seed, metrics=run) for seed, run in zip(network.seeds, by_run, strict=False)],
         seed_spread={key: Spread(**over_runs(of)) for key, of in values.items()} if several else {},
     )
 

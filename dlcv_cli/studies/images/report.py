@@ -90,8 +90,8 @@ def load_pictures(network: Reported, root: Path | None, data: Path | None) -> tu
     """Return the most confused pairs of classes with some of their images, and the images with the highest loss.
 
     Args:
-        root: folder of the images; None: where the evaluation found them.
-        data: the split file; None: where the evaluation found it.
+        root: folder of the images; None: the folder that the evaluation names.
+        data: the split file; None: the file that the evaluation names.
     """
     root = root or network.file.parent / network.evaluation.details.root
     return _load_confused(network, root, data), _load_highest_losses(network, root)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import (
     AnyEvaluation,
     CalibrationBin,
-    Collapse,
     ConfusedPair,
     HighLoss,
     ImageDetails,
@@ -27,26 +25,14 @@ from dlcv_cli.results.evaluation import (
 from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_classes
 from dlcv_cli.statistics.metrics import Scores, score_answers, score_logits
-from dlcv_cli.statistics.paired import Difference, Sample, compare_recalls, compare_shares
+from dlcv_cli.statistics.paired import compare_recalls, compare_shares
 from dlcv_cli.statistics.significance import mean_of, proportion_of
-from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Reported, Study, System
+from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Reported, Study
 from dlcv_cli.vision.splits import Example
 
 MOST_CONFUSED = 10
 HIGHEST_LOSS = 16
 TOP = 5
-
-
-def _sample(system: System[Scores]) -> Sample:
-    return Sample(system.runs[0].right[None], system.seeds, system.baseline)
-
-
-def _compare_accuracies(others: Sequence[System[Scores]], base: System[Scores]) -> list[Difference]:
-    return compare_shares([_sample(system) for system in others], _sample(base))
-
-
-def _compare_recalls(others: Sequence[System[Scores]], base: System[Scores]) -> list[Difference]:
-    return compare_recalls([_sample(system) for system in others], _sample(base), base.runs[0].labels)
 
 
 METRICS: tuple[Metric[Scores], ...] = (
@@ -55,7 +41,8 @@ METRICS: tuple[Metric[Scores], ...] = (
         value=lambda s: float(s.right.mean()),
         range=(0, 1),
         interval=lambda s: proportion_of(s.right),
-        test=_compare_accuracies,
+        tested=lambda s: s.right,
+        test=lambda samples, base, _: compare_shares(samples, base),
     ),
     Metric(
         Column(key="top5_accuracy", heading="top-5 %", noun="top-5 accuracy", higher_is_better=True, percent=True),
@@ -76,7 +63,8 @@ METRICS: tuple[Metric[Scores], ...] = (
         value=lambda s: metrics.mean_per_class_recall(s.right, s.labels),
         range=(0, 1),
         interval=lambda s: metrics.recall_of(s.right, s.labels),
-        test=_compare_recalls,
+        tested=lambda s: s.right,
+        test=lambda samples, base, scores: compare_recalls(samples, base, scores.labels),
     ),
     Metric(  # none of the usual intervals holds for it (docs/statistics.md)
         Column(
@@ -135,13 +123,13 @@ class ImageStudy(Study[Scores]):
         scores, classes = score_logits(logits, images.labels), split.classes
         baseline = metrics.largest_class(np.array([example.label for example in split.parts["train"]], np.int64))
         predicted = np.bincount(scores.answers, minlength=len(classes))
-        verdict = judge_classes(predicted, images.labels, int(scores.right.sum()), baseline, classes)
+        collapse = judge_classes(predicted, images.labels, int(scores.right.sum()), baseline, classes)
         return Measured(
             splits.fingerprint(classes, split.parts[part]),
             {"logits": logits, "labels": images.labels, "baselines": np.full((1, len(images.labels)), baseline)},
             [],
             [f"always {classes[baseline]}"],
-            Collapse(**asdict(verdict)),
+            collapse,
             describe_errors(scores, classes, split.parts[part], relative_path(split.root, checkpoint.parent)),
             PACKAGES,
             predictor.describe(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from dlcv_cli.files import sequences, tensors
 from dlcv_cli.files.disk import as_object
 from dlcv_cli.report.kinds import FigureGroup
 from dlcv_cli.results.comparison import Column
-from dlcv_cli.results.evaluation import AnyEvaluation, ByLength, Collapse, SequenceDetails
+from dlcv_cli.results.evaluation import AnyEvaluation, ByLength, SequenceDetails
 from dlcv_cli.sequences.tasks import TASKS, Sequences
 from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_numbers
-from dlcv_cli.statistics.paired import Difference, Sample, compare_means
+from dlcv_cli.statistics.paired import compare_means
 from dlcv_cli.statistics.significance import mean_of, proportion_of
-from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Reported, Study, System
+from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Reported, Study
 
 Floats = NDArray[np.float32]
 
@@ -38,34 +38,27 @@ class Predicted:
     @property
     def errors(self) -> NDArray[np.float64]:
         """Absolute errors (N,)."""
-        return np.abs(self.predictions.astype(np.float64) - self.targets)
-
-
-def _compare_errors(others: Sequence[System[Predicted]], base: System[Predicted]) -> list[Difference]:
-    samples = [
-        Sample(np.stack([run.errors**2 for run in system.runs]), system.seeds, system.baseline)
-        for system in (base, *others)
-    ]
-    return compare_means(samples[1:], samples[0])
+        return metrics.absolute_errors(self.predictions, self.targets)
 
 
 METRICS: tuple[Metric[Predicted], ...] = (
     Metric(
         Column(key="mse", heading="MSE", noun="MSE", higher_is_better=False),
-        value=lambda p: metrics.mean_squared_error(p.predictions, p.targets),
+        value=lambda p: float(np.mean(p.errors**2)),
         interval=lambda p: mean_of(p.errors**2),
-        test=_compare_errors,
+        tested=lambda p: p.errors**2,
+        test=lambda samples, base, _: compare_means(samples, base),
     ),
     Metric(
         Column(key="mae", heading="MAE", noun="MAE", higher_is_better=False),
-        value=lambda p: metrics.mean_absolute_error(p.predictions, p.targets),
+        value=lambda p: float(np.mean(p.errors)),
         interval=lambda p: mean_of(p.errors),
     ),
     Metric(
         Column(key="close", heading="within 0.04 %", noun="share within 0.04", higher_is_better=True, percent=True),
-        value=lambda p: metrics.share_close(p.predictions, p.targets),
+        value=lambda p: float(np.mean(p.errors < metrics.CLOSE)),
         range=(0, 1),
-        interval=lambda p: proportion_of(metrics.is_close(p.predictions, p.targets)),
+        interval=lambda p: proportion_of(p.errors < metrics.CLOSE),
     ),
     Metric(
         Column(key="r2", heading="R2", noun="R2", higher_is_better=True, small=False),
@@ -115,7 +108,7 @@ class SequenceStudy(Study[Predicted]):
             halves = [task.knows_one(x) for x in np.split(examples.inputs, np.cumsum(examples.lengths)[:-1])]
         except IndexError:
             raise FileError(data, "damaged: a sequence in which nothing is marked") from None
-        verdict = judge_numbers(predictions, examples.targets, task.constant, learns)
+        collapse = judge_numbers(predictions, examples.targets, task.constant, learns)
         return Measured(
             sequences.fingerprint(examples),
             {
@@ -126,7 +119,7 @@ class SequenceStudy(Study[Predicted]):
             },
             list(runs),
             [f"constant {task.constant:g}", "knows one of the two"],
-            Collapse(**asdict(verdict)),
+            collapse,
             SequenceDetails(by_length=measure_by_length(predictions, examples.targets, examples.lengths)),
             PACKAGES[engine],
         )
@@ -186,17 +179,9 @@ def measure_by_length(predictions: Floats, targets: Floats, lengths: NDArray[np.
 
     Without R2, which says little within a length and nothing about a single sequence.
     """
-    rows = []
+    errors, rows = metrics.absolute_errors(predictions, targets), []
     for length in np.unique(lengths):
-        own = lengths == length
-        part = predictions[:, own], targets[own]
-        rows.append(
-            ByLength(
-                length=int(length),
-                n=int(own.sum()),
-                mse=metrics.mean_squared_error(*part),
-                mae=metrics.mean_absolute_error(*part),
-                close=metrics.share_close(*part),
-            )
-        )
+        own = errors[:, lengths == length]
+        means = {"mse": np.mean(own**2), "mae": np.mean(own), "close": np.mean(own < metrics.CLOSE)}
+        rows.append(ByLength(length=int(length), n=own.shape[1], **{key: float(mean) for key, mean in means.items()}))
     return rows
