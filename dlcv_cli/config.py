@@ -86,7 +86,9 @@ class SplitConfig(Config):
     dataset: Literal["folder", "caltech101"] = setting("folder", "what ROOT holds")
     background: bool = setting(False, "include the background class of caltech101, BACKGROUND_Google")
     test_fraction: float = setting(0.2, "share of all images held out for test, rounded up", above=0, high=0.9)
-    val_fraction: float = setting(0.2, "share of the others held out for validation, rounded up", above=0, high=0.9)
+    val_fraction: float = setting(
+        0.2, "share of the remaining examples held out for validation, rounded up", above=0, high=0.9
+    )
     stratify: bool = setting(True, "give every part the same share of each class")
     train_per_class: int | None = setting(None, "number of training images per class", low=1)
     val_per_class: int | None = setting(None, "number of validation images per class", low=1)
@@ -158,7 +160,7 @@ class HeadConfig(TrainConfig):
     """`vgg head`, by the published recipe: lr 0.005, exponential decay, 6 epochs."""
 
     arch: str = setting("vgg16", "the network")
-    partial: bool = setting(False, "accept weights that lack more than the head")
+    partial: bool = setting(False, "accept weights in which layers other than the head are missing")
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class Saving(Config):
 
     PANEL = "Files"
 
-    save_every: float = setting(300.0, "seconds after which to save the state within an epoch", low=0)
+    save_every: float = setting(300.0, "seconds between two snapshots within an epoch", low=0)
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,9 @@ class GenConfig(Config):
     min_length: int = setting(2, "steps of the shortest sequence", low=2, high=1_000_000)
     max_length: int = setting(10, "steps of the longest sequence; lengths are uniform", low=2, high=1_000_000)
     test_fraction: float = setting(0.2, "share held out for test, rounded up", above=0, high=0.9)
-    val_fraction: float = setting(0.2, "share of the others held out for validation, rounded up", above=0, high=0.9)
+    val_fraction: float = setting(
+        0.2, "share of the remaining examples held out for validation, rounded up", above=0, high=0.9
+    )
     seed: int = setting(0, "seed of the sequences", **SEED)
 
     def __post_init__(self) -> None:
@@ -234,7 +238,7 @@ class SeqTrainConfig(Config):
     PANEL = "How to train"
 
     cell: str = setting("gru", "the recurrent cell")
-    engine: str = setting("compiled", "what computes: dlcv's kernels, or torch.nn with autograd")
+    engine: str = setting("compiled", "code that trains the cell: compiled kernels, or torch.nn with autograd")
     hidden_size: int = setting(32, "width of the hidden state", low=1, high=8192)
     epochs: int = setting(3, "passes over the training part", low=1, high=100_000)
     batch_size: int = setting(1, "sequences per step", low=1, high=65_536)

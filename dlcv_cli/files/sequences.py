@@ -44,7 +44,7 @@ def read(path: Path) -> SequenceFile:
     parts = {part: _part(file, part) for part in PARTS}
     widths = {data.inputs.shape[1] for data in parts.values()}
     if len(widths) > 1 or min(widths) < 1:
-        raise FileError(path, f"damaged: its parts have {sorted(widths)} inputs a step")
+        raise FileError(path, f"damaged: its parts have {sorted(widths)} inputs per step")
     return SequenceFile(path, task, parts, file.metadata)
 
 

@@ -70,7 +70,7 @@ def read(path: Path, root: Path | None = None) -> Split:
         raise FileError(path, "damaged: an image is listed twice")
     if metadata.get("fingerprint") != _fingerprint_of_all(classes, checked):
         raise FileError(
-            path, "damaged: its fingerprint does not fit its content; dlcv data split --force makes it anew"
+            path, "damaged: its fingerprint does not match its content; create it again with dlcv data split --force"
         )
     if not isinstance(metadata.get("root"), str):
         raise FileError(path, "damaged: root must be a path")

@@ -122,7 +122,7 @@ def require_unchanged(path: Path, record: JSON) -> None:
     """FileError unless a file of ours, with this record, is what its own sha256 says."""
     own = record.get("sha256")
     if not isinstance(own, str) or not re.fullmatch("[0-9a-f]{64}", own) or _digest(path, own.encode()) != own:
-        raise FileError(path, "damaged or changed: it is not what its own sha256 says; make it anew")
+        raise FileError(path, "damaged or changed: its content does not match its sha256; create it again")
 
 
 def _open(path: Path) -> Any:
