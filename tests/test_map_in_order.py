@@ -15,7 +15,7 @@ from dlcv_cli.vision.transforms import map_in_order
 
 @pytest.mark.parametrize(("threads", "ahead"), [(1, 1), (2, 5), (4, 4), (3, 100)])
 def test_results_come_in_order(threads: int, ahead: int) -> None:
-    """Each job comes with its result, in the order given, though the earlier ones take longer."""
+    """Each job comes with its result, in the order of the jobs, though the earlier ones take longer."""
 
     def work(job: int) -> int:
         time.sleep(0.002 * (12 - job))
@@ -31,7 +31,7 @@ def test_results_of_nothing() -> None:
 
 @pytest.mark.parametrize("ahead", [1, 3, 8])
 def test_no_more_than_so_many_ahead(ahead: int) -> None:
-    """While one result is in use, exactly so many jobs beyond it have been taken up, for as long as there are some."""
+    """While one result is in use, exactly `ahead` later jobs have begun, while jobs remain."""
     taken: list[int] = []
 
     def jobs() -> Iterator[int]:

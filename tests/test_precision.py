@@ -55,7 +55,7 @@ def test_auto_is_recorded_as_what_it_was(
         assert record["config"]["precision"] == "auto"
         assert record["precision"] == resolved
     assert run("eval", checkpoint, *ON_CPU).exit_code == 0
-    assert read_json(checkpoint.with_suffix(".test.eval.json"), "dlcv.eval/1")["run"]["precision"] == resolved
+    assert read_json(checkpoint.with_suffix(".test.eval.json"), "dlcv.eval/2")["run"]["precision"] == resolved
     assert head(run, split) == checkpoint, "up to date, not refused"
 
 
@@ -73,14 +73,14 @@ def test_precision_changes_the_numbers(run: Run, split: Path) -> None:
 
 
 def test_evaluating_where_there_is_no_bfloat16(run: Run, split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint trained in bfloat16 is evaluated in float32 where that is all there is, which is told and noted."""
+    """A checkpoint trained in bfloat16 is evaluated in float32 on a device without bfloat16, and a note says so."""
     checkpoint = head(run, split, "--precision", "bfloat16")
     lacks(monkeypatch)
     result = run("eval", checkpoint, *ON_CPU)
     assert result.exit_code == 0
     note = f"{checkpoint} was trained in bfloat16, which cpu does not support: using float32"
     assert note in result.stderr.splitlines()
-    assert read_json(checkpoint.with_suffix(".test.eval.json"), "dlcv.eval/1")["run"]["precision"] == "float32"
+    assert read_json(checkpoint.with_suffix(".test.eval.json"), "dlcv.eval/2")["run"]["precision"] == "float32"
 
 
 def test_older_checkpoints(run: Run, split: Path) -> None:
@@ -92,8 +92,8 @@ def test_older_checkpoints(run: Run, split: Path) -> None:
     tensors.write(older, tensors.CHECKPOINT, stored.arrays, record)
     for path in (checkpoint, older):
         assert run("eval", path, *ON_CPU).exit_code == 0
-    found = read_json(older.with_suffix(".test.eval.json"), "dlcv.eval/1")["run"]
-    assert (found["precision"], found["features"]) == ("float32", {"used": False, "why": "nothing frozen"})
+    run_info = read_json(older.with_suffix(".test.eval.json"), "dlcv.eval/2")["run"]
+    assert (run_info["precision"], run_info["features"]) == ("float32", {"used": False, "why": "nothing frozen"})
     np.testing.assert_allclose(logits(older), logits(checkpoint), rtol=0, atol=1e-5 * np.abs(logits(checkpoint)).max())
     output = split.parent / "finetune.safetensors"
     assert run("vgg", "finetune", split, *COMMON, "--from", older, "-o", output).exit_code == 0

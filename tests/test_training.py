@@ -246,7 +246,7 @@ def test_ties_go_to_the_lower_loss(
 
 
 def test_the_start_is_epoch_0(data: tuple[Images, Images]) -> None:
-    """With `evaluate_start` the network as it was is recorded as epoch 0, and kept if training only makes it worse."""
+    """With `evaluate_start` the network as it was is recorded as epoch 0, and can be the best."""
     train, val = data
     network = trainee(MINI, LAYERS["head"])
     epochs_of(network, train, val, TrainConfig(epochs=5, batch_size=4, lr=0.05))
@@ -370,17 +370,17 @@ def test_what_enters_depends_on_the_image_alone(data: tuple[Images, Images], sta
     split = split_mini(network)
     entering = source(split, train, precision)
     order = np.arange(11)
-    found = torch.cat([*entering.batches(order, 11, 0)])
+    features = torch.cat([*entering.batches(order, 11, 0)])
     for batch_size in (1, 3, 64):
         batches = list(entering.batches(order[::-1].copy(), batch_size, 0))
         assert [len(x) for x in batches] == [min(batch_size, 11 - at) for at in range(0, 11, batch_size)]
-        assert torch.equal(torch.cat(batches).flip(0), found)
+        assert torch.equal(torch.cat(batches).flip(0), features)
     with torch.no_grad():
         expected = split.frozen.eval()(pixels(train))
-    assert found.dtype == getattr(torch, precision)
+    assert features.dtype == getattr(torch, precision)
     scale = expected.abs().max().item()
     atol = scale * (1e-5 if precision == "float32" else 0.05)
-    torch.testing.assert_close(found.float(), expected, rtol=0, atol=atol)
+    torch.testing.assert_close(features.float(), expected, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("stage", LAYERS)

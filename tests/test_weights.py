@@ -106,10 +106,10 @@ def test_every_kind_is_read(tmp_path: Path, kind: str) -> None:
     """Names, numbers and preprocessing come out of each kind of file as they went in."""
     tensors = state()
     KINDS[kind](tensors, tmp_path / kind)
-    found = read(tmp_path / kind)
-    assert {name: t.dtype for name, t in found.tensors.items()} == dict.fromkeys(tensors, torch.float32)
-    assert all(torch.equal(found.tensors[name], t) for name, t in tensors.items())
-    assert found.preprocessing == PREPROCESSING.get(kind, MINI.preprocessing)
+    loaded = read(tmp_path / kind)
+    assert {name: t.dtype for name, t in loaded.tensors.items()} == dict.fromkeys(tensors, torch.float32)
+    assert all(torch.equal(loaded.tensors[name], t) for name, t in tensors.items())
+    assert loaded.preprocessing == PREPROCESSING.get(kind, MINI.preprocessing)
 
 
 @pytest.mark.parametrize("kind", ["legacy.pth", "wrapped.pth", "caffe.safetensors", "dlcv.safetensors"])
@@ -137,9 +137,9 @@ def test_other_precisions_become_float32(tmp_path: Path, kind: str, dtype: torch
     """Weights of half or double precision are read as float32."""
     tensors = {name: t.to(dtype) for name, t in state().items()}
     KINDS[kind](tensors, tmp_path / kind)
-    found = read(tmp_path / kind).tensors
+    loaded = read(tmp_path / kind).tensors
     assert all(
-        torch.equal(found[name], t.float()) and found[name].dtype == torch.float32 for name, t in tensors.items()
+        torch.equal(loaded[name], t.float()) and loaded[name].dtype == torch.float32 for name, t in tensors.items()
     )
 
 
@@ -323,13 +323,13 @@ def server(cache: Path, tmp_path: Path) -> Iterator[Server]:
 
 
 def url_of(server: Server, digest: str | None = None, folder: str = "") -> str:
-    """The served file's URL, its name ending in its hash unless told otherwise."""
+    """The served file's URL, its name ending in its hash unless another name is passed."""
     digest = digest or hashlib.sha256(server.content).hexdigest()[:8]
     return f"http://127.0.0.1:{server.server_port}{folder}/vgg16_mini-{digest}.pth"
 
 
 class Notes(Reporter):
-    """Keeps what it is told."""
+    """Collects notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -352,7 +352,7 @@ def test_download(server: Server, cache: Path) -> None:
 
 
 def test_download_of_another_file(server: Server, cache: Path) -> None:
-    """A download whose hash is not the one in its name is refused with the manual way, and not kept."""
+    """A download whose hash is not the one in its name is refused with the manual way, and deleted."""
     url = url_of(server, "0123abcd")
     with pytest.raises(DlcvError, match=rf"could not be downloaded .*hash.*: download {url} with a browser"):
         weights.download(url, cache / "w.pth", Reporter())
@@ -398,7 +398,7 @@ def test_download_unreachable(cache: Path) -> None:
     ids=["no HTTP", "chunk cut short", "body cut short", "hangs up"],
 )
 def test_download_from_a_broken_server(cache: Path, answer: bytes) -> None:
-    """A server or proxy that breaks off, or speaks no HTTP: what happened and the manual way, and nothing is kept."""
+    """A server or proxy that breaks off, or speaks no HTTP: what happened and the manual way, and no file stays."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve() -> None:
