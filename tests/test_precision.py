@@ -55,7 +55,7 @@ def test_auto_is_recorded_as_what_it_was(
         assert record["config"]["precision"] == "auto"
         assert record["precision"] == resolved
     assert run("eval", checkpoint, *ON_CPU).exit_code == 0
-    assert read_json(checkpoint.with_suffix(".test.eval.json"), "dlcv.eval/1")["run"]["precision"] == resolved
+    assert read_json(checkpoint.with_suffix(".test.eval.json"), "dlcv.eval/2")["run"]["precision"] == resolved
     assert head(run, split) == checkpoint, "up to date, not refused"
 
 
@@ -80,7 +80,7 @@ def test_evaluating_where_there_is_no_bfloat16(run: Run, split: Path, monkeypatc
     assert result.exit_code == 0
     note = f"{checkpoint} was trained in bfloat16, which cpu does not support: using float32"
     assert note in result.stderr.splitlines()
-    assert read_json(checkpoint.with_suffix(".test.eval.json"), "dlcv.eval/1")["run"]["precision"] == "float32"
+    assert read_json(checkpoint.with_suffix(".test.eval.json"), "dlcv.eval/2")["run"]["precision"] == "float32"
 
 
 def test_older_checkpoints(run: Run, split: Path) -> None:
@@ -92,7 +92,7 @@ def test_older_checkpoints(run: Run, split: Path) -> None:
     tensors.write(older, tensors.CHECKPOINT, stored.arrays, record)
     for path in (checkpoint, older):
         assert run("eval", path, *ON_CPU).exit_code == 0
-    found = read_json(older.with_suffix(".test.eval.json"), "dlcv.eval/1")["run"]
+    found = read_json(older.with_suffix(".test.eval.json"), "dlcv.eval/2")["run"]
     assert (found["precision"], found["features"]) == ("float32", {"used": False, "why": "nothing frozen"})
     np.testing.assert_allclose(logits(older), logits(checkpoint), rtol=0, atol=1e-5 * np.abs(logits(checkpoint)).max())
     output = split.parent / "finetune.safetensors"

@@ -120,9 +120,9 @@ def test_gen_like_make(run: Run, folder: Path) -> None:
     ("options", "code", "words"),
     [
         ("--count 2", 2, "count is 2"),
-        ("--min-length 1", 2, "min_length is 1"),
+        ("--min-length 1", 2, "--min-length is 1"),
         ("--min-length 9 --max-length 8", 2, "--max-length is 8"),
-        ("--test-fraction 0", 2, "test_fraction is 0.0"),
+        ("--test-fraction 0", 2, "--test-fraction is 0.0"),
         ("--task sorting", 2, "temporal-order"),
         ("--task adding-1997", 2, "--min-length is 2: adding-1997 needs at least 20"),
         ("--task adding-1997 --min-length 19 --max-length 40", 2, "--min-length is 19"),
