@@ -92,13 +92,8 @@ def test_older_checkpoints(run: Run, split: Path) -> None:
     tensors.write(older, tensors.CHECKPOINT, stored.arrays, record)
     for path in (checkpoint, older):
         assert run("eval", path, *ON_CPU).exit_code == 0
-<<<<<<< HEAD
     run_info = read_json(older.with_suffix(".test.eval.json"), "dlcv.eval/2")["run"]
     assert (run_info["precision"], run_info["features"]) == ("float32", {"used": False, "why": "nothing frozen"})
-=======
-    found = read_json(older.with_suffix(".test.eval.json"), "dlcv.eval/2")["run"]
-    assert (found["precision"], found["features"]) == ("float32", {"used": False, "why": "nothing frozen"})
->>>>>>> D
     np.testing.assert_allclose(logits(older), logits(checkpoint), rtol=0, atol=1e-5 * np.abs(logits(checkpoint)).max())
     output = split.parent / "finetune.safetensors"
     assert run("vgg", "finetune", split, *COMMON, "--from", older, "-o", output).exit_code == 0
