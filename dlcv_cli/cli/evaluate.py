@@ -18,10 +18,8 @@ from dlcv_cli.cli.inputs import (
     name_checkpoints,
 )
 from dlcv_cli.cli.options import CacheFolder, Force, Json, NoCache, configured, context_from
-from dlcv_cli.cli.tables import describe, render
 from dlcv_cli.config import EvalConfig, Machine, Part
 from dlcv_cli.errors import SettingError
-from dlcv_cli.results.codec import encode
 
 Compare = Annotated[bool, typer.Option("--compare", help="Print one table of all, with baselines and tests.")]
 TableFormat = Annotated[
@@ -50,6 +48,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate checkpoints: NAME.PART.eval.json and predictions beside each."""
+    from dlcv_cli.cli.tables import describe, render
+    from dlcv_cli.results.codec import encode
     from dlcv_cli.stages import evaluate as stage
 
     if not compare and (reference or common or table):

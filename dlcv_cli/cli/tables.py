@@ -90,7 +90,9 @@ def _make_notes(comparison: Comparison, questions: list[str]) -> list[str]:
     notes = ["* best of the column"]
     if any(row.collapsed for row in rows):
         notes[0] += ", among networks that have not collapsed"
-    notes += [f"{question} Corrected for {len(rows) - 1} comparisons (Holm)." for question in questions]
+    tests = len(rows) - 1
+    corrected = f" Corrected for {tests} comparisons (Holm)." if tests > 1 else ""
+    notes += [f"{question}{corrected}" for question in questions]
     if comparison.common:
         counts = ", ".join(f"{name} {count:,}" for name, count in comparison.common.items())
         notes.append(f"Compared on the {comparison.data.n:,} examples that all share; each had: {counts}.")
