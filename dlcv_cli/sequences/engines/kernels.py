@@ -21,6 +21,7 @@ import numpy as np
 from dlcv_cli.sequences.engines.arithmetic import (
     add_product,
     add_product_back,
+    inlined,
     kernel,
     outer_product_sum,
     part,
@@ -31,7 +32,7 @@ from dlcv_cli.sequences.engines.arithmetic import (
 ELMAN, GRU, LSTM = 1, 3, 4  # G, which tells the cells apart
 
 
-@kernel
+@inlined
 def _forward(
     cell: int, wx: Any, wh: Any, bx: Any, bh: Any, x: Any, first: int, h: Any, c: Any, gates: Any, recurrent: Any,
     at: int, steps: int,
@@ -77,7 +78,7 @@ def _forward(
                 h[t + 1, k] = gates[t, 3 * d + k] * tanh(c[t + 1, k])
 
 
-@kernel
+@inlined
 def _backward(
     cell: int, wh: Any, h: Any, c: Any, gates: Any, recurrent: Any, dx: Any, dh: Any, ds: Any, dc: Any, at: int,
     steps: int,
@@ -129,7 +130,7 @@ def _backward(
             add_product_back(ds, wh, dh, t)
 
 
-@kernel
+@inlined
 def _update(p: Any, m: Any, v: Any, left: Any, right: Any, count: int, row: Any, rates: Any) -> None:
     """Update p (a, b) by Adam; its gradient is the product of left (count, a), transposed, and right (count, b).
 
@@ -148,7 +149,7 @@ def _update(p: Any, m: Any, v: Any, left: Any, right: Any, count: int, row: Any,
             p[j, k] -= step * mean / (math.sqrt(square) * root + eps)
 
 
-@kernel
+@inlined
 def _squares(p: Any, left: Any, right: Any, count: int, row: Any) -> float:
     """Return the sum of squares of the gradient that `_update` would compute."""
     total = 0.0
