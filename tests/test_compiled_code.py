@@ -35,14 +35,14 @@ def python(*arguments: object, **environment: str | None) -> subprocess.Complete
 def data(tmp_path: Path) -> Path:
     """A sequence file."""
     path = tmp_path / "data.safetensors"
-    dlcv("seq", "gen", "--count", 50, "-o", path)
+    dlcv("seq", "gen", "--count", 500, "-o", path)
     return path
 
 
 def test_compiled_once(data: Path, tmp_path: Path) -> None:
-    """The first process compiles, below the cache, and says so; the next does not; `cache clear` deletes it."""
+    """The first process compiles, below the cache, and says so; the next loads that, and trains to the same bytes."""
     cache = tmp_path / "cache"
-    settings = ("seq", "train", data, "--hidden-size", 3, "--cache", cache, "-o")
+    settings = ("seq", "train", data, "--cell", "lstm", "--cache", cache, "-o")
     said = []
     for name in ("one", "other"):
         result = python("-m", "dlcv_cli", *settings, tmp_path / f"{name}.safetensors", NUMBA_CACHE_DIR=None)

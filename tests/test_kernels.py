@@ -160,6 +160,21 @@ def test_a_loss_that_is_not_finite_changes_nothing(cell: str) -> None:
     assert all(np.array_equal(a, before[name]) for name, a in engine.parameters().items())
 
 
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_arrays_keep_their_distances(batch: int) -> None:
+    """Wherever memory is free, the arrays of equal engines lie at equal distances: the last bits depend on them."""
+    data, distances, blocks = made(20, 2, 5), set(), []
+    for number in range(8):
+        engine = Compiled(CELLS["gru"], weights_of("gru", 16), SeqTrainConfig(batch_size=batch), data)
+        arrays = [*engine.weights, *engine.means, *engine.squares, *engine.workspace]
+        distances.add(tuple(array.ctypes.data - arrays[0].ctypes.data for array in arrays))
+        for index in range(3):  # whole epochs, with a batch over the end of one
+            engine.advance(np.arange(index, 20 + index) % 20)
+        assert all(any(array is one for array in arrays) for one in (*engine.weights, *engine.workspace))
+        blocks.append(bytearray(1000 * number))  # takes memory between the engines
+    assert len(distances) == 1
+
+
 def test_parameters_are_a_copy() -> None:
     """What an engine gives out does not change when it goes on."""
     data = made(20, 2, 5)

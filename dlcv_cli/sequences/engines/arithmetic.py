@@ -20,7 +20,7 @@ OPTIONS: Any = {
 }
 kernel: Any = njit(nogil=True, **OPTIONS)
 part: Any = njit(inline="always", **OPTIONS)
-# LLVM inlines these. Otherwise each kernel's object code would hold its own copy of them, optimised differently, and which
+# LLVM inlines these. Otherwise each kernel's object code would hold a copy of its own, optimised differently, and which
 # copy runs would depend on what the process had compiled or loaded before: the last bits of the weights would too.
 inlined: Any = njit(forceinline=True, **OPTIONS)
 

@@ -37,14 +37,21 @@ class Compiled:
         parameters = check_parameters(cell, parameters, self.inputs)
         self.gates, self.config, self.dtype, self.done = cell.gates, config, dtype, 0
         self.shapes = {name: array.shape for name, array in parameters.items()}
-        self.weights = self._to_kernel(parameters)
-        self.means, self.squares = (tuple(kernels.aligned(w * 0) for w in self.weights) for _ in range(2))
+        self.sizes = tuple(array.shape for array in self._to_kernel(parameters))
+        steps, batch = (_count_steps(train.lengths, config.batch_size), config.batch_size) if train else (0, 1)
+        self.weights, self.means, self.squares, self.workspace = self._allocate(steps, batch)
+        _copy(self._to_kernel(parameters), self.weights)
         if train:
             self.data = self._arrays(train)
-            self.workspace = self._make_workspace(0, config.batch_size)
 
-    def _make_workspace(self, steps: int, batch: int) -> tuple[NDArray[Any], ...]:
-        return kernels.make_workspace(self.inputs, self.hidden, self.gates, steps, batch, self.dtype)
+    def _allocate(self, steps: int, batch: int) -> list[tuple[NDArray[Any], ...]]:
+        """Return arrays for weights, the two moments, and the kernels to work in on batches of so many steps."""
+        of_workspace = kernels.list_workspace_shapes(self.inputs, self.hidden, self.gates, steps, batch)
+        arrays = kernels.allocate([*self.sizes * 3, *of_workspace], self.dtype)
+        groups = [arrays[i * len(self.sizes) : (i + 1) * len(self.sizes)] for i in range(3)]
+        workspace = arrays[3 * len(self.sizes) :]
+        workspace[9][:] = 1
+        return [*groups, workspace]
 
     def _arrays(self, data: Sequences) -> tuple[NDArray[Any], ...]:
         starts = np.concatenate([[0], np.cumsum(data.lengths)[:-1]])
@@ -58,10 +65,6 @@ class Compiled:
     def advance(self, order: Order) -> tuple[float, int]:
         """See Engine."""
         c = self.config
-        # a batch over an epoch's end may have a sequence twice: what it needs is known only from the order
-        needed = int(np.add.reduceat(self.data[2][order], np.arange(0, len(order), c.batch_size)).max())
-        if needed > len(self.workspace[0]):
-            self.workspace = self._make_workspace(needed, c.batch_size)
         total, steps = kernels.train(
             self.gates, self.weights, self.means, self.squares, self.workspace, self.data, order, c.batch_size, c.lr,
             c.clip_norm or 0.0, self.done,
@@ -72,14 +75,15 @@ class Compiled:
     def predict(self, data: Sequences) -> Floats:
         """See Engine."""
         out = np.empty(len(data.lengths), self.dtype)
-        workspace = self._make_workspace(int(data.lengths.max()), 1)
-        kernels.predict(self.gates, self.weights, workspace, self._arrays(data), out)
+        weights, _, _, workspace = self._allocate(int(data.lengths.max()), 1)
+        _copy(self.weights, weights)
+        kernels.predict(self.gates, weights, workspace, self._arrays(data), out)
         return out
 
     def _to_kernel(self, parameters: Parameters) -> tuple[NDArray[Any], ...]:
         """Return arrays as the kernels take them: matrices with the gates innermost, vectors as one row."""
         arrays = (a.T if a.ndim == 2 and "rnn" in n else a for n, a in parameters.items())
-        return tuple(kernels.aligned(np.atleast_2d(a).astype(self.dtype)) for a in arrays)
+        return tuple(np.atleast_2d(a).astype(self.dtype) for a in arrays)
 
     def _from_kernel(self, arrays: tuple[NDArray[Any], ...]) -> Parameters:
         """Return copies as torch.nn has them: the opposite of `_to_kernel`."""
@@ -96,8 +100,8 @@ class Compiled:
 
     def restore(self, parameters: Parameters, means: Parameters, squares: Parameters, steps: int) -> None:
         """See Engine."""
-        groups = ({name: group[name] for name in self.shapes} for group in (parameters, means, squares))
-        self.weights, self.means, self.squares = (self._to_kernel(group) for group in groups)
+        for group, arrays in ((parameters, self.weights), (means, self.means), (squares, self.squares)):
+            _copy(self._to_kernel({name: group[name] for name in self.shapes}), arrays)
         self.done = steps
 
     def pace(self) -> int:
@@ -107,3 +111,14 @@ class Compiled:
         sequence = 6 * self.data[2].mean() * n * (self.hidden + self.inputs)
         batch = sequence * self.config.batch_size + 20 * sum(w.size for w in self.weights)
         return max(1, int(PACE / batch))
+
+
+def _copy(sources: tuple[NDArray[Any], ...], targets: tuple[NDArray[Any], ...]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target[...] = source
+
+
+def _count_steps(lengths: NDArray[np.int64], batch: int) -> int:
+    """Return the most steps that a batch can have; over the end of an epoch it may have a sequence twice."""
+    times = -(-batch // len(lengths)) + 1
+    return int(np.sort(np.repeat(lengths, times))[-batch:].sum())

@@ -14,9 +14,11 @@ Equations: torch.nn.RNN, torch.nn.LSTM and torch.nn.GRU, whose order of gates is
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlcv_cli.sequences.engines.arithmetic import (
     add_product,
@@ -34,10 +36,10 @@ ELMAN, GRU, LSTM = 1, 3, 4  # G, which tells the cells apart
 
 @inlined
 def _forward(
-    cell: int, wx: Any, wh: Any, bx: Any, bh: Any, x: Any, first: int, h: Any, c: Any, gates: Any, recurrent: Any,
-    at: int, steps: int,
+    cell: int, wx: Any, wh: Any, bx: Any, bh: Any, x: Any, h: Any, c: Any, gates: Any, recurrent: Any, at: int,
+    steps: int,
 ) -> None:  # fmt: skip
-    """Run one sequence from zero state: read inputs from row `first` of x, write from row `at` of the other arrays.
+    """Run one sequence from zero state, in the rows from `at` of x and of the arrays that are written.
 
     More than 6 parameters: see the module.
 
@@ -57,7 +59,7 @@ def _forward(
         for k in range(n):
             gates[t, k] = bx[0, k]
             recurrent[t, k] = bh[0, k]
-        add_product(gates, t, x, first + t - at, wx)
+        add_product(gates, t, x, t, wx)
         add_product(recurrent, t, h, t, wh)
         if cell == ELMAN:
             for k in range(d):
@@ -188,7 +190,7 @@ def train(
     Args:
         params: wx (F, G*D), wh (D, G*D), bx and bh (1, G*D), wo (1, D), bo (1, 1); updated.
         means, squares: Adam's, of the same shapes; updated.
-        workspace: from `make_workspace`.
+        workspace: arrays of the shapes of `list_workspace_shapes`; `ones` holds ones.
         data: inputs (S, F), starts (N,), lengths (N,), targets (N,).
         clip: the largest norm of the gradient; 0 for none.
         done: steps taken before.
@@ -219,7 +221,7 @@ def train(
                 for f in range(x.shape[1]):
                     x[at + t, f] = inputs[starts[i] + t, f]
             # the next sequence's first state overwrites this one's last, which is therefore copied
-            _forward(cell, wx, wh, bx, bh, x, at, h, c, gates, recurrent, at, lengths[i])
+            _forward(cell, wx, wh, bx, bh, x, h, c, gates, recurrent, at, lengths[i])
             error = bo[0, 0] - targets[i]
             for k in range(d):
                 last[n, k] = h[end, k]
@@ -257,31 +259,37 @@ def predict(cell: int, params: Any, workspace: Any, data: Any, out: Any) -> None
     """Write the network's prediction for each sequence to out (N,)."""
     wx, wh, bx, bh, wo, bo = params
     inputs, starts, lengths, _ = data
-    h, c, gates, recurrent = workspace[1], workspace[2], workspace[3], workspace[4]
+    x, h, c, gates, recurrent = workspace[0], workspace[1], workspace[2], workspace[3], workspace[4]
     for i in range(len(out)):
         steps = lengths[i]
-        _forward(cell, wx, wh, bx, bh, inputs, starts[i], h, c, gates, recurrent, 0, steps)
+        for t in range(steps):
+            for f in range(x.shape[1]):
+                x[t, f] = inputs[starts[i] + t, f]
+        _forward(cell, wx, wh, bx, bh, x, h, c, gates, recurrent, 0, steps)
         prediction = bo[0, 0]
         for k in range(len(wh)):
             prediction += wo[0, k] * h[steps, k]
         out[i] = prediction
 
 
-def make_workspace(width: int, hidden: int, gates: int, steps: int, batch: int, dtype: Any) -> tuple[Any, ...]:
-    """Return the arrays that the kernels work in, for batches of at most `steps` steps; the loop allocates nothing."""
+def list_workspace_shapes(width: int, hidden: int, gates: int, steps: int, batch: int) -> list[tuple[int, ...]]:
+    """Return the shapes of the arrays that the kernels work in, for batches of at most `steps` steps."""
     d, n = hidden, gates * hidden
     of_steps = [(steps, width), (steps + 1, d), (steps + 1, d), *[(steps, n)] * 4]
-    of_batch = [(batch, d), (batch, 1), (max(steps, batch), 1), (d,), (d,), (1, max(n, 1))]
-    arrays = [aligned(np.zeros(shape, dtype)) for shape in (*of_steps, *of_batch)]
-    arrays[9][:] = 1
-    return tuple(arrays)
+    return [*of_steps, (batch, d), (batch, 1), (max(steps, batch), 1), (d,), (d,), (1, max(n, 1))]
 
 
-def aligned(values: Any) -> Any:
-    """Return a copy that begins at a cache line: vectors that straddle two cost twice."""
-    values = np.ascontiguousarray(values)
-    raw = np.empty(values.nbytes + 64, np.uint8)
-    begin = -raw.ctypes.data % 64
-    copy = raw[begin : begin + values.nbytes].view(values.dtype).reshape(values.shape)
-    copy[...] = values
-    return copy
+def allocate(shapes: Sequence[tuple[int, ...]], dtype: Any) -> tuple[NDArray[Any], ...]:
+    """Return zeros of these shapes in one buffer, at distances that depend on the shapes alone.
+
+    Compiled loops compare the addresses of their arrays; where two might overlap, they add in another order, which
+    changes the last bits. Each array begins at a cache line, because vectors that straddle two cost twice.
+    """
+    line, sizes = 64, [math.prod(shape) * np.dtype(dtype).itemsize for shape in shapes]
+    begins = np.cumsum([0, *(-(-size // line) * line + line for size in sizes)])
+    raw = np.zeros(begins[-1] + line, np.uint8)
+    buffer = raw[-raw.ctypes.data % line :]
+    return tuple(
+        buffer[begin : begin + size].view(dtype).reshape(shape)
+        for begin, size, shape in zip(begins, sizes, shapes, strict=False)
+    )
