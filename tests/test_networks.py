@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torchvision.models import get_model_weights
 from torchvision.ops import StochasticDepth
 
 from dlcv_cli.errors import DlcvError
-from dlcv_cli.vision.architectures import ARCHITECTURES
+from dlcv_cli.vision.architectures import ARCHITECTURES, RESNET
 from dlcv_cli.vision.models import (
     build_loaded_network,
     build_network,
@@ -23,7 +24,7 @@ from dlcv_cli.vision.models import (
     list_top_layers,
     unfreeze,
 )
-from dlcv_cli.vision.steps import is_random, list_steps, split_at_frozen, trains
+from dlcv_cli.vision.steps import is_random, list_steps, require_size, split_at_frozen, trains
 
 IN_TORCHVISION = sorted(set(ARCHITECTURES) - {"vgg16_mini"})
 ALL_LAYERS = ("features", "classifier")
@@ -115,6 +116,17 @@ def test_every_parameter_is_in_one_step(arch: str) -> None:
     assert len(set(tensors)) == len(tensors)
     assert set(tensors) == {id(t) for t in (*network.parameters(), *network.buffers())}
     assert len({name for name, _ in steps}) == len(steps)
+
+
+def test_a_forgotten_step_is_named() -> None:
+    """An entry whose steps leave out a layer with weights is refused by that layer, other gaps in torch.s words."""
+    network = build_network(ARCHITECTURES["resnet18"], 5)
+    entry = replace(ARCHITECTURES["resnet18"], steps=tuple(s for s in RESNET if s != "bn1"))
+    with pytest.raises(DlcvError, match=r"steps of resnet18 .* bn1\.weight, bn1\.bias"):
+        split_at_frozen(network, entry)
+    entry = replace(entry, steps=tuple(s for s in RESNET if s != "flatten"))
+    with pytest.raises(ValueError, match=r"cannot take images of 64 x 64 pixels: .*512"):
+        require_size(network, entry, 64)
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,7 @@ def test_a_cell_of_ones_own(run: Run, folder: Path, tmp_path: Path, monkeypatch:
     ("cell", "words"),
     [
         (cells.Cell("NoSuchLayer", gates=1), "torch.nn has no layer 'NoSuchLayer'"),
-        (cells.Cell(OwnCell, gates=2), "other parameters than its entry says"),
+        (cells.Cell(OwnCell, gates=2), r"rnn.weight_ih_l0 is \(3, 2\), and by `gates` and names it would be \(6, 2\)"),
     ],
 )
 def test_a_cell_that_cannot_be_built(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from conftest import THREADS, Run, dlcv, read_file
 
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import hash_file
+from dlcv_cli.results.comparison import Column
+from dlcv_cli.studies.base import Metric
+from dlcv_cli.studies.images.study import ImageStudy
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,7 @@ WRONG: dict[str, Damage] = {
     "an interval of one": lambda d: d["baselines"][0]["intervals"].update(top1_accuracy=[1]),
     "a metric of text": lambda d: d["metrics"].update(loss="1"),
     "a true metric": lambda d: d["metrics"].update(loss=True),
-    "no loss": lambda d: d["metrics"].pop("loss"),
+    "no loss of a baseline": lambda d: d["baselines"][0]["metrics"].pop("mean_per_class_recall"),
     "a share beyond 1": lambda d: d["collapse"].update(share=1.5),
     "collapsed by a number": lambda d: d["collapse"].update(collapsed=1),
     "contamination below 0": lambda d: d["contamination"].update(examples=-1),
@@ -79,6 +83,23 @@ def test_damaged_evaluation(run: Run, judged: Path, damage: str) -> None:
     result = run("eval", "--compare", head)
     assert (result.exit_code, result.stdout) == (1, "")
     assert str(judged / "head.test.") in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("applies", [None, lambda scores: scores.classes == 2, lambda scores: scores.classes > 2])
+def test_a_metric_that_came_later(
+    run: Run, chain_folder: Path, monkeypatch: pytest.MonkeyPatch, applies: Callable[[Any], bool] | None
+) -> None:
+    """What was evaluated before a metric existed is evaluated again, if the metric says anything about the data."""
+    head = chain_folder / "head.safetensors"
+    assert run("eval", head, *THREADS).exit_code == 0
+    column = Column(key="errors", heading="errors", noun="errors", higher_is_better=False)
+    new = Metric(column, value=lambda scores: float((~scores.right).sum()), applies=applies)
+    monkeypatch.setattr(ImageStudy, "metrics", (*ImageStudy.metrics, new))
+    result = run("eval", "--compare", head, "--json", *THREADS)
+    assert result.exit_code == 0
+    again = "written before there was errors" in result.stderr
+    columns = [column["key"] for column in json.loads(result.stdout)["columns"]]
+    assert again == ("errors" in columns) == (not applies or applies(SimpleNamespace(classes=2)))
 
 
 @pytest.mark.parametrize("key", ["logits", "labels", "baselines", "examples"])

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcv_cli.errors import DlcvError, FileError, look_up
+from dlcv_cli.errors import DlcvError, FileError, list_names, look_up
 from dlcv_cli.results.comparison import Column, Comparison, Pair, Row
 from dlcv_cli.results.evaluation import AnyEvaluation, Interval
 from dlcv_cli.statistics.paired import Difference
@@ -60,6 +60,9 @@ def compare(
     known: dict[str, tuple[Path, Network]] = {}
     for (_, path), network in zip(evaluations, networks, strict=True):
         other_path, other = known.setdefault(network.evaluation.data.fingerprint, (path, network))
+        if unshared := other.evaluation.metrics.keys() ^ network.evaluation.metrics.keys():
+            keys = list_names(sorted(unshared))
+            raise FileError(path, f"{keys} is in this evaluation or in {other_path}, not in both: use --force")
         for key in ("examples", study_named(network.evaluation.data.study).truth):
             if not np.array_equal(network.arrays[key], other.arrays.get(key, ())):
                 raise FileError(path, f"damaged: its {key} differ from those of {other_path}, of the same fingerprint")

@@ -11,9 +11,9 @@ import numpy as np
 
 from dlcv_cli.config import EvalConfig
 from dlcv_cli.context import Context, Reporter
-from dlcv_cli.errors import FileError
+from dlcv_cli.errors import FileError, list_names
 from dlcv_cli.files import tensors
-from dlcv_cli.files.disk import JSON, hash_file, path_beside, read_json
+from dlcv_cli.files.disk import JSON, as_object, hash_file, path_beside, read_json
 from dlcv_cli.files.locks import claim_outputs
 from dlcv_cli.files.recipes import Input, Recipe, RunInfo, refuse_overwrite
 from dlcv_cli.results.codec import write_document
@@ -23,7 +23,7 @@ from dlcv_cli.stages.contamination import check_contamination, report_contaminat
 from dlcv_cli.stages.training import warn_if_unpaired
 from dlcv_cli.studies import study_of
 from dlcv_cli.studies.base import Measured, Study, summarize, systems_of
-from dlcv_cli.studies.stored import read_evaluation
+from dlcv_cli.studies.stored import list_new_metrics, read_evaluation
 
 EARLIER_SCHEMAS = ("dlcv.eval/1",)
 
@@ -118,12 +118,19 @@ def _load_current(task: _Task, reporter: Reporter) -> AnyEvaluation | None:
         reporter.note(f"{task.output}: written by an earlier version; evaluating again")
     elif differences := task.recipe.differences(document):
         reporter.note(f"{task.output}: out of date ({'; '.join(differences)}); evaluating again")
-    else:
-        evaluation = read_evaluation(task.output)
-        if task.predictions.is_file() and hash_file(task.predictions) == evaluation.predictions.sha256:
-            return evaluation
+    elif not _are_intact(task.predictions, document):
         reporter.note(f"{task.predictions}: missing or changed; evaluating again")
+    elif new := list_new_metrics(task.output, document, task.study):
+        reporter.note(f"{task.output}: written before there was {list_names(new)}; evaluating again")
+    else:
+        return read_evaluation(task.output)
     return None
+
+
+def _are_intact(predictions: Path, document: JSON) -> bool:
+    """Return whether the predictions are those that an evaluation was written with."""
+    digest = as_object(document.get("predictions")).get("sha256")
+    return predictions.is_file() and hash_file(predictions) == digest
 
 
 def _write(task: _Task, run: RunInfo, measured: Measured, examples: list[str], leak: Contamination) -> AnyEvaluation:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dlcv_cli.errors import FileError
 from dlcv_cli.files import tensors
-from dlcv_cli.files.disk import as_object, hash_file, read_json
+from dlcv_cli.files.disk import JSON, as_object, hash_file, read_json
 from dlcv_cli.results.codec import decode
 from dlcv_cli.results.evaluation import SCHEMA, AnyEvaluation, Evaluation
 from dlcv_cli.studies import STUDIES, study_named
@@ -28,7 +29,7 @@ def read_evaluation(path: Path) -> AnyEvaluation:
     return evaluation
 
 
-def _find_problem(study: Study[object], evaluation: AnyEvaluation) -> str | None:
+def _find_problem(study: Study[Any], evaluation: AnyEvaluation) -> str | None:
     """Return which of the study's metrics is missing or out of its range, if any is."""
     required = [m for m in study.metrics if not m.applies or m.column.key in evaluation.metrics]
     places = [("metrics", evaluation.metrics, evaluation.intervals, required)]
@@ -47,6 +48,17 @@ def _find_problem(study: Study[object], evaluation: AnyEvaluation) -> str | None
             if evaluation.intervals_over == "seeds" and key not in evaluation.seed_spread:
                 return f"`$.seed_spread.{key}`: missing"
     return None
+
+
+def list_new_metrics(path: Path, document: JSON, study: Study[Any]) -> list[str]:
+    """Return the keys of metrics that the study has got since the evaluation at `path` was written."""
+    absent = [metric for metric in study.metrics if metric.column.key not in as_object(document.get("metrics"))]
+    new = [metric for metric in absent if not metric.applies]
+    if absent and not new:
+        evaluation = read_evaluation(path)
+        runs, _ = study.score(read_predictions(path, evaluation))
+        new = [metric for metric in absent if metric.applies and metric.applies(runs[0])]
+    return [metric.column.key for metric in new]
 
 
 def read_predictions(path: Path, evaluation: AnyEvaluation) -> tensors.Arrays:

@@ -18,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import StochasticDepth
 
+from dlcv_cli.errors import DlcvError, list_names
 from dlcv_cli.vision.architectures import Architecture
 
 
@@ -53,12 +54,20 @@ ADAPTERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 def list_steps(network: nn.Module, architecture: Architecture) -> list[tuple[str, nn.Module]]:
-    """Return every step with its name, in the order in which an image passes them; they share the network's layers."""
-    return [
+    """Return every step with its name, in the order in which an image passes them; they share the network's layers.
+
+    Raises:
+        DlcvError: a layer with weights is in no step.
+    """
+    steps = [
         step
         for name in architecture.steps
         for step in _expand(name, ADAPTERS[name](network) if name in ADAPTERS else network.get_submodule(name))
     ]
+    in_steps = {id(p) for _, step in steps for p in step.parameters()}
+    if forgotten := [name for name, p in network.named_parameters() if id(p) not in in_steps]:
+        raise DlcvError(f"the steps of {architecture.builder} in architectures.py lack {list_names(forgotten)}")
+    return steps
 
 
 def _expand(name: str, layer: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -147,8 +156,9 @@ def require_size(network: nn.Module, architecture: Architecture, side: int) -> N
     layers = _copy_to_meta(nn.Sequential(*(step for _, step in list_steps(network, architecture)))).eval()
     try:
         layers(torch.empty(1, 3, side, side, device="meta"))
-    except (RuntimeError, ValueError):
-        raise ValueError(f"the network cannot take images of {side} x {side} pixels") from None
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the network cannot take images of {side} x {side} pixels: {reason}") from None
 
 
 def _copy_to_meta(layers: nn.Sequential) -> nn.Sequential:

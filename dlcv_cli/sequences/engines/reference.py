@@ -47,10 +47,13 @@ class Reference:
         inputs = parameters["rnn.weight_ih_l0"].shape[-1]
         parameters = check_parameters(cell, parameters, inputs)
         self.module = Recurrent(cell, inputs, parameters["head.weight"].shape[1])
-        try:
-            self._load(parameters)
-        except RuntimeError as error:
-            raise SettingError(f"the cell's layer has other parameters than its entry says: {error}") from None
+        own = {name: tuple(tensor.shape) for name, tensor in self.module.state_dict().items()}
+        for name in own | parameters:
+            expected = parameters[name].shape if name in parameters else "none"
+            if own.get(name) != expected:
+                is_own = f"{name} is {own.get(name, 'missing')}, and by `gates` and names it would be {expected}"
+                raise SettingError(f"the cell's layer has other parameters than its entry says: {is_own}")
+        self._load(parameters)
         self.config = config
         if train:
             self.xs = [torch.from_numpy(x)[None] for x in np.split(train.inputs, np.cumsum(train.lengths)[:-1])]
