@@ -549,5 +549,5 @@ def test_weights_for_another_image_size(
     result = run("vgg", "head", split_file, "--arch", "vit_b_16", "--weights", path, "-o", output, "--threads", 1)
     assert result.exit_code == 1
     problem = f"does not fit vit_b_16: the network cannot take images of {crop} x {crop} pixels"
-    assert result.stderr.splitlines()[-1] == f"dlcv: {path}: {problem}"
+    assert f"dlcv: {path}: {problem}" in result.stderr.splitlines()[-1]
     assert not output.exists()
