@@ -174,7 +174,7 @@ def test_losses_are_a_plain_loops(run: Run, train: Train, photo_folder: Path, st
         np.testing.assert_allclose(predictions.arrays["logits"], logits, rtol=0, atol=1e-4 * np.abs(logits).max())
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("arch", NEW)
 def test_every_network_trains_from_cached_features(
     run: Run, photo_folder: Path, tmp_path: Path, arch: str, precision: str, monkeypatch: pytest.MonkeyPatch

@@ -28,7 +28,12 @@ MINI = ARCHITECTURES["vgg16_mini"]
 OTHERS = {"alexnet features": ALEXNET_FEATURES, "batchnorm": DEEPER_BATCHNORM}
 NAMES = ("vgg16_mini", "squeezenet1_1", *OTHERS, *NEW)
 # pixels the images are said to have, which decides how many pass the convolutions at once: 4, 1 and 16
-CASES = [*((name, 224) for name in NAMES), *((name, 448) for name in NAMES), ("vgg16_mini", 64)]
+CASES = [
+    *((name, 224) for name in NAMES),
+    *((name, 448) for name in NAMES if name not in NEW),
+    *(pytest.param(name, 448, marks=pytest.mark.slow) for name in NEW),
+    ("vgg16_mini", 64),
+]
 
 
 @pytest.fixture(autouse=True)
