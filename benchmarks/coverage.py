@@ -21,7 +21,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from dlcv_cli.statistics.metrics import calibration_of, r2_of, recall_of, score_answers
+from dlcv_cli.statistics.metrics import calibration_of, r2_of, recall_of, score_predictions
 from dlcv_cli.statistics.significance import (
     Interval,
     bca,
@@ -123,7 +123,7 @@ def calibration(rng: Generator, draws: int) -> Iterator[Outcome]:
         confidences = 0.25 + 0.75 * rng.beta(4, 1, 1736)
         right = rng.random(1736) < confidences - wrong
         labels = np.zeros(len(right), np.int64)
-        scores = replace(score_answers(labels, labels, CLASSES), right=right, confidences=confidences)
+        scores = replace(score_predictions(labels, labels, CLASSES), right=right, confidences=confidences)
         yield name, holds(bca([calibration_of(scores)], draws)[0], wrong)
 
 

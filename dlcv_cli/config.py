@@ -98,7 +98,7 @@ class SplitConfig(Config):
 
     @property
     def per_class(self) -> bool:
-        """Whether one of the literature's protocols is asked for."""
+        """Return whether parts have fixed numbers of images per class, as in published protocols."""
         return any((self.train_per_class, self.val_per_class, self.test_per_class))
 
     def __post_init__(self) -> None:

@@ -43,7 +43,7 @@ def test_collapsed_to_one_answer() -> None:
     labels = [0] * 40 + [k for k in range(1, 20) for _ in range(5)]
     collapse = verdict([0] * len(labels), labels)
     assert collapse.collapsed is True
-    assert (collapse.answers, collapse.most_frequent, collapse.share) == (1, "c0", 1.0)
+    assert (collapse.classes_predicted, collapse.most_frequent, collapse.share) == (1, "c0", 1.0)
     assert "1 of 20 classes" in collapse.why
 
 
@@ -90,7 +90,7 @@ def test_collapsed_cells(noise: float, scale: float, why: str | None) -> None:
 NO_LEAK = Contamination(
     checked=[], unchecked=[], unrecorded=[], examples=0, chosen=0, of=0, by_chance=False, allowed=False
 )
-GOOD = Collapse(collapsed=False, why=None, answers=None, most_frequent="", share=0)
+GOOD = Collapse(collapsed=False, why=None, classes_predicted=None, most_frequent="", share=0)
 
 
 def stored(

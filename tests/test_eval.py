@@ -200,7 +200,7 @@ def test_eval_keys(evaluated: Path, name: str) -> None:
     keys = keys if images else {"mse", "mae", "close", "r2"}
     assert set(evaluation["metrics"]) == keys, "no top-5 of three classes"
     assert set(evaluation["intervals"]) == keys - {"expected_calibration_error"}
-    assert set(evaluation["collapse"]) == {"collapsed", "why", "answers", "most_frequent", "share"}
+    assert set(evaluation["collapse"]) == {"collapsed", "why", "classes_predicted", "most_frequent", "share"}
     assert set(evaluation["contamination"]) == {
         "checked", "unchecked", "unrecorded", "examples", "chosen", "of", "by_chance", "allowed",
     }  # fmt: skip
@@ -214,13 +214,13 @@ def test_eval_keys(evaluated: Path, name: str) -> None:
     for run in evaluation["per_seed"]:
         assert set(run["metrics"]) == keys
     for row in details.get("per_class", []):
-        assert set(row) == {"class", "n", "recall", "precision", "answered"}
+        assert set(row) == {"class", "n", "recall", "precision", "predicted"}
     for row in details.get("confused", []):
-        assert set(row) == {"true", "answered", "n", "share"}
+        assert set(row) == {"true", "predicted", "n", "share"}
     for row in details.get("calibration", []):
         assert set(row) == {"low", "high", "n", "confidence", "accuracy"}
     for row in details.get("highest_loss", []):
-        assert set(row) == {"path", "sha256", "label", "answer", "loss", "probability"}
+        assert set(row) == {"path", "sha256", "label", "predicted", "loss", "probability"}
     predictions = evaluated / f"{name}.test.predictions.safetensors"
     sha256 = hashlib.sha256(predictions.read_bytes()).hexdigest()
     assert evaluation["predictions"] == {"path": predictions.name, "sha256": sha256}

@@ -25,7 +25,7 @@ from dlcv_cli.studies.images.report import draw_calibration, draw_confusion, dra
 from dlcv_cli.studies.sequences.report import draw_predictions
 
 DATA = {"study": "images", "part": "test", "n": 1736, "path": "a.split.json", "fingerprint": "f"}
-COLLAPSE = {"collapsed": False, "why": None, "answers": 9, "most_frequent": "a", "share": 0.1}
+COLLAPSE = {"collapsed": False, "why": None, "classes_predicted": 9, "most_frequent": "a", "share": 0.1}
 LEAK = {"checked": [], "unchecked": [], "unrecorded": [], "examples": 0, "chosen": 0, "of": 1736, "by_chance": False}
 
 
@@ -37,7 +37,7 @@ def random_evaluation(classes: int, rng: np.random.Generator) -> Evaluation[Imag
         answers = np.bincount(np.where(rng.random(n) < 0.6, label, rng.integers(0, classes, n)), minlength=classes)
         confusion += [[label, int(a), int(answers[a])] for a in np.flatnonzero(answers)]
         row = {"class": f"class_number_{label}", "n": int(n), "recall": float(answers[label] / n), "precision": 0.5}
-        per_class.append(row | {"answered": 3})
+        per_class.append(row | {"predicted": 3})
     bins = [{"low": k / 15, "high": (k + 1) / 15, "n": 9, "confidence": k / 15, "accuracy": k / 16} for k in range(15)]
     details = {"per_class": per_class, "confusion": confusion, "confused": [], "calibration": bins}
     document = {

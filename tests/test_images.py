@@ -20,8 +20,8 @@ from dlcv_cli.vision import images
 
 
 def decode(data: bytes) -> Pixels:
-    with images.refusing():
-        image = images.upright(images.header(data))
+    with images.decoder_errors():
+        image = images.decode_image(images.open_image(data))
     assert image.mode == "RGB"
     return np.asarray(image)
 
@@ -188,7 +188,7 @@ def test_a_large_photo_is_not_a_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "_rgb", lambda image: image)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: None)
     monkeypatch.setattr(images.ImageOps, "exif_transpose", lambda image: image)
-    assert images.upright(images.header(png_header(12_000, 9_000))).size == (12_000, 9_000)
+    assert images.decode_image(images.open_image(png_header(12_000, 9_000))).size == (12_000, 9_000)
 
 
 KINDS = {"JPEG": {}, "PNG": {}, "BMP": {}, "WEBP": {"lossless": True}, "GIF": {}}
@@ -203,7 +203,7 @@ def test_truncated_file_is_refused(kind: str, kept: float, tmp_path: Path) -> No
     path.write_bytes(data[: int(len(data) * kept)])
     with pytest.raises(ValueError, match=r"damaged|not an image"):
         decode(path.read_bytes())
-    assert re.match("damaged|not an image", images.problem(path) or "")
+    assert re.match("damaged|not an image", images.find_problem(path) or "")
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO"])
@@ -219,30 +219,30 @@ def test_good_file_has_no_problem(tmp_path: Path) -> None:
     """A file that decodes has no problem."""
     path = tmp_path / "good"
     path.write_bytes(encode(Image.fromarray(noise(5, 5)), "PNG"))
-    assert images.problem(path) is None
+    assert images.find_problem(path) is None
 
 
 def test_sha256_is_of_the_whole_file(tmp_path: Path) -> None:
     """A file's sha256 is that of all its bytes, image or not."""
     path = tmp_path / "any"
     path.write_bytes(bytes(range(256)) * 5000)
-    assert images.sha256(path) == hashlib.sha256(bytes(range(256)) * 5000).hexdigest()
+    assert images.hash_image_file(path) == hashlib.sha256(bytes(range(256)) * 5000).hexdigest()
 
 
 def test_read_says_why_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing file, a folder and a file too large are ValueErrors with the reason."""
     for path, reason in [(tmp_path / "none", "No such file"), (tmp_path, "directory")]:
         with pytest.raises(ValueError, match=reason):
-            images.read(path)
+            images.read_image_file(path)
         with pytest.raises(ValueError, match=reason):
-            images.sha256(path)
-        assert reason in str(images.problem(path))
+            images.hash_image_file(path)
+        assert reason in str(images.find_problem(path))
     monkeypatch.setattr(images, "MAX_BYTES", 10)
     (tmp_path / "ten").write_bytes(bytes(10))
     (tmp_path / "eleven").write_bytes(bytes(11))
-    assert images.read(tmp_path / "ten") == bytes(10)
+    assert images.read_image_file(tmp_path / "ten") == bytes(10)
     with pytest.raises(ValueError, match="larger than"):
-        images.read(tmp_path / "eleven")
+        images.read_image_file(tmp_path / "eleven")
 
 
 # --- by content -----------------------------------------------------------------------------------------------------

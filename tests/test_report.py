@@ -258,7 +258,7 @@ def reported(run: Run, folder: Path, names: tuple[str, ...], *options: object) -
 
 def test_collapse_and_contamination_have_banners(run: Run, folder: Path) -> None:
     """A collapsed network and one that was trained on what it is measured on are called so, by name; others are not."""
-    honest = {"collapsed": False, "why": None, "answers": 3, "most_frequent": QUOTED, "share": 0.4}
+    honest = {"collapsed": False, "why": None, "classes_predicted": 3, "most_frequent": QUOTED, "share": 0.4}
     clean = evaluation(folder, "head")["contamination"]
     assert clean["examples"] == 0
     edited(folder, "head", collapse=honest)

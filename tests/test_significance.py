@@ -114,7 +114,7 @@ def cases(kind: str, rng: np.random.Generator, n: int) -> tuple[Statistic, Calla
         return mean_of(scores.losses), lambda i: float(scores.losses[i].mean())
     if kind == "recall":
         return recall_of(scores.right, labels), lambda i: float(
-            recall_score(labels[i], scores.answers[i], labels=np.unique(labels[i]), average="macro")
+            recall_score(labels[i], scores.predicted[i], labels=np.unique(labels[i]), average="macro")
         )
     if kind == "calibration":
 

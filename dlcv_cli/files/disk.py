@@ -1,4 +1,4 @@
-"""Writing whole files or none, and reading files that trust nothing."""
+"""Write files whole or not at all, and read files without trusting them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JSON = dict[str, Any]
 
 
 def umask() -> int:
-    """The process's umask (which can only be read by setting it)."""
+    """Return the process's umask, which can only be read by setting it."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
@@ -28,10 +28,10 @@ def umask() -> int:
 
 @contextlib.contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
-    """Gives a temporary path in the same folder; what is written there gets the final name when the block ends well.
+    """Yield a temporary path in the same folder, which is renamed to `path` when the block ends without an error.
 
-    Missing folders are made. Flushed to disk before the rename; permissions as the umask says; after an error
-    nothing is left behind and `path` is as it was.
+    Missing folders are made. The content is flushed to disk before the rename, with permissions by the umask. After
+    an error the temporary file is deleted, and `path` is as it was.
     """
     temporary = None
     try:
@@ -63,14 +63,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, document: JSON) -> None:
-    """Writes a JSON document whole, numbers exact, keys in the order given."""
+    """Write a JSON document whole, with exact numbers and its keys in order."""
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with write_whole(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 def write_folder(folder: Path, files: Iterable[tuple[str, bytes]], manifest: str, record: JSON, replace: bool) -> None:
-    """Makes a folder of small files whole: written beside it, renamed when complete. `manifest` holds the record."""
+    """Write a folder of small files whole: beside it first, then renamed. `manifest` names the file for the record."""
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -108,20 +108,20 @@ def write_folder(folder: Path, files: Iterable[tuple[str, bytes]], manifest: str
 
 
 def hash_file(path: Path) -> str:
-    """Hex sha256 of a file."""
+    """Return the hex sha256 of a file."""
     require_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_json(document: Any) -> str:
-    """Hex sha256 of a JSON value in its one canonical form."""
+    """Return the hex sha256 of a JSON value in its canonical form."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def require_file(path: Path) -> None:
-    """FileError unless the path is a regular file with something in it."""
+    """Raise FileError unless the path is a regular file that is not empty."""
     if not path.exists():
         raise FileError(path, "no such file")
     if not path.is_file():
@@ -131,7 +131,7 @@ def require_file(path: Path) -> None:
 
 
 def read_json(path: Path, schema: str) -> JSON:
-    """A JSON document of that schema. FileError, naming the schema found, for anything else."""
+    """Read a JSON document of this schema. FileError, which names its schema, for anything else."""
     require_file(path)
     if path.stat().st_size > MAX_JSON:
         raise FileError(path, f"is larger than a {schema} file can be")
@@ -143,7 +143,7 @@ def read_json(path: Path, schema: str) -> JSON:
 
 
 def parse_json(text: str) -> Any:
-    """Strict JSON: no NaN, no nesting beyond reason. ValueError otherwise."""
+    """Parse JSON. ValueError for NaN and infinities, which are not JSON, and for nesting too deep to parse."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON number")
@@ -155,7 +155,7 @@ def parse_json(text: str) -> Any:
 
 
 def check_schema(path: Path, document: Any, schema: str) -> JSON:
-    """The document, if it is an object of that schema."""
+    """Return the document. FileError unless it is an object of this schema."""
     if not isinstance(document, dict) or not isinstance(document.get("schema"), str):
         raise FileError(path, f"is not a dlcv file (a {schema} file is expected here)")
     if document["schema"] != schema:
@@ -164,12 +164,12 @@ def check_schema(path: Path, document: Any, schema: str) -> JSON:
 
 
 def as_object(value: Any) -> JSON:
-    """The value if it is a JSON object, else an empty one."""
+    """Return the value if it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def relative_path(path: Path, folder: Path) -> str:
-    """The path as seen from a folder, so that both can move together; with / on every platform."""
+    """Return the path relative to a folder, so that both can move together; with / on every platform."""
     path, folder = path.resolve(), folder.resolve()
     try:
         return Path(os.path.relpath(path, folder)).as_posix()
@@ -178,12 +178,12 @@ def relative_path(path: Path, folder: Path) -> str:
 
 
 def path_beside(path: Path, ending: str) -> Path:
-    """`runs/head.safetensors`, `.metrics.json` -> `runs/head.metrics.json`."""
+    """Return a path with another ending: `runs/head.safetensors`, `.metrics.json` -> `runs/head.metrics.json`."""
     return path.with_name(path.name.removesuffix(".safetensors") + ending)
 
 
 def check_output(path: Path, ending: str) -> Path:
-    """The output path, if it has the ending its format needs and is no folder."""
+    """Return the output path. DlcvError unless it has the ending that its format needs, and is no folder."""
     if not path.name.endswith(ending) or path.name == ending:
         raise DlcvError(f"{path}: the output's name must end in {ending}")
     if path.is_dir():
@@ -192,10 +192,10 @@ def check_output(path: Path, ending: str) -> Path:
 
 
 def mount_point(path: Path) -> Path:
-    """Where the disk is mounted that holds a path, which need not exist."""
+    """Return where the disk is mounted that holds a path, which need not exist."""
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists() and os.path.ismount(p))
 
 
 def free_space(path: Path) -> int:
-    """Bytes free on the disk that is to hold a path."""
+    """Return how many bytes are free on the disk that is to hold a path."""
     return shutil.disk_usage(next(p for p in path.absolute().parents if p.exists())).free

@@ -27,7 +27,7 @@ class SequenceFile:
 
 
 def write(path: Path, parts: Mapping[str, Sequences], metadata: JSON) -> None:
-    """Writes each part's tensors as `part.inputs`, `part.lengths` and `part.targets`."""
+    """Write each part's tensors as `part.inputs`, `part.lengths` and `part.targets`."""
     arrays: tensors.Arrays = {}
     for part, data in parts.items():
         arrays |= {f"{part}.inputs": data.inputs, f"{part}.lengths": data.lengths, f"{part}.targets": data.targets}
@@ -35,7 +35,7 @@ def write(path: Path, parts: Mapping[str, Sequences], metadata: JSON) -> None:
 
 
 def read(path: Path) -> SequenceFile:
-    """Reads and checks a sequence file. FileError for anything wrong in it."""
+    """Read a sequence file. FileError if anything in it is wrong."""
     file = tensors.read(path, tensors.SEQUENCES)
     config = file.metadata.get("config")
     task = config.get("task") if isinstance(config, dict) else None
@@ -60,15 +60,15 @@ def _part(file: tensors.Tensors, part: str) -> Sequences:
 
 
 def fingerprint(data: Sequences) -> str:
-    """sha256 over one part's content: which data this is, wherever it lies."""
+    """Return the sha256 of the content of a part."""
     digest = hashlib.sha256()
     for values in (data.inputs, data.lengths, data.targets):
         digest.update(f"{values.dtype}{values.shape}".encode() + np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
 
 
-def digests(data: Sequences) -> list[bytes]:
-    """The sha256 of each sequence: of its length, inputs and target."""
+def hash_examples(data: Sequences) -> list[bytes]:
+    """Return the sha256 of each sequence: of its length, inputs and target."""
     edges = np.cumsum(data.lengths)
     starts = edges - data.lengths
     return [

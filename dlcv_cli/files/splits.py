@@ -1,4 +1,4 @@
-"""`*.split.json`, schema dlcv.split/1: who is in train, val and test, by path and sha256."""
+"""`*.split.json`, schema dlcv.split/1: the images of train, val and test, by path and sha256."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Split:
 
 
 def fingerprint(classes: Sequence[str], part: Sequence[Example]) -> str:
-    """sha256 over the classes and each example's content and label, in order: which data this is, wherever it lies."""
+    """Return the sha256 of the classes and of each example's content and label, in order, wherever the files lie."""
     return hash_json([list(classes), [[e.sha256, e.label] for e in part]])
 
 
@@ -39,7 +39,7 @@ def _fingerprint_of_all(classes: Sequence[str], parts: Mapping[str, Sequence[Exa
 def write(
     path: Path, root: Path, classes: Sequence[str], parts: Mapping[str, Sequence[Example]], metadata: JSON
 ) -> None:
-    """Writes a split; `metadata` holds the recipe, skipped files, duplicates ...."""
+    """Write a split; `metadata` holds the recipe, skipped files and duplicates."""
     document = {
         "schema": SCHEMA,
         **metadata,
@@ -55,7 +55,7 @@ def write(
 
 
 def read(path: Path, root: Path | None = None) -> Split:
-    """Reads and checks a split file; `root` replaces the folder it names. FileError for anything wrong in it."""
+    """Read a split file; `root` replaces the folder that it names. FileError if anything in it is wrong."""
     metadata = read_json(path, SCHEMA)
     classes, parts = metadata.get("classes"), metadata.get("parts")
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes) or len(classes) < 1:

@@ -38,7 +38,7 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Tensors:
-    """A file in memory: its arrays by name, and its metadata."""
+    """A file in memory: arrays by name, and metadata."""
 
     path: Path
     arrays: Arrays
@@ -46,7 +46,7 @@ class Tensors:
 
 
 def write(path: Path, schema: str, arrays: Mapping[str, NDArray[Any]], metadata: JSON) -> None:
-    """Writes tensors whole, sealed with their sha256: the same content is the same bytes.
+    """Write tensors whole, with their sha256 in the header. The same content gives the same bytes.
 
     Not by the library's writer: killed, it leaves a temporary file of its own behind, and what it has written would
     have to be read again for the sha256. Source: the format of safetensors.
@@ -74,12 +74,12 @@ def write(path: Path, schema: str, arrays: Mapping[str, NDArray[Any]], metadata:
 
 
 def _bytes(array: NDArray[Any]) -> Any:
-    """An array's bytes, little end first; without a copy where it lies so already."""
+    """Return an array's bytes, little end first, without a copy if possible."""
     return np.asarray(array, array.dtype.newbyteorder("<"), order="C").reshape(-1).view(np.uint8).data
 
 
 def _digest(path: Path, digits: bytes) -> str:
-    """sha256 of a file, with zeros where its header has these digits first."""
+    """Return the sha256 of a file, read with zeros in the place where its header first has these digits."""
     with path.open("rb") as file:
         digest = hashlib.sha256(file.read(_header_size(path)).replace(digits, NO_DIGITS, 1))
         while block := file.read(2**22):
@@ -88,7 +88,7 @@ def _digest(path: Path, digits: bytes) -> str:
 
 
 def _header_size(path: Path) -> int:
-    """Bytes before the tensors. Source: the format of safetensors, 8 bytes of length and as many of JSON."""
+    """Return how many bytes come before the tensors. Source: the safetensors format, 8 bytes of length, then JSON."""
     with path.open("rb") as file:
         head = file.read(8)
     size: int = struct.unpack("<Q", head)[0] + 8 if len(head) == 8 else 0
@@ -98,13 +98,13 @@ def _header_size(path: Path) -> int:
 
 
 def read_metadata(path: Path, schema: str) -> JSON:
-    """The record alone, without reading or checking the tensors. FileError when it is no file of that schema."""
+    """Read the metadata alone, without checking the tensors. FileError if it is no file of this schema."""
     with _open(path) as file:
         return _record(path, file.metadata(), schema)
 
 
 def read(path: Path, schema: str) -> Tensors:
-    """All of a file, checked to be what was written, and its numbers to be finite. FileError for anything wrong."""
+    """Read a whole file. FileError unless it is unchanged since it was written, and its numbers are finite."""
     with _open(path) as file:
         record = _record(path, file.metadata(), schema)
         require_unchanged(path, record)
@@ -119,7 +119,7 @@ def read(path: Path, schema: str) -> Tensors:
 
 
 def require_unchanged(path: Path, record: JSON) -> None:
-    """FileError unless a file of ours, with this record, is what its own sha256 says."""
+    """Raise FileError unless a file with this metadata has the sha256 that the metadata says."""
     own = record.get("sha256")
     if not isinstance(own, str) or not re.fullmatch("[0-9a-f]{64}", own) or _digest(path, own.encode()) != own:
         raise FileError(path, "damaged or changed: its content does not match its sha256; create it again")
@@ -145,7 +145,7 @@ def _record(path: Path, metadata: dict[str, str] | None, schema: str) -> JSON:
 
 
 def get_array(tensors: Tensors, name: str, dtype: type[np.generic], ndim: int) -> NDArray[Any]:
-    """One array of a file, with dtype and number of dimensions checked. FileError when it is not as it should be."""
+    """Return an array of a file. FileError if it is missing, or of another dtype or number of dimensions."""
     found = tensors.arrays.get(name)
     if found is None:
         raise FileError(tensors.path, f"damaged: it has no tensor {name!r}")

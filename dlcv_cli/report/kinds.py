@@ -128,17 +128,17 @@ class Reliability(Figure):
 
 @dataclass(frozen=True)
 class Matrix(Figure):
-    """A confusion matrix; each cell is (true class, answer, images, share of the true class), without empty cells."""
+    """A confusion matrix, whose cells are (true class, predicted class, images, share of the true class)."""
 
     names: tuple[str, ...]
     cells: tuple[tuple[int, int, int, float], ...]
 
     def table(self) -> Table:
-        """Return the wrong answers, most frequent first."""
+        """Return the wrong predictions, most frequent first."""
         wrong = sorted((cell for cell in self.cells if cell[0] != cell[1]), key=lambda cell: (-cell[2], cell[:2]))
         rows = [(self.names[t], self.names[a], str(n), f"{100 * share:.1f}") for t, a, n, share in wrong[:PAIRS]]
         note = f"the {PAIRS} most frequent of {len(wrong):,}" if len(wrong) > PAIRS else ""
-        return Table(("true class", "answered", "n", "% of the class"), rows, note)
+        return Table(("true class", "predicted", "n", "% of the class"), rows, note)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Density(Figure):
     x: Axis
     y: Axis
     counts: NDArray[np.int64]
-    deciles: tuple[tuple[float, float, int, float, float], ...]  # low, high, n, mean answer, mean absolute error
+    deciles: tuple[tuple[float, float, int, float, float], ...]  # low, high, n, mean prediction, mean absolute error
 
     def table(self) -> Table:
         """Return one row per tenth of the range of true values."""
@@ -156,7 +156,7 @@ class Density(Figure):
             (f"{low:.2f} to {high:.2f}", f"{n:,}", format_number(mean), format_number(error))
             for low, high, n, mean, error in self.deciles
         ]
-        return Table(("true value", "answers", "mean answer", "mean absolute error"), rows)
+        return Table(("true value", "predictions", "mean prediction", "mean absolute error"), rows)
 
 
 @dataclass(frozen=True)

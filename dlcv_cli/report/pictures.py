@@ -13,7 +13,7 @@ class Picture:
 
     path: str
     label: str
-    answer: str
+    predicted: str
     loss: float  # nats
     probability: float  # of the label
     jpeg: bytes = b""
@@ -32,7 +32,7 @@ class Row:
 
     pictures: tuple[Picture, ...]
     true: str = ""
-    answered: str = ""
+    predicted: str = ""
     text: str = ""
 
 

@@ -252,7 +252,7 @@ def _matrix(figure: Matrix) -> Canvas:
     axes = canvas.add_axes((left / width, 6 / height, side / width, side / height))
     axes.set_xlim(0, k)
     axes.set_ylim(k, 0)
-    _shade(axes, ((answer, true, _level(share)) for true, answer, _, share in figure.cells), 1, 1)
+    _shade(axes, ((predicted, true, _level(share)) for true, predicted, _, share in figure.cells), 1, 1)
     lines = [k, *range(0, k, 1 if size > 9 else 5)]
     grid = Path([(x, y) for at in lines for x, y in ((0, at), (k, at), (at, 0), (at, k))], [1, 2] * 2 * len(lines))
     axes.add_patch(PathPatch(grid, edgecolor=RULE, facecolor="none", linewidth=1, clip_on=False))
@@ -261,12 +261,12 @@ def _matrix(figure: Matrix) -> Canvas:
         turned: dict[str, Any] = {"rotation": 90, "rotation_mode": "anchor", "va": "center_baseline"}
         axes.text(place + 0.5, -4 / size, label, fontsize=font, **turned)
     if size == 26:
-        for true, answer, n, share in figure.cells:
+        for true, predicted, n, share in figure.cells:
             colour = PAGE if _level(share) > LIGHT_HEAT else INK
-            axes.text(answer + 0.5, true + 0.5, str(n), ha="center", va="center_baseline", color=colour)
+            axes.text(predicted + 0.5, true + 0.5, str(n), ha="center", va="center_baseline", color=colour)
     axes.set_axis_off()
     if k > 3:
-        canvas.text(0, 1 - 10 / height, "true class in rows, answer in columns", color=SOFT)
+        canvas.text(0, 1 - 10 / height, "true class in rows, predicted class in columns", color=SOFT)
     return canvas
 
 

@@ -91,14 +91,14 @@ class PerClass(Struct, frozen=True, kw_only=True):
     n: Count
     recall: Share | None  # None: the part has no image of it
     precision: Share | None  # None: it is never predicted
-    answered: Count
+    predicted: Count
 
 
 class ConfusedPair(Struct, frozen=True, kw_only=True):
     """Images of one class that were taken for another; share is of the class's images."""
 
     true: str
-    answered: str
+    predicted: str
     n: Count
     share: Share
 
@@ -119,7 +119,7 @@ class HighLoss(Struct, frozen=True, kw_only=True):
     path: str
     sha256: str
     label: str
-    answer: str
+    predicted: str
     loss: Finite
     probability: Share
 

@@ -95,14 +95,14 @@ def _scan(root: Path, config: SplitConfig, download: bool, reporter: Reporter) -
 def _hash_image(path: Path) -> tuple[str, str | None]:
     """Return (sha256, None), or ("", why the file cannot be read)."""
     try:
-        return images.sha256(path), None
+        return images.hash_image_file(path), None
     except ValueError as error:
         return "", str(error)
 
 
 def _find_problems(root: Path, examples: Sequence[Example], reporter: Reporter) -> dict[str, str]:
     """Decode all images and return, for each that cannot be decoded, its path and the reason."""
-    problems = map_in_threads(images.problem, [root / example.path for example in examples], "decoding", reporter)
+    problems = map_in_threads(images.find_problem, [root / example.path for example in examples], "decoding", reporter)
     return {example.path: problem for example, problem in zip(examples, problems, strict=True) if problem}
 
 

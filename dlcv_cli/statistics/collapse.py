@@ -23,13 +23,13 @@ class Collapse:
 
     collapsed: bool
     why: str | None  # in words
-    answers: Annotated[int, msgspec.Meta(ge=0)] | None  # different classes predicted; None: it predicts numbers
+    classes_predicted: Annotated[int, msgspec.Meta(ge=0)] | None  # None: it predicts numbers
     most_frequent: str  # prediction
     share: Annotated[float, msgspec.Meta(ge=0, le=1)]  # of the predictions that are the most frequent one
 
     def describe(self) -> str:
         """Return the most frequent prediction and its share in words."""
-        near = "near " if self.answers is None else ""
+        near = "near " if self.classes_predicted is None else ""
         return f"{100 * self.share:.1f} % of its predictions are {near}{self.most_frequent}"
 
 

@@ -21,11 +21,11 @@ class Scores:
 
     labels: Labels
     classes: int  # K
-    answers: Labels  # the class of the largest logit; of equal ones the lowest
+    predicted: Labels  # the class of the largest logit; of equal ones the lowest
     right: NDArray[np.bool_]
     in_five: NDArray[np.bool_]  # the label is among the five largest logits
     losses: NDArray[np.float64]  # cross-entropy in nats; NaN without logits
-    confidences: NDArray[np.float64]  # probability of the answer, in 0..1; NaN without logits
+    confidences: NDArray[np.float64]  # probability of the predicted class, in 0..1; NaN without logits
 
 
 def score_logits(logits: Floats, labels: Labels) -> Scores:
@@ -40,14 +40,14 @@ def score_logits(logits: Floats, labels: Labels) -> Scores:
     return Scores(labels, logits.shape[1], ranked[:, 0], hits[:, 0], hits.any(1), losses, confidences)
 
 
-def score_answers(answers: Labels, labels: Labels, classes: int) -> Scores:
+def score_predictions(predicted: Labels, labels: Labels, classes: int) -> Scores:
     """Return the scores of predicted classes (N,) that have no probabilities."""
-    right, unknown = answers == labels, np.full(len(labels), np.nan)
-    return Scores(labels, classes, answers, right, right, unknown, unknown)
+    right, unknown = predicted == labels, np.full(len(labels), np.nan)
+    return Scores(labels, classes, predicted, right, right, unknown, unknown)
 
 
 def recall_of(values: NDArray[Any], labels: Labels) -> Statistic:
-    """Mean over the classes that occur of each class's mean of values (N,): right answers, or differences of them."""
+    """Mean over the classes that occur of each class's mean of values (N,): what is correct, or differences of it."""
     present, index = np.unique(labels, return_inverse=True)
     member = np.eye(len(present))[index]  # (N, classes that occur)
 
@@ -79,7 +79,7 @@ def calibration_of(scores: Scores) -> Statistic:
 
 
 def mean_per_class_recall(right: NDArray[np.bool_], labels: Labels) -> float:
-    """Mean over the classes that occur of the share of their examples answered right; `right` and `labels` are (N,)."""
+    """Mean over the classes that occur of the share of `right` (N,) among their examples; `labels` is (N,)."""
     return float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
 
 

@@ -49,7 +49,7 @@ class Difference:
 
 
 def compare_shares(samples: Sequence[Sample], base: Sample) -> list[Difference]:
-    """Test shares of right answers, values (1, N) bool, by McNemar's test with mid-p."""
+    """Test shares of correct predictions, values (1, N) bool, by McNemar's test with mid-p."""
     return [_compare_share(sample.values[0], base.values[0]) for sample in samples]
 
 

@@ -105,7 +105,7 @@ class Study(ABC, Generic[S]):
     data_role: ClassVar[str]  # the role of its data among a checkpoint's inputs
     details: ClassVar[type[Struct]]  # what its evaluations say beside metrics
     metrics: ClassVar[tuple[Metric[Any], ...]]  # the difference to the reference is shown of the first
-    truth: ClassVar[str]  # the array of the right answers
+    truth: ClassVar[str]  # the array of true labels or targets
     step: ClassVar[str]  # what learning curves run over: a field of results.metrics.Record
     log_loss: ClassVar[bool] = False  # whether losses span orders of magnitude
 

@@ -1,4 +1,4 @@
-"""What an image file holds. Decides by content what is an image, and refuses what would harm. Knows no torch."""
+"""Read and decode image files; what is an image is decided by its content. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Image.init()  # Image.open with `formats` needs every one of them registered
 
 
 def looks_like_image(head: bytes) -> bool:
-    """Whether a file's first 32 bytes are those of a JPEG, PNG, BMP, WebP or GIF."""
+    """Return whether a file's first 32 bytes are those of a JPEG, PNG, BMP, WebP or GIF."""
     return (
         head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a"))
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
@@ -36,8 +36,8 @@ _BMP_HEADERS = {struct.pack("<I", size) for size in (12, 40, 52, 56, 64, 108, 12
 
 
 @contextlib.contextmanager
-def refusing() -> Iterator[None]:
-    """Turns whatever a decoder raises on a damaged image into a ValueError that says so."""
+def decoder_errors() -> Iterator[None]:
+    """Turn whatever a decoder raises on a damaged image into a ValueError with the reason."""
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
@@ -52,23 +52,23 @@ def refusing() -> Iterator[None]:
         raise ValueError(f"damaged ({str(error) or type(error).__name__})") from None
 
 
-def header(data: bytes) -> Image.Image:
-    """An image whose pixels have not been decoded yet. ValueError when it is larger than MAX_PIXELS."""
+def open_image(data: bytes) -> Image.Image:
+    """Return an image without decoding its pixels. ValueError if they are more than MAX_PIXELS."""
     image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels is more than the {MAX_PIXELS:,} that are accepted")
     return image
 
 
-def orientation(image: Image.Image) -> int:
-    """How the image is to be turned, as EXIF has it; 1, not at all, where that is damaged or missing."""
+def read_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1, which changes nothing, if it is missing or damaged."""
     with contextlib.suppress(Exception):
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     return 1
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Decodes an image: first frame, EXIF orientation applied, RGB of 8 bits; transparency over white."""
+def decode_image(image: Image.Image) -> Image.Image:
+    """Decode an image: the first frame, turned as EXIF says, as 8-bit RGB; transparency over white."""
     image.load()
     with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
         image = ImageOps.exif_transpose(image)
@@ -85,8 +85,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read(path: Path) -> bytes:
-    """A whole image file. ValueError with the reason when it cannot be read."""
+def read_image_file(path: Path) -> bytes:
+    """Return the content of an image file. ValueError, with the reason, if it cannot be read."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -97,17 +97,17 @@ def read(path: Path) -> bytes:
     return data
 
 
-def sha256(path: Path) -> str:
-    """Hex sha256 of an image file. ValueError with the reason when it cannot be read."""
-    return hashlib.sha256(read(path)).hexdigest()
+def hash_image_file(path: Path) -> str:
+    """Return the hex sha256 of an image file. ValueError, with the reason, if it cannot be read."""
+    return hashlib.sha256(read_image_file(path)).hexdigest()
 
 
-def problem(path: Path) -> str | None:
-    """Why an image cannot be used, or None when it decodes."""
+def find_problem(path: Path) -> str | None:
+    """Return why an image cannot be used, or None if it decodes."""
     try:
-        data = read(path)
-        with refusing():
-            upright(header(data))
+        data = read_image_file(path)
+        with decoder_errors():
+            decode_image(open_image(data))
     except ValueError as error:
         return str(error)
     return None

@@ -82,7 +82,7 @@ class Images:
         """Return (crop, crop, 3) uint8. Raise FileError if the image cannot be read, or changed since it was hashed."""
         path, digest = self.paths[index], self.digests[index]
         try:
-            data = images.read(path)
+            data = images.read_image_file(path)
             if hashlib.sha256(data).hexdigest() != digest:
                 raise ValueError("changed while it was in use; make a new split")
             image = decode(data)
@@ -103,8 +103,8 @@ def decode(data: bytes) -> Tensor:
     Raises:
         ValueError: it cannot be decoded; with the reason.
     """
-    with images.refusing():
-        image = images.header(data)
+    with images.decoder_errors():
+        image = images.open_image(data)
         if image.format == "JPEG" and image.mode in ("RGB", "L"):
             from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -112,9 +112,9 @@ def decode(data: bytes) -> Tensor:
             with contextlib.suppress(RuntimeError):  # Pillow accepts more damaged files, and `data split` used Pillow
                 # turned by us, because torchvision sees EXIF only where it comes before other segments of its kind
                 decoded: Tensor = decode_jpeg(coded, mode=ImageReadMode.RGB)
-                turn = UPRIGHT.get(images.orientation(image))
+                turn = UPRIGHT.get(images.read_orientation(image))
                 return turn(decoded) if turn else decoded
-        return torch.from_numpy(np.array(images.upright(image))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(images.decode_image(image))).permute(2, 0, 1)
 
 
 def resize_and_crop(image: Tensor, preprocessing: Preprocessing) -> Tensor:

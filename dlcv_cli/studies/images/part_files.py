@@ -39,6 +39,6 @@ def require_images(split: Split, part: str, reporter: Reporter) -> list[Path]:
 
 def _hash_or_none(path: Path) -> str | None:
     try:
-        return images.sha256(path)
+        return images.hash_image_file(path)
     except ValueError:
         return None

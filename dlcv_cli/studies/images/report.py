@@ -29,7 +29,7 @@ def draw_figures(networks: Sequence[Reported]) -> list[FigureGroup]:
     return [
         FigureGroup(
             "Confusion matrix",
-            "Rows are true classes, columns answers; the stronger a cell's colour, the larger its share of the row.",
+            "Rows are true classes, columns predictions; the stronger the colour, the larger the share of the row.",
             [draw_confusion(*pair) for pair in evaluations],
         ),
         FigureGroup(
@@ -39,7 +39,7 @@ def draw_figures(networks: Sequence[Reported]) -> list[FigureGroup]:
         ),
         FigureGroup(
             "Calibration",
-            "A well-calibrated network lies on the diagonal: of the answers with a confidence of 80 %, 80 % are right. "
+            "A well-calibrated network lies on the diagonal: of predictions with a confidence of 80 %, 80 % are right. "
             "Below the diagonal it is overconfident. ECE is the mean distance from the diagonal, weighted by images.",
             [draw_calibration(*pair) for pair in evaluations],
         ),
@@ -49,13 +49,13 @@ def draw_figures(networks: Sequence[Reported]) -> list[FigureGroup]:
 def draw_confusion(name: str, evaluation: ImageEvaluation) -> Matrix:
     """Return the confusion matrix, each row as shares of its true class."""
     classes = evaluation.details.per_class
-    cells = tuple((true, answer, n, n / classes[true].n) for true, answer, n in evaluation.details.confusion)
+    cells = tuple((true, predicted, n, n / classes[true].n) for true, predicted, n in evaluation.details.confusion)
     wrong = [cell for cell in cells if cell[0] != cell[1]]
     names = tuple(row.name for row in classes)
     text = f"Answers of {name} by true class, {len(names)} classes, as shares of each class. "
     if wrong:
-        true, answer, n, _ = max(wrong, key=lambda cell: cell[2])
-        text += f"Most confused: {names[true]} taken for {names[answer]}, {n} times."
+        true, predicted, n, _ = max(wrong, key=lambda cell: cell[2])
+        text += f"Most confused: {names[true]} taken for {names[predicted]}, {n} times."
     else:
         text += "No errors."
     return Matrix(f"confusion-{name}", f"Confusion matrix: {name}", text, names, cells)
@@ -67,7 +67,7 @@ def draw_recall(name: str, evaluation: ImageEvaluation) -> Bars:
     rows = sorted(known, key=lambda pair: (pair[1], pair[0].name))
     values = tuple(recall for _, recall in rows)
     precisions = ["" if row.precision is None else f"{100 * row.precision:.1f}" for row, _ in rows]
-    extra = (("precision %", *precisions), ("times predicted", *(str(row.answered) for row, _ in rows)))
+    extra = (("precision %", *precisions), ("times predicted", *(str(row.predicted) for row, _ in rows)))
     lowest = ", ".join(f"{row.name} {100 * recall:.0f} %" for row, recall in rows[:3])
     text = f"Recall of {len(rows)} classes by {name}. Lowest: {lowest}. Median: {100 * median(values):.1f} %."
     axis = Axis("recall %", 0, 1, percent=True)
@@ -106,25 +106,25 @@ def _load_confused(network: Reported, root: Path, data: Path | None) -> Gallery:
     numbers = {row.name: number for number, row in enumerate(evaluation.details.per_class)}
     rows = []
     for pair in evaluation.details.confused:
-        confused = (predictions["labels"] == numbers[pair.true]) & (scores.answers == numbers[pair.answered])
+        confused = (predictions["labels"] == numbers[pair.true]) & (scores.predicted == numbers[pair.predicted])
         indices = np.flatnonzero(confused)
         highest = indices[np.argsort(-scores.losses[indices], kind="stable")][:EXAMPLES]
         pictures = (
             _load(root, examples[i].sha256, Picture(
-                examples[i].path, pair.true, pair.answered, float(scores.losses[i]), float(np.exp(-scores.losses[i]))
+                examples[i].path, pair.true, pair.predicted, float(scores.losses[i]), float(np.exp(-scores.losses[i]))
             )) for i in highest
         )  # fmt: skip
         text = f"{pair.n:,} images, {100 * pair.share:.1f} % of the class"
-        rows.append(Row(tuple(pictures), pair.true, pair.answered, text))
+        rows.append(Row(tuple(pictures), pair.true, pair.predicted, text))
     return Gallery("Most confused pairs", "", tuple(rows))
 
 
 def _load_highest_losses(network: Reported, root: Path) -> Gallery:
     pictures = (
-        _load(root, image.sha256, Picture(image.path, image.label, image.answer, image.loss, image.probability))
+        _load(root, image.sha256, Picture(image.path, image.label, image.predicted, image.loss, image.probability))
         for image in network.evaluation.details.highest_loss
     )
-    hint = "Each image has its class, the answer, and the probability given to its class."
+    hint = "Each image has its class, the predicted class, and the probability given to its class."
     return Gallery("Images with the highest loss", hint, (Row(tuple(pictures)),))
 
 

@@ -24,7 +24,7 @@ from dlcv_cli.results.evaluation import (
 )
 from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_classes
-from dlcv_cli.statistics.metrics import Scores, score_answers, score_logits
+from dlcv_cli.statistics.metrics import Scores, score_logits, score_predictions
 from dlcv_cli.statistics.paired import compare_recalls, compare_shares
 from dlcv_cli.statistics.significance import mean_of, proportion_of
 from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Reported, Study
@@ -122,7 +122,7 @@ class ImageStudy(Study[Scores]):
             raise FileError(checkpoint, "its predictions are not finite numbers: damaged, or diverged in training")
         scores, classes = score_logits(logits, images.labels), split.classes
         baseline = metrics.largest_class(np.array([example.label for example in split.parts["train"]], np.int64))
-        predicted = np.bincount(scores.answers, minlength=len(classes))
+        predicted = np.bincount(scores.predicted, minlength=len(classes))
         collapse = judge_classes(predicted, images.labels, int(scores.right.sum()), baseline, classes)
         return Measured(
             splits.fingerprint(classes, split.parts[part]),
@@ -147,7 +147,7 @@ class ImageStudy(Study[Scores]):
     def score(self, arrays: Arrays) -> tuple[list[Scores], list[Scores]]:
         """Score logits, and the classes that the baselines predict."""
         logits, labels = arrays["logits"], arrays["labels"]
-        rules = [score_answers(answers, labels, logits.shape[1]) for answers in arrays["baselines"]]
+        rules = [score_predictions(predicted, labels, logits.shape[1]) for predicted in arrays["baselines"]]
         return [score_logits(logits, labels)], rules
 
     def class_names(self, evaluation: AnyEvaluation) -> list[str]:
@@ -170,7 +170,7 @@ class ImageStudy(Study[Scores]):
 def describe_errors(scores: Scores, classes: Sequence[str], examples: Sequence[Example], root: str) -> ImageDetails:
     """Return where a classifier goes wrong, on the images of these scores."""
     table = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(table, (scores.labels, scores.answers), 1)
+    np.add.at(table, (scores.labels, scores.predicted), 1)
     counts, predicted, right = table.sum(1), table.sum(0), table.diagonal()
     cells = [(int(i), int(j), int(table[i, j])) for i, j in np.argwhere(table)]
     wrong = sorted((cell for cell in cells if cell[0] != cell[1]), key=lambda cell: (-cell[2], cell))
@@ -181,13 +181,13 @@ def describe_errors(scores: Scores, classes: Sequence[str], examples: Sequence[E
                 n=int(counts[k]),
                 recall=float(right[k] / counts[k]) if counts[k] else None,
                 precision=float(right[k] / predicted[k]) if predicted[k] else None,
-                answered=int(predicted[k]),
+                predicted=int(predicted[k]),
             )
             for k, name in enumerate(classes)
         ],
         confusion=cells,
         confused=[
-            ConfusedPair(true=classes[i], answered=classes[j], n=n, share=float(n / counts[i]))
+            ConfusedPair(true=classes[i], predicted=classes[j], n=n, share=float(n / counts[i]))
             for i, j, n in wrong[:MOST_CONFUSED]
         ],
         calibration=_bin_by_confidence(scores),
@@ -196,7 +196,7 @@ def describe_errors(scores: Scores, classes: Sequence[str], examples: Sequence[E
                 path=examples[i].path,
                 sha256=examples[i].sha256,
                 label=classes[scores.labels[i]],
-                answer=classes[scores.answers[i]],
+                predicted=classes[scores.predicted[i]],
                 loss=float(scores.losses[i]),
                 probability=float(np.exp(-scores.losses[i])),
             )

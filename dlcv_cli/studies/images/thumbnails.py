@@ -25,11 +25,11 @@ def make_thumbnail(path: Path, sha256: str) -> tuple[bytes, tuple[int, int]]:
     """
     if not path.exists():
         raise ValueError("missing")
-    data = images.read(path)
+    data = images.read_image_file(path)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError("changed")
-    with images.refusing():
-        image = images.upright(images.header(data))
+    with images.decoder_errors():
+        image = images.decode_image(images.open_image(data))
     image.thumbnail((SIDE, SIDE))
     if (factor := SIDE // max(image.size)) > 1:
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

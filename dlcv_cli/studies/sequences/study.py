@@ -84,7 +84,7 @@ class SequenceStudy(Study[Predicted]):
     def digest_examples(self, data: Path) -> dict[str, list[str]]:
         """Return the sha256 of each sequence of each part."""
         parts = sequences.read(data).parts
-        return {part: [digest.hex() for digest in sequences.digests(content)] for part, content in parts.items()}
+        return {part: [digest.hex() for digest in sequences.hash_examples(content)] for part, content in parts.items()}
 
     def repeats_examples(self, metadata: Mapping[str, Any]) -> bool:
         """Return whether the task is of symbols, so that short sequences can be equal by chance."""
