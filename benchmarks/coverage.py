@@ -207,11 +207,11 @@ def main() -> None:
     for number, (name, case) in enumerate(CASES.items()):
         if options.only not in name:
             continue
-        begun, found = time.perf_counter(), defaultdict(list)
+        begun, actual = time.perf_counter(), defaultdict(list)
         for repeat in range(options.comparisons):
             for what, so in case(np.random.default_rng((number, repeat)), options.draws):
-                found[what].append(so)
-        for what, many in found.items():
+                actual[what].append(so)
+        for what, many in actual.items():
             share, alarms = 100 * float(np.mean(many)), "alarms" in what
             error = 2 * np.sqrt(share * (100 - share) / len(many))
             low, high = (3, 6) if alarms else (93, 97)

@@ -104,11 +104,11 @@ def _hostile(rng: Generator) -> Any:
     return copy.deepcopy(HOSTILE[int(rng.integers(len(HOSTILE)))])
 
 
-def _places(value: Any, found: list[tuple[Any, Any]], most: int = 3000) -> None:
+def _places(value: Any, actual: list[tuple[Any, Any]], most: int = 3000) -> None:
     for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
-        if len(found) < most:
-            found.append((value, key))
-            _places(value[key], found)
+        if len(actual) < most:
+            actual.append((value, key))
+            _places(value[key], actual)
 
 
 def forged_json(rng: Generator, data: bytes) -> bytes:
@@ -234,20 +234,20 @@ def _sealed_weights(path: Path) -> Any:
 
 
 def _predictions(path: Path) -> Any:
-    found = tensors.read(path, tensors.PREDICTIONS)
-    return _arrays(found.arrays), found.metadata
+    actual = tensors.read(path, tensors.PREDICTIONS)
+    return _arrays(actual.arrays), actual.metadata
 
 
 def _sequences(path: Path) -> Any:
-    found = sequences.read(path)
-    look_up_task(found)
-    return {part: _arrays(vars(data)) for part, data in found.parts.items()}, found.metadata
+    actual = sequences.read(path)
+    look_up_task(actual)
+    return {part: _arrays(vars(data)) for part, data in actual.parts.items()}, actual.metadata
 
 
 def _split(path: Path) -> Any:
-    found = splits.read(path)
+    actual = splits.read(path)
     data.describe_split(path)
-    return found.classes, found.parts
+    return actual.classes, actual.parts
 
 
 def _metrics(path: Path) -> Any:
@@ -357,13 +357,13 @@ def mutations(folder: Path, cache: Path, count: int, seed: int, problems: list[s
                     traceback.print_exc()
                 os._exit(70)
             code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-            found = json.loads(result.read_text()) if result.exists() else {}
-            if code or not found:
+            actual = json.loads(result.read_text()) if result.exists() else {}
+            if code or not actual:
                 counts["crashes"] += 1
-                problems.append(f"mutated {name}: a process ended with {code}, in {found}")
-            problems += [f"mutated {name}: {problem}" for problem in found.pop("problems", [])]
-            counts.update({key: value for key, value in found.items() if value})
-            counts["tried"] += some - found.get("tried", 0)
+                problems.append(f"mutated {name}: a process ended with {code}, in {actual}")
+            problems += [f"mutated {name}: {problem}" for problem in actual.pop("problems", [])]
+            counts.update({key: value for key, value in actual.items() if value})
+            counts["tried"] += some - actual.get("tried", 0)
         rows.append((f"mutated {name}", counts))
     return rows
 
@@ -442,9 +442,9 @@ def _child(place: Path, reader: Reader, seed: tuple[int, ...], count: int, resul
         counts["tried"] += 1
         signal.alarm(20)
         try:
-            found = reader.read(path)
+            actual = reader.read(path)
             counts["accepted"] += 1
-            if mutated != sound and not sealed and expected is not None and found != expected:
+            if mutated != sound and not sealed and expected is not None and actual != expected:
                 counts["wrongly accepted"] += 1
                 problems.append(f"{seed} {number}: accepted {mutated[:200]!r}")
         except (DlcvError, OSError) as error:

@@ -149,7 +149,7 @@ def main() -> None:
                     begun = time.perf_counter()
                     count = run()
                     speeds[name].append(count / (time.perf_counter() - begun))
-            speed = {name: statistics.median(found) for name, found in speeds.items()}
+            speed = {name: statistics.median(actual) for name, actual in speeds.items()}
             gates, steps = CELLS[cell].gates, DATA.lengths.mean()
             rate = 6 * gates * hidden * (2 + hidden) * steps * speed["dlcv"] / 1e9
             others = [f"{speed['dlcv'] / speed[name]:.1f}" for name in engines if name != "dlcv"]

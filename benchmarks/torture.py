@@ -139,7 +139,7 @@ def ended(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def said(process: int) -> str:
+def printed(process: int) -> str:
     """What a process printed."""
     path = Path(SAID, str(process))
     text = path.read_text(errors="replace") if path.exists() else ""
@@ -178,14 +178,14 @@ def kills(place: Place, count: int, rng: np.random.Generator, problems: list[str
             while again:
                 process = start(words, folder, often)
                 _kill(process, folder, place.seconds[name], rng)
-                code, text = ended(process), said(process)
+                code, text = ended(process), printed(process)
                 troubles(counts, code, text, problems)
                 killed += code == -signal.SIGKILL
                 again = code == -signal.SIGKILL and rng.random() < 0.25
                 counts["half-written"] += any(p.suffix == ".tmp" for p in folder.iterdir())
                 counts["resumed"] += "continuing from" in text
             process = start(words, folder, often)
-            code, text = ended(process), said(process)
+            code, text = ended(process), printed(process)
             troubles(counts, code, text, problems)
             counts["resumed"] += "continuing from" in text
             wrong = f"exit code {code}" if code else place.wrong(name, folder)
@@ -236,14 +236,14 @@ def terms(place: Place, count: int, rng: np.random.Generator, problems: list[str
             begun = time.monotonic()
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)
-            code, text = ended(process), said(process)
+            code, text = ended(process), printed(process)
             troubles(counts, code, text, problems)
             if code in (143, -signal.SIGTERM):  # the latter: before dlcv began
                 times.append(time.monotonic() - begun)
             counts["tried"] += 1
             counts["resumed"] += any(p.suffix == ".snapshot" for p in folder.iterdir())
             process = start(place.command(name), folder)
-            code, text = ended(process), said(process)
+            code, text = ended(process), printed(process)
             wrong = f"exit code {code}" if code else place.wrong(name, folder)
             counts["finished"] += 1
             counts["the same bytes"] += not wrong
@@ -309,7 +309,7 @@ def full(place: Place, count: int, rng: np.random.Generator, problems: list[str]
             if late:
                 time.sleep(rng.uniform(0, place.seconds[name]))
                 fill(disk, 0)
-            code, text = ended(process), said(process)
+            code, text = ended(process), printed(process)
             troubles(counts, code, text, problems)
             counts["tried"] += 1
             last = text.strip().splitlines()[-1] if text.strip() else ""
@@ -324,7 +324,7 @@ def full(place: Place, count: int, rng: np.random.Generator, problems: list[str]
             counts["inputs lost"] += any(p.read_bytes() != content for p, content in inputs.items())
             (disk / "filler").unlink(missing_ok=True)
             process = start(words, folder)
-            code, text = ended(process), said(process)
+            code, text = ended(process), printed(process)
             wrong = f"exit code {code}" if code else place.wrong(name, folder)
             counts["the same bytes"] += not wrong
             if wrong:
@@ -362,7 +362,7 @@ def forbidden(place: Place, problems: list[str]) -> list[Row]:
                     os.chown(path, 65534, 65534)
                     path.chmod(0o755 if what == "results" else 0o700)
                 process = start(place.command(name), folder, without_powers)
-                code, text = ended(process), said(process)
+                code, text = ended(process), printed(process)
             troubles(counts, code, text, problems)
             counts["tried"] += 1
             last = text.splitlines()[-1] if text else ""
@@ -386,7 +386,7 @@ def twins(place: Place, count: int, rng: np.random.Generator, problems: list[str
         for _ in range(2):
             processes.append(start(place.command(name), folder, often))
             time.sleep(rng.choice([0, rng.uniform(0, place.seconds[name])]))
-        codes, texts = [ended(p) for p in processes], [said(p) for p in processes]
+        codes, texts = [ended(p) for p in processes], [printed(p) for p in processes]
         for code, text in zip(codes, texts, strict=True):
             troubles(counts, code, text, problems)
             counts["made it"] += code == 0 and "wrote" in text

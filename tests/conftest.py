@@ -176,7 +176,7 @@ class Trained:
     """What a training left: its checkpoint, what it said, and what the metrics say of the store."""
 
     path: Path
-    said: str
+    printed: str
     store: dict[str, Any]
 
     @property
@@ -187,7 +187,7 @@ class Trained:
     @property
     def warnings(self) -> list[str]:
         """What it warned of."""
-        return [line for line in self.said.splitlines() if line.startswith("warning: ")]
+        return [line for line in self.printed.splitlines() if line.startswith("warning: ")]
 
 
 Train = Callable[..., Trained]
@@ -217,11 +217,11 @@ def make_trainer(run: Run, folder: Path) -> Train:
 
 def count_sound_entries(cache: Path) -> list[int]:
     """Asserts that every store there opens and has sound records only; how many each has, the last used first."""
-    found = stores.list_feature_caches(cache)
-    for listing in found:
+    actual = stores.list_feature_caches(cache)
+    for listing in actual:
         assert listing.problem is None
         assert all(listing.features.is_sound(listing.features.rows(), slot) for slot in range(listing.entries))
-    return [listing.entries for listing in found]
+    return [listing.entries for listing in actual]
 
 
 def flip_bit(path: Path, place: int) -> None:

@@ -131,9 +131,9 @@ def test_json_round_trip(tmp_path: Path) -> None:
     """Numbers are exact, keys keep their order, names beyond ASCII and beyond UTF-8 survive."""
     document = {"schema": SCHEMA, "z": 0.1 + 0.2, "a": 5e-324, "n": 2**60, "straße": "b\udcff", "none": None}
     write_json(tmp_path / "file.json", document)
-    found = read_json(tmp_path / "file.json", SCHEMA)
-    assert found == document
-    assert list(found) == list(document)
+    actual = read_json(tmp_path / "file.json", SCHEMA)
+    assert actual == document
+    assert list(actual) == list(document)
     assert "straße".encode() in (tmp_path / "file.json").read_bytes()
 
 
@@ -159,18 +159,18 @@ def test_tensors_round_trip(tmp_path: Path) -> None:
     for name in ("one", "two"):
         tensors.write(tmp_path / name, SCHEMA, arrays, record)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    found = tensors.read(tmp_path / "one", SCHEMA)
-    assert {n: (a.dtype, a.tolist()) for n, a in found.arrays.items()} == {
+    actual = tensors.read(tmp_path / "one", SCHEMA)
+    assert {n: (a.dtype, a.tolist()) for n, a in actual.arrays.items()} == {
         n: (a.dtype, a.tolist()) for n, a in arrays.items()
     }
     whole = (tmp_path / "one").read_bytes()
-    text = json.dumps(found.metadata, separators=(",", ":"))
+    text = json.dumps(actual.metadata, separators=(",", ":"))
     contiguous = {n: np.ascontiguousarray(a) for n, a in arrays.items()}
     assert whole == safetensors.numpy.save(contiguous, {"dlcv": text}), "as the library would write it"
-    own = found.metadata["sha256"]
+    own = actual.metadata["sha256"]
     assert hashlib.sha256(whole.replace(own.encode(), b"0" * 64)).hexdigest() == own
-    assert {**found.metadata, "sha256": ""} == {"schema": SCHEMA, "sha256": "", **record}
-    assert found.metadata == tensors.read_metadata(tmp_path / "one", SCHEMA)
+    assert {**actual.metadata, "sha256": ""} == {"schema": SCHEMA, "sha256": "", **record}
+    assert actual.metadata == tensors.read_metadata(tmp_path / "one", SCHEMA)
     data = (tmp_path / "one").read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert list(header["__metadata__"]) == ["dlcv"]
@@ -266,11 +266,11 @@ def test_flipped_bits_are_refused_or_harmless(stored: Path) -> None:
     refused = 0
     for at, bit in itertools.product(range(end), (0, 2, 5)):
         stored.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
-        found = read_or_refused(stored)
-        refused += found is None
-        if found:
+        actual = read_or_refused(stored)
+        refused += actual is None
+        if actual:
             assert at >= 8, "the header's length"
-            assert sum(array.nbytes for array in found.arrays.values()) == 56
+            assert sum(array.nbytes for array in actual.arrays.values()) == 56
     assert refused > end
 
 
@@ -284,8 +284,8 @@ def test_types_that_numpy_lacks(tmp_path: Path, dtype: str) -> None:
     ).encode()
     path = tmp_path / "file"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2 * size))
-    found = read_or_refused(path)
-    assert found is None or found.arrays["a"].astype(float).tolist() == [0, 0]
+    actual = read_or_refused(path)
+    assert actual is None or actual.arrays["a"].astype(float).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -60,12 +60,12 @@ def test_list(run: Run, cache: Path) -> None:
     head, rule, *lines, last = result.stdout.splitlines()
     assert re.split(r" {2,}", head.strip()) == cli_cache.HEADINGS
     assert re.fullmatch(r"[- ]+", rule)
-    found = [line.split() for line in lines]
-    assert [line[:5] for line in found] == [
+    actual = [line.split() for line in lines]
+    assert [line[:5] for line in actual] == [
         [12 * letter, "vgg16", "classifier.2", "float32", str(count)] for letter, count in COUNTS.items()
     ]
-    assert found[1][5:7] == [f"{size_of(cache, 'a') / 1000:.3g}", "kB"]
-    assert found[0][7].startswith("2001-09-09")
+    assert actual[1][5:7] == [f"{size_of(cache, 'a') / 1000:.3g}", "kB"]
+    assert actual[0][7].startswith("2001-09-09")
     total = sum(size_of(cache, letter) for letter in "abc")
     assert last == f"3 in {cache}, {format_bytes(total)}"
 
@@ -145,8 +145,8 @@ def test_damaged_store(run: Run, cache: Path) -> None:
     lines = {line.split()[0][0]: line.split()[1:3] for line in result.stdout.splitlines()[2:5]}
     assert lines == {"a": ["damaged", "0"], "b": ["damaged", "0"], "c": ["vgg16", "classifier.2"]}
     document = json.loads(run("cache", "list", "--json").stdout)
-    found = {record["key"][0]: (record["arch"], record["bytes"]) for record in document["feature_caches"]}
-    assert found["a"] == (None, size_of(cache, "a"))
+    actual = {record["key"][0]: (record["arch"], record["bytes"]) for record in document["feature_caches"]}
+    assert actual["a"] == (None, size_of(cache, "a"))
     assert run("cache", "clear").exit_code == 0
     assert names(cache) == ""
 

@@ -19,8 +19,8 @@ def test_gates_begin_with_a_memory(cell: str) -> None:
     """A keeping gate lets u / (1 + u) of the state on, u over 1..T-1, the writing gate the rest; all else as is."""
     hidden, steps = 400, 100
     plain = initial_parameters(CELLS[cell], 2, hidden, 1.0, 3)
-    found = initial_parameters(CELLS[cell], 2, hidden, 1.0, 3, steps)
-    gates = (found["rnn.bias_ih_l0"] + found["rnn.bias_hh_l0"]).astype(np.float64).reshape(-1, hidden)
+    actual = initial_parameters(CELLS[cell], 2, hidden, 1.0, 3, steps)
+    gates = (actual["rnn.bias_ih_l0"] + actual["rnn.bias_hh_l0"]).astype(np.float64).reshape(-1, hidden)
     keeps, writes = GATES[cell]
     kept = 1 / (1 + np.exp(-gates[keeps]))
     memory = kept / (1 - kept)
@@ -31,11 +31,11 @@ def test_gates_begin_with_a_memory(cell: str) -> None:
         np.testing.assert_allclose(1 / (1 + np.exp(-gates[writes])), 1 - kept, rtol=1e-5)
     for name, array in plain.items():
         if "bias" not in name or "head" in name:
-            assert np.array_equal(found[name], array), name
+            assert np.array_equal(actual[name], array), name
             continue
         rows = array.reshape(-1, hidden)
         for gate in set(range(len(rows))) - {keeps, writes}:
-            assert np.array_equal(found[name].reshape(-1, hidden)[gate], rows[gate]), name
+            assert np.array_equal(actual[name].reshape(-1, hidden)[gate], rows[gate]), name
 
 
 def test_chrono_through_the_command(run: Run, tmp_path: Path) -> None:

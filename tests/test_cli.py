@@ -327,7 +327,7 @@ ALLOWED = {
 
 def imported(path: Path) -> set[str]:
     """The parts of the package that a file imports anywhere, functions included."""
-    found = set()
+    actual = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -336,8 +336,8 @@ def imported(path: Path) -> set[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        found |= {name.split(".")[1] for name in names if name.startswith("dlcv_cli.")}
-    return found - {"__version__"}
+        actual |= {name.split(".")[1] for name in names if name.startswith("dlcv_cli.")}
+    return actual - {"__version__"}
 
 
 @pytest.mark.parametrize("part", ALLOWED)

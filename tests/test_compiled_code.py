@@ -43,13 +43,13 @@ def test_compiled_once(data: Path, tmp_path: Path) -> None:
     """The first process compiles, below the cache, and says so; the next loads that, and trains to the same bytes."""
     cache = tmp_path / "cache"
     settings = ("seq", "train", data, "--cell", "lstm", "--cache", cache, "-o")
-    said = []
+    printed = []
     for name in ("one", "other"):
         result = python("-m", "dlcv_cli", *settings, tmp_path / f"{name}.safetensors", NUMBA_CACHE_DIR=None)
         assert result.returncode == 0, result.stderr
-        said.append("compiling the kernels" in result.stderr)
+        printed.append("compiling the kernels" in result.stderr)
         assert len([*(cache / "kernels").rglob("*.nbc")]) > 0
-    assert said == [True, False]
+    assert printed == [True, False]
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "other.safetensors").read_bytes()
     [version] = (path for path in (cache / "kernels").iterdir() if path.is_dir())
     assert len(version.name) == 16
@@ -110,18 +110,18 @@ def test_unusable_cache(tmp_path: Path, state: str) -> None:
 def compiles(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders in which it would have compiled: a file is written there in place of code."""
     monkeypatch.delenv("NUMBA_CACHE_DIR")
-    found: list[Path] = []
+    actual: list[Path] = []
 
     def fake() -> bool:
         folder = Path(os.environ["NUMBA_CACHE_DIR"])
         (folder / "sub").mkdir(exist_ok=True)
         (folder / "sub" / "code.nbc").write_bytes(b"code")
         (folder / "index.nbi").write_bytes(b"index")
-        found.append(folder)
+        actual.append(folder)
         return True
 
     monkeypatch.setattr(compiled_kernels, "_use_kernels", fake)
-    return found
+    return actual
 
 
 @pytest.mark.parametrize(
@@ -147,13 +147,13 @@ def test_code_that_is_not_as_it_was(
     }
     changes[damage]()
     monkeypatch.delenv("NUMBA_CACHE_DIR")
-    told: list[str] = []
+    message: list[str] = []
     report = Reporter()
-    report.warn = told.append  # type: ignore[method-assign]
+    report.warn = message.append  # type: ignore[method-assign]
     assert prepare_kernels(tmp_path, report) == folder
     assert len(compiles) == 2, "used once to compile, and once to compile again or to load"
-    assert len(told) == (damage not in ("none", "no list"))
-    assert all(text.endswith("; compiling again") for text in told)
+    assert len(message) == (damage not in ("none", "no list"))
+    assert all(text.endswith("; compiling again") for text in message)
     assert (code.read_bytes(), listed.read_bytes()) == (b"code", whole)
 
 
@@ -245,13 +245,13 @@ def test_interrupted(data: Path, tmp_path: Path, seeds: int) -> None:
             time.sleep(2)
             assert process.poll() is None, "it is in the midst of it"
             process.send_signal(signal.SIGINT)
-            out, told = process.communicate(timeout=8)
+            out, message = process.communicate(timeout=8)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
     assert process.returncode == 130
     assert out == ""
     snapshot = tmp_path / "new.snapshot"
-    assert told.splitlines()[-1].startswith(f"dlcv: interrupted: {snapshot} is saved (")
-    assert "Traceback" not in told
+    assert message.splitlines()[-1].startswith(f"dlcv: interrupted: {snapshot} is saved (")
+    assert "Traceback" not in message
     assert {*contents(tmp_path)} - {*before} == {snapshot.name}

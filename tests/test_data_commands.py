@@ -38,9 +38,9 @@ def failed(result: Result, *texts: str, code: int = 1) -> str:
 def document(result: Result) -> dict[str, Any]:
     """The one JSON document on stdout."""
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert isinstance(found, dict)
-    return found
+    actual = json.loads(result.stdout)
+    assert isinstance(actual, dict)
+    return actual
 
 
 def damage(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -59,19 +59,19 @@ def test_after_a_look(run: Run, folder: Path, wild: dict[int, int]) -> None:
     train = ("seq", "train", folder / "data.safetensors", *SETTINGS, "-o")
     dlcv(*train, plain)
     wild[0] = 53
-    told = f"dlcv: {output}: the loss was no longer a finite number at iteration 53 of seed 0; {ADVICE}"
-    assert last(run(*train, output)) == told
+    message = f"dlcv: {output}: the loss was no longer a finite number at iteration 53 of seed 0; {ADVICE}"
+    assert last(run(*train, output)) == message
     record = tensors.read_metadata(output, tensors.CHECKPOINT)
     assert list(record)[2:] == ["stage", "config", "inputs", "task", "seeds", "diverged", "best", "versions"]
     assert record["diverged"] == {"0": 53}
-    found, whole = metrics_of(output)["records"], metrics_of(plain)["records"]
-    assert [r["iteration"] for r in found] == [20, 40]
-    assert found == whole[:2]
-    assert record["best"] == min(found, key=lambda r: r["val_loss"])
+    actual, whole = metrics_of(output)["records"], metrics_of(plain)["records"]
+    assert [r["iteration"] for r in actual] == [20, 40]
+    assert actual == whole[:2]
+    assert record["best"] == min(actual, key=lambda r: r["val_loss"])
     before = contents(folder)
     for more in ((), ("--json",)):
         again = run(*train, output, *more)
-        assert (last(again), len(again.stderr.splitlines())) == (told, 1)
+        assert (last(again), len(again.stderr.splitlines())) == (message, 1)
     assert contents(folder) == before
     val = run("eval", output, "--split", "val", "--json")
     assert val.exit_code == 0
@@ -107,25 +107,27 @@ def test_before_any_look(run: Run, folder: Path, wild: dict[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("iterations", "said"),
+    ("iterations", "printed"),
     [
         ({1: 21}, "at iteration 21 of seed 1; "),
         ({2: 192, 0: 100}, "at iteration 100 of seed 0 (and of 1 others); "),
     ],
 )
-def test_some_of_several(run: Run, folder: Path, wild: dict[int, int], iterations: dict[int, int], said: str) -> None:
+def test_some_of_several(
+    run: Run, folder: Path, wild: dict[int, int], iterations: dict[int, int], printed: str
+) -> None:
     """The other runs are what they would have been; all are written, with the iterations of those that ran away."""
     output, plain = folder / "some.safetensors", folder / "all.safetensors"
     train = ("seq", "train", folder / "data.safetensors", *SETTINGS, "--seeds", 3, "-o")
     dlcv(*train, plain)
     wild.update(iterations)
-    assert said + ADVICE in last(run(*train, output))
+    assert printed + ADVICE in last(run(*train, output))
     record = tensors.read_metadata(output, tensors.CHECKPOINT)
     assert record["diverged"] == {str(seed): iterations[seed] for seed in sorted(iterations)}
     assert record["seeds"] == [0, 1, 2]
-    found, expected = (tensors.read(path, tensors.CHECKPOINT).arrays for path in (output, plain))
+    actual, expected = (tensors.read(path, tensors.CHECKPOINT).arrays for path in (output, plain))
     for seed in {0, 1, 2} - set(iterations):
-        assert all(np.array_equal(found[name][seed], array[seed]) for name, array in expected.items())
+        assert all(np.array_equal(actual[name][seed], array[seed]) for name, array in expected.items())
     for seed, iteration in iterations.items():
         wanted = [r for r in metrics_of(plain)["records"] if r["seed"] == seed and r["iteration"] < iteration]
         assert [r for r in metrics_of(output)["records"] if r["seed"] == seed] == wanted

@@ -94,13 +94,13 @@ def test_no_bit_depends_on_who_filled_it(train: Train, stage: str, precision: st
 def test_no_bit_of_a_prediction_either(run: Run, train: Train, stage: str, precision: str) -> None:
     """eval writes the same bytes of predictions from a store it fills, one it finds full, and none."""
     checkpoint = train(stage, "--precision", precision).path
-    found = []
+    actual = []
     for more, computed in (((), TEST), ((), 0), (("--no-cache",), None)):
         assert run("eval", checkpoint, "--threads", 1, "--force", *more).exit_code == 0
         document = json.loads(checkpoint.with_suffix(".test.eval.json").read_text("utf-8"))
         assert document["run"]["features"].get("computed") == computed
-        found.append(checkpoint.with_suffix(".test.predictions.safetensors").read_bytes())
-    assert found[0] == found[1] == found[2]
+        actual.append(checkpoint.with_suffix(".test.predictions.safetensors").read_bytes())
+    assert actual[0] == actual[1] == actual[2]
 
 
 def plain_training(network: nn.Module, x: dict[str, Tensor], y: dict[str, Tensor], config: dict[str, Any]) -> Any:
@@ -243,8 +243,8 @@ def test_another_computation_is_computed(train: Train, photo_folder: Path, cache
         path = changed_weights(photo_folder, CHANGES[change])
         other = train("head", "--weights", path, "--precision", "float32")
     assert (other.store["images"], other.store["computed"]) == (BOTH, BOTH)
-    assert f": 0 of {BOTH} images are cached" in other.said
-    assert "start from" not in other.said or change == "last bias"
+    assert f": 0 of {BOTH} images are cached" in other.printed
+    assert "start from" not in other.printed or change == "last bias"
     assert count_sound_entries(cache_folder) == [BOTH, BOTH]
     again = train("head", "--weights", photo_folder / "head.safetensors", "--precision", "float32")
     assert (again.store["computed"], again.data) == (0, first.data)
@@ -259,9 +259,9 @@ def test_another_training_uses_it(train: Train, photo_folder: Path, cache_folder
         ("--weights", photo_folder / "head.safetensors", "--weight-decay", 0.1, "--schedule", "cosine"),
         ("--weights", behind),
     ):
-        found = train("head", *more)
-        assert (found.store["images"], found.store["computed"]) == (BOTH, 0)
-        assert f": {BOTH} of {BOTH} images are cached\n" in found.said
+        actual = train("head", *more)
+        assert (actual.store["images"], actual.store["computed"]) == (BOTH, 0)
+        assert f": {BOTH} of {BOTH} images are cached\n" in actual.printed
     assert count_sound_entries(cache_folder) == [BOTH]
 
 
@@ -302,10 +302,10 @@ def test_identical_images_are_computed_once(train: Train, photo_folder: Path, ca
     dlcv("data", "split", photo_folder / "photos", "-o", split, "--seed", 2)
     given = digests(split, "train", "val")
     assert len({*given}) < len(given), "the case has identical images"
-    found = train("head", split=split)
-    assert (found.store["images"], found.store["computed"]) == (len({*given}), len({*given}))
+    actual = train("head", split=split)
+    assert (actual.store["images"], actual.store["computed"]) == (len({*given}), len({*given}))
     assert count_sound_entries(cache_folder) == [len({*given})]
-    assert found.data == train("head", "--no-cache", split=split).data
+    assert actual.data == train("head", "--no-cache", split=split).data
 
 
 @pytest.mark.parametrize("damaged", [False, True], ids=["sound", "damaged"])
@@ -320,16 +320,16 @@ def test_an_earlier_cut_serves(
     if damaged:
         flip_bit(earlier.features.folder / "records.bin", 5)
     given = ("--weights", photo_folder / "head.safetensors", "--precision", precision)
-    found = train("head", *given, split=photo_folder / "other.split.json")
+    actual = train("head", *given, split=photo_folder / "other.split.json")
     common = {*digests(photo_folder / "photos.split.json", "train", "val")}.intersection(
         digests(photo_folder / "other.split.json", "train", "val")
     )
-    said = f"{len(common)} images start from feature cache {earlier.features.name}, before features.28"
-    assert (said in found.said, len(found.warnings)) == ((False, 1) if damaged else (True, 0))
-    assert found.store["computed"] == BOTH
-    assert found.data == train("head", *given, "--no-cache", split=photo_folder / "other.split.json").data
+    printed = f"{len(common)} images start from feature cache {earlier.features.name}, before features.28"
+    assert (printed in actual.printed, len(actual.warnings)) == ((False, 1) if damaged else (True, 0))
+    assert actual.store["computed"] == BOTH
+    assert actual.data == train("head", *given, "--no-cache", split=photo_folder / "other.split.json").data
     empty = train("head", *given, "--cache", tmp_path / "empty", split=photo_folder / "other.split.json")
-    assert (empty.data, "start from" in empty.said) == (found.data, False)
+    assert (empty.data, "start from" in empty.printed) == (actual.data, False)
 
 
 def test_what_the_metrics_say(run: Run, train: Train, photo_folder: Path) -> None:
@@ -337,15 +337,15 @@ def test_what_the_metrics_say(run: Run, train: Train, photo_folder: Path) -> Non
     kept, without = train("head", "--precision", "float32"), train("finetune", "--no-cache", "--precision", "bfloat16")
     assert list(kept.store) == COUNTS
     assert kept.store == dict(zip(COUNTS, (True, "classifier.2", 2048, BOTH, BOTH), strict=True))
-    assert f": 0 of {BOTH} images are cached, 38.9 kB to add, " in kept.said
+    assert f": 0 of {BOTH} images are cached, 38.9 kB to add, " in kept.printed
     assert without.store == {"used": False, "why": "--no-cache", "before": "features.28", "bytes_per_image": 2048}
     assert list(without.store) == ["used", "why", "before", "bytes_per_image"]
-    assert "--no-cache: the features are computed again for each batch\n" in without.said
+    assert "--no-cache: the features are computed again for each batch\n" in without.printed
     anew = train("head", "--augment", "crop-flip", "--precision", "float32")
     why = "each epoch sees another random part of each training image"
     assert anew.store == {"used": True, "why": why, **{**kept.store, "images": VAL, "computed": 0}}
     assert list(anew.store) == ["used", "why", *COUNTS[1:]]
-    assert f"{why}: those features are not cached; --views N would cache N views of each image\n" in anew.said
+    assert f"{why}: those features are not cached; --views N would cache N views of each image\n" in anew.printed
     scratch = run(
         "vgg", "scratch", photo_folder / "photos.split.json", *COMMON, "-o", photo_folder / "scratch.safetensors",
                   "--arch", "vgg16_mini")  # fmt: skip

@@ -37,11 +37,11 @@ def test_a_damaged_store(train: Train, cache_folder: Path, damage: Callable[[Pat
     first = train("head")
     [listing] = stores.list_feature_caches(cache_folder)
     damage(listing.features.folder)
-    found = train("head")
-    [warning] = found.warnings
+    actual = train("head")
+    [warning] = actual.warnings
     assert str(listing.features.folder) in warning
     assert warning.endswith("; dropped, computing the features again")
-    assert (found.data, found.store["computed"]) == (first.data, BOTH)
+    assert (actual.data, actual.store["computed"]) == (first.data, BOTH)
     assert count_sound_entries(cache_folder) == [BOTH]
     again = train("head")
     assert (again.data, again.store["computed"], again.warnings) == (first.data, 0, [])
@@ -54,13 +54,13 @@ def test_too_little_disk(train: Train, cache_folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(resume, "free_space", lambda _: 10**12)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
     need = 4 * 512 * BOTH
-    for free[0], said in ((1000, "1 kB"), (int(need / 0.9) - 10, "43.2 kB")):
-        found = train("head", "--precision", "float32")
-        [warning] = found.warnings
-        assert f"38.9 kB to add, {said} free on its disk; going on without it" in warning
-        assert found.data == first.data
-        assert found.store == {
-            "used": False, "why": f"38.9 kB to add, {said} free on its disk", "before": "classifier.2",
+    for free[0], printed in ((1000, "1 kB"), (int(need / 0.9) - 10, "43.2 kB")):
+        actual = train("head", "--precision", "float32")
+        [warning] = actual.warnings
+        assert f"38.9 kB to add, {printed} free on its disk; going on without it" in warning
+        assert actual.data == first.data
+        assert actual.store == {
+            "used": False, "why": f"38.9 kB to add, {printed} free on its disk", "before": "classifier.2",
             "bytes_per_image": 2048,
         }  # fmt: skip
         assert not [path for path in cache_folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
@@ -76,11 +76,11 @@ def test_a_cache_that_cannot_be(train: Train, tmp_path: Path, place: str) -> Non
     if place.startswith("act"):
         cache = tmp_path
         (tmp_path / "activations").write_text("mine")
-    found = train("head", "--cache", cache)
-    [warning] = found.warnings
+    actual = train("head", "--cache", cache)
+    [warning] = actual.warnings
     assert str(cache) in warning
     assert "going on without it" in warning
-    assert (found.store["used"], found.data) == (False, train("head", "--no-cache").data)
+    assert (actual.store["used"], actual.data) == (False, train("head", "--no-cache").data)
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -100,10 +100,10 @@ def test_the_disk_is_full(
     with monkeypatch.context() as patch:
         patch.setattr(stores, "_flush", full)
         patch.setattr(stores, "COMMIT_SECONDS", -1.0)
-        found = train("head")
-    [warning] = found.warnings
+        actual = train("head")
+    [warning] = actual.warnings
     assert "the disk is full; going on without it" in warning
-    assert (found.data, found.store["why"]) == (first.data, "the disk is full")
+    assert (actual.data, actual.store["why"]) == (first.data, "the disk is full")
     assert sum(count_sound_entries(cache_folder)) >= sum(left)
     again = train("head")
     assert (again.data, again.warnings) == (first.data, [])
@@ -122,8 +122,8 @@ def test_what_others_keep_is_not_deleted(
 
     with monkeypatch.context() as patch:
         patch.setattr(activations, name, failing)
-        found = train("head")
-    assert (len(found.warnings), found.store["used"], found.data) == (1, False, first.data)
+        actual = train("head")
+    assert (len(actual.warnings), actual.store["used"], actual.data) == (1, False, first.data)
     assert count_sound_entries(cache_folder) == [BOTH]
     assert train("head").store["computed"] == 0
 
@@ -160,5 +160,5 @@ def test_cleared_while_it_trains(run: Run, train: Train, cache_folder: Path, mon
         return training(*args)
 
     monkeypatch.setattr(vgg, "Training", late)
-    found = train("head")
-    assert (found.store["computed"], found.warnings, found.data) == (0, [], first.data)
+    actual = train("head")
+    assert (actual.store["computed"], actual.warnings, actual.data) == (0, [], first.data)

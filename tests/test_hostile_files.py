@@ -48,9 +48,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of_sequences(path: Path) -> Any:
-    found = sequences.read(path)
-    look_up_task(found)
-    return {part: (d.inputs.tolist(), d.lengths.tolist(), d.targets.tolist()) for part, d in found.parts.items()}
+    actual = sequences.read(path)
+    look_up_task(actual)
+    return {part: (d.inputs.tolist(), d.lengths.tolist(), d.targets.tolist()) for part, d in actual.parts.items()}
 
 
 # file -> what a reader of it makes of it, which a sha256 in it covers (None: nothing covers it)
@@ -77,7 +77,7 @@ def test_any_change(sound: Path, tmp_path: Path, name: str) -> None:
     whole, path = (sound / name).read_bytes(), tmp_path / name
     path.write_bytes(whole)
     expected = READERS[name](path)
-    said: list[tuple[str, int]] = []
+    printed: list[tuple[str, int]] = []
 
     @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(Bytes)
@@ -86,15 +86,15 @@ def test_any_change(sound: Path, tmp_path: Path, name: str) -> None:
         at = int(share**3 * len(whole))  # the beginnings are where the formats are
         path.write_bytes(whole[:at] + instead + whole[at + count :])
         try:
-            found = READERS[name](path)
+            actual = READERS[name](path)
         except DlcvError as refusal:
-            said.append((str(refusal), refusal.exit_code))
+            printed.append((str(refusal), refusal.exit_code))
         else:
-            assert found == expected
+            assert actual == expected
 
     change()
-    assert said
-    assert all(path.name in text and code == 1 for text, code in said)
+    assert printed
+    assert all(path.name in text and code == 1 for text, code in printed)
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if name.endswith(".safetensors")])

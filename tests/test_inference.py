@@ -71,14 +71,14 @@ def plain(prefix: nn.Sequential, pixels: Tensor) -> Tensor:
     normal = Preprocessing()
     mean, std = (torch.tensor(t).view(1, 3, 1, 1) for t in (normal.mean, normal.std))
     with torch.inference_mode():
-        found: Tensor = copy.deepcopy(prefix).eval()((pixels.permute(0, 3, 1, 2) / 255 - mean) / std)
-    return found
+        actual: Tensor = copy.deepcopy(prefix).eval()((pixels.permute(0, 3, 1, 2) / 255 - mean) / std)
+    return actual
 
 
 def passed(forward: FeatureExtractor, pixels: Tensor, order: Sequence[int], size: int, threads: int) -> Tensor:
     """Outputs of the images in that order, so many a group, put back in the images' own order."""
-    found = extract_in_threads(forward, split_evenly(order, size), lambda group: pixels[list(group)], threads)
-    y = torch.cat([x for _, x in found])
+    actual = extract_in_threads(forward, split_evenly(order, size), lambda group: pixels[list(group)], threads)
+    y = torch.cat([x for _, x in actual])
     back: Tensor = y[torch.tensor(order).argsort()]
     return back
 
@@ -134,9 +134,9 @@ def test_the_numbers_are_the_plain_layers(name: str, fused: bool, pixels: Tensor
     for precision, bound in (("float32", 1e-5), ("bfloat16", 0.05)):
         forward = made(prefix, precision)
         assert forward.fused == fused
-        found = forward(pixels)
-        assert (found.dtype, found.shape) == (module.DTYPES[precision], expected.shape)
-        assert (found.float() - expected).abs().max() <= bound * most
+        actual = forward(pixels)
+        assert (actual.dtype, actual.shape) == (module.DTYPES[precision], expected.shape)
+        assert (actual.float() - expected).abs().max() <= bound * most
     assert expected.std() > 0.01 * most, "the case has more than zeros"
 
 
@@ -189,8 +189,8 @@ def test_going_on_is_going_all_the_way(name: str, precision: str, side: int, pix
         kept = to_rows(made(prefix[:place], precision, side)(pixels))
         rest = FeatureExtractor(prefix, Preprocessing(side, side), CPU, precision, place)
         for some in (slice(0, 19), slice(7, 9)):  # whole groups, and too few for one
-            found = torch.cat([x for _, x in extract_in_threads(rest, split_evenly(kept[some], 16), from_rows, 2)])
-            assert torch.equal(found, expected[some]), prefix[place]
+            actual = torch.cat([x for _, x in extract_in_threads(rest, split_evenly(kept[some], 16), from_rows, 2)])
+            assert torch.equal(actual, expected[some]), prefix[place]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -203,8 +203,8 @@ def test_the_network_is_left_alone(precision: str, pixels: Tensor) -> None:
         before = [(key, t.detach().clone(), t.dtype, t.requires_grad) for key, t in tensors]
         modes = [layer.training for layer in split.tail.modules()]
         given = pixels.clone()
-        found = made(split.frozen, precision)(pixels)
-        assert not found.requires_grad
+        actual = made(split.frozen, precision)(pixels)
+        assert not actual.requires_grad
         for (key, old, dtype, grad), (_, now) in zip(before, tensors, strict=True):
             assert torch.equal(old, now.detach()), key
             assert (now.dtype, now.requires_grad, now.grad) == (dtype, grad, None), key
@@ -311,10 +311,10 @@ def test_work_of_vgg16(layers: tuple[str, ...], shape: tuple[int, ...], convolut
     unfreeze(network, layers)
     counts = [9 * c * out * side**2 for c, out, side in VGG16]
     total = 2 * (sum(counts) + 25088 * 4096 + 4096 * 4096 + 4096 * 101)
-    found = measure_cost(split_at_frozen(network, ARCHITECTURES["vgg16"]), 224)
-    assert found.shape == shape
-    assert found.flops == 2 * (sum(counts[:convolutions]) + sum(linear))
-    assert found.total_flops == total
+    actual = measure_cost(split_at_frozen(network, ARCHITECTURES["vgg16"]), 224)
+    assert actual.shape == shape
+    assert actual.flops == 2 * (sum(counts[:convolutions]) + sum(linear))
+    assert actual.total_flops == total
     assert total == pytest.approx(30.9e9, rel=2e-3)
 
 

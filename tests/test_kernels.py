@@ -57,9 +57,9 @@ def gradients64(cell: str, weights: Parameters, data: Sequences, some: list[int]
 def first_means(engine: Compiled) -> Parameters:
     """Adam's means, in the layout of the weights."""
     engine.weights, kept = engine.means, engine.weights
-    found = engine.parameters()
+    actual = engine.parameters()
     engine.weights = kept
-    return found
+    return actual
 
 
 @pytest.mark.parametrize("batch", [1, 5])
@@ -75,9 +75,9 @@ def test_gradients_are_autograds(cell: str, hidden: int, batch: int) -> None:
         engine = Compiled(CELLS[cell], weights, SeqTrainConfig(batch_size=batch), data, np.float64)
         _, steps = engine.advance(np.array(some))
         assert steps == 1
-        found = first_means(engine)
+        actual = first_means(engine)
         for name, expected in gradients64(cell, weights, data, some).items():
-            np.testing.assert_allclose(found[name] / (1 - B1), expected, rtol=1e-9, atol=1e-12, err_msg=name)
+            np.testing.assert_allclose(actual[name] / (1 - B1), expected, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 @pytest.mark.parametrize("clip", [None, 0.05])
@@ -103,12 +103,12 @@ def test_a_hundred_steps_are_torchs(cell: str, hidden: int, batch: int, clip: fl
 def test_clipping_matters_in_the_case(cell: str) -> None:
     """The clipped case above differs from the unclipped one, or it would show nothing."""
     data, order = made(50, 1, 12), np.arange(50)
-    found = []
+    actual = []
     for clip in (None, 0.05):
         engine = Compiled(CELLS[cell], weights_of(cell, 16), SeqTrainConfig(clip_norm=clip), data)
         engine.advance(order)
-        found.append(engine.parameters()["head.weight"])
-    assert np.abs(found[0] - found[1]).max() > 1e-4
+        actual.append(engine.parameters()["head.weight"])
+    assert np.abs(actual[0] - actual[1]).max() > 1e-4
 
 
 @pytest.mark.parametrize("cell", RECURRENT)
@@ -144,8 +144,8 @@ def test_long_sequences(tmp_path_factory: pytest.TempPathFactory) -> None:
     )
     engine.advance(np.array([1]))
     expected = gradients64("gru", weights, data, [1])
-    for name, found in first_means(engine).items():
-        np.testing.assert_allclose(found / (1 - B1), expected[name], rtol=1e-8, atol=1e-12, err_msg=name)
+    for name, actual in first_means(engine).items():
+        np.testing.assert_allclose(actual / (1 - B1), expected[name], rtol=1e-8, atol=1e-12, err_msg=name)
 
 
 @pytest.mark.parametrize("cell", RECURRENT)

@@ -125,10 +125,10 @@ def test_page_is_well_formed(text: str) -> None:
 
 def test_page_stands_alone(text: str) -> None:
     """Nothing is loaded and nothing runs: no script, no style sheet, no address but pictures held in the page."""
-    found = Page(text)
-    tags = {tag for tag, _ in found.elements}
+    actual = Page(text)
+    tags = {tag for tag, _ in actual.elements}
     assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form", "foreignobject", "use"}
-    for tag, attributes in found.elements:
+    for tag, attributes in actual.elements:
         assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
         for name in ("src", "href", "srcset", "xlink:href", "data", "action"):
             assert attributes.get(name, "#").startswith(("#", "data:image/jpeg;base64,")), (tag, attributes)
@@ -140,19 +140,19 @@ def test_page_stands_alone(text: str) -> None:
 
 def test_names_from_data_are_text(made: Path, text: str) -> None:
     """Class names and file names with markup, quotation marks and line breaks are shown as they are, and do nothing."""
-    found = Page(text)
-    assert HOSTILE in "".join(found.text)
-    assert QUOTED in "".join(found.text)
+    actual = Page(text)
+    assert HOSTILE in "".join(actual.text)
+    assert QUOTED in "".join(actual.text)
     assert "<script" not in text
-    assert not [attributes for _, attributes in found.elements if "onload" in attributes]
-    pictures = [attributes["alt"] for attributes in found.all("img")]
+    assert not [attributes for _, attributes in actual.elements if "onload" in attributes]
+    pictures = [attributes["alt"] for attributes in actual.all("img")]
     assert pictures
     assert all("<b onload='x'>\\n.png" in alt for alt in pictures)  # the line break as an escape
 
 
 def test_every_figure_has_a_text_alternative(text: str) -> None:
     """Each picture has a title and a description that its svg points to (or is hidden, beside the same number)."""
-    said = 0
+    printed = 0
     for svg in svgs(text):
         if svg.get("aria-hidden") == "true":
             continue
@@ -163,18 +163,18 @@ def test_every_figure_has_a_text_alternative(text: str) -> None:
         assert title.text
         assert len(description.text or "") > 20
         assert svg.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
-        said += 1
-    assert said > 15
+        printed += 1
+    assert printed > 15
     assert all(attributes["alt"] for attributes in Page(text).all("img"))
 
 
 def test_tables_and_regions_can_be_read_and_reached(text: str) -> None:
     """Tables have captions and scopes, what scrolls is a labelled region for the keyboard, headings skip no level."""
-    found = Page(text)
-    tags = [tag for tag, _ in found.elements]
+    actual = Page(text)
+    tags = [tag for tag, _ in actual.elements]
     assert tags.count("table") == tags.count("caption") > 10
-    assert all(attributes.get("scope") in ("row", "col") for attributes in found.all("th"))
-    regions = [a for a in found.all("div") if "scroll" in a.get("class", "").split()]
+    assert all(attributes.get("scope") in ("row", "col") for attributes in actual.all("th"))
+    regions = [a for a in actual.all("div") if "scroll" in a.get("class", "").split()]
     assert len(regions) > 10
     assert all(a["tabindex"] == "0" and a["role"] == "region" and a["aria-label"] for a in regions)
     assert len({a["aria-label"] for a in regions}) == len(regions)
@@ -183,9 +183,9 @@ def test_tables_and_regions_can_be_read_and_reached(text: str) -> None:
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
-    assert found.all("html") == [{"lang": "en"}]
-    assert {"class": "skip", "href": "#main"} in found.all("a")
-    assert {"id": "main"} in found.all("main")
+    assert actual.all("html") == [{"lang": "en"}]
+    assert {"class": "skip", "href": "#main"} in actual.all("a")
+    assert {"id": "main"} in actual.all("main")
 
 
 def test_one_section_a_study(text: str) -> None:
@@ -277,11 +277,11 @@ def test_images_that_are_gone_or_changed(run: Run, folder: Path) -> None:
     first, second = [entry["path"] for entry in evaluation(folder, "head")["details"]["highest_loss"]][:2]
     (folder / "photos" / first).unlink()
     Image.new("RGB", (20, 20), "red").save(folder / "photos" / second)
-    found = Page(reported(run, folder, ("head",)))
-    [banner] = re.findall("Pictures missing.*", "".join(found.text))
+    actual = Page(reported(run, folder, ("head",)))
+    [banner] = re.findall("Pictures missing.*", "".join(actual.text))
     assert "2 images" in banner
     assert "(changed, missing)" in banner
-    frames = [attributes["aria-label"] for attributes in found.all("span") if attributes.get("class") == "gone"]
+    frames = [attributes["aria-label"] for attributes in actual.all("span") if attributes.get("class") == "gone"]
     assert {label.rpartition(": ")[2] for label in frames} == {"missing", "changed"}
 
 

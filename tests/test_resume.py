@@ -140,13 +140,13 @@ def test_only_what_was_taken_is_saved(run: Run, place: Path, monkeypatch: pytest
     with monkeypatch.context() as patch:
         stop_after(patch, 6)
         run(*STAGES["head"], "-o", "head.safetensors")
-    found = tensors.read(place / "head.snapshot", tensors.SNAPSHOT)
+    actual = tensors.read(place / "head.snapshot", tensors.SNAPSHOT)
     kinds = ("now", "optimizer.step", "optimizer.exp_avg", "optimizer.exp_avg_sq", "best")
-    assert {*found.arrays} == {f"{kind}.classifier.6.{p}" for kind in kinds for p in ("weight", "bias")}
-    assert found.arrays["optimizer.step.classifier.6.bias"].tolist() == 5
-    numbers = found.metadata["state"]
+    assert {*actual.arrays} == {f"{kind}.classifier.6.{p}" for kind in kinds for p in ("weight", "bias")}
+    assert actual.arrays["optimizer.step.classifier.6.bias"].tolist() == 5
+    numbers = actual.metadata["state"]
     assert (len(numbers["records"]), numbers["done"]) == (1, 10)
-    assert (found.metadata["stage"], found.metadata["resumed"]) == ("vgg.head", 0)
+    assert (actual.metadata["stage"], actual.metadata["resumed"]) == ("vgg.head", 0)
 
 
 def test_another_commands_snapshot(run: Run, place: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,25 +173,25 @@ def test_damaged_snapshot(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
         stop_after(patch, 3)
         run(*command)
     path = place / f"{name}.snapshot"
-    whole, found = path.read_bytes(), tensors.read(path, tensors.SNAPSHOT)
+    whole, actual = path.read_bytes(), tensors.read(path, tensors.SNAPSHOT)
     for broken in (whole[:-1], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], b"mine", b""):
         path.write_bytes(broken)
         result = run(*command)
         assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr.splitlines()[-1].startswith(f"dlcv: {path.name}")
         assert path.read_bytes() == broken
-    first = next(iter(found.arrays))
-    state = found.metadata["state"]
+    first = next(iter(actual.arrays))
+    state = actual.metadata["state"]
     for arrays, record in (
-        ({n: a for n, a in found.arrays.items() if n != first}, found.metadata),
-        (found.arrays | {first: found.arrays[first].astype(np.float16)}, found.metadata),
-        (found.arrays | {first: found.arrays[first][..., :0]}, found.metadata),
-        (found.arrays | {"more": np.zeros(1)}, found.metadata) if name == "head" else ({}, found.metadata),
-        (found.arrays, {**found.metadata, "state": {}}),
-        (found.arrays, {**found.metadata, "state": []}),
-        (found.arrays, {**found.metadata, "state": {**state, "epoch": 7, "runs": {"0": {}}}}),
-        (found.arrays, {**found.metadata, "state": {**state, "done": 4, "runs": {"9": {}}}}),
-        (found.arrays, {**found.metadata, "seconds": "long"}),
+        ({n: a for n, a in actual.arrays.items() if n != first}, actual.metadata),
+        (actual.arrays | {first: actual.arrays[first].astype(np.float16)}, actual.metadata),
+        (actual.arrays | {first: actual.arrays[first][..., :0]}, actual.metadata),
+        (actual.arrays | {"more": np.zeros(1)}, actual.metadata) if name == "head" else ({}, actual.metadata),
+        (actual.arrays, {**actual.metadata, "state": {}}),
+        (actual.arrays, {**actual.metadata, "state": []}),
+        (actual.arrays, {**actual.metadata, "state": {**state, "epoch": 7, "runs": {"0": {}}}}),
+        (actual.arrays, {**actual.metadata, "state": {**state, "done": 4, "runs": {"9": {}}}}),
+        (actual.arrays, {**actual.metadata, "seconds": "long"}),
     ):
         tensors.write(path, tensors.SNAPSHOT, arrays, record)
         result = run(*command)
@@ -335,9 +335,9 @@ def test_signals(place: Path, number: int, code: int) -> None:
     while not process.stderr.readline().startswith("iteration"):
         assert process.poll() is None
     process.send_signal(number)
-    out, told = process.communicate(timeout=20)
+    out, message = process.communicate(timeout=20)
     assert (process.returncode, out) == (code, "")
-    last = told.splitlines()[-1]
+    last = message.splitlines()[-1]
     assert last.startswith("dlcv: interrupted: long.snapshot is saved (iteration ")
     assert {p.name for p in place.iterdir()} == {*INPUTS, "long.snapshot"}
 
@@ -393,9 +393,9 @@ def test_twins(place: Path) -> None:
     while not first.stderr.readline().startswith("iteration"):
         assert first.poll() is None
     second = started(*LONG)
-    out, told = second.communicate(timeout=30)
+    out, message = second.communicate(timeout=30)
     assert (second.returncode, out) == (1, "")
-    assert told == "dlcv: long.safetensors is in use by another dlcv process: let it finish, or choose another -o\n"
+    assert message == "dlcv: long.safetensors is in use by another dlcv process: let it finish, or choose another -o\n"
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=20)
     assert first.returncode == 143
@@ -416,7 +416,7 @@ def test_metrics_add_up_the_time(run: Run, place: Path, monkeypatch: pytest.Monk
             run(*command)
     before = tensors.read_metadata(place / "scratch.snapshot", tensors.SNAPSHOT)["seconds"]
     assert run(*command).exit_code == 0
-    found = metrics_of(place / "scratch.safetensors")["run"]
-    assert found["resumed"] == 2
-    assert found["seconds_before"] == pytest.approx(before, abs=1e-3)
-    assert 0 <= found["seconds_saving"] < found["seconds_before"] + found["seconds"]
+    actual = metrics_of(place / "scratch.safetensors")["run"]
+    assert actual["resumed"] == 2
+    assert actual["seconds_before"] == pytest.approx(before, abs=1e-3)
+    assert 0 <= actual["seconds_saving"] < actual["seconds_before"] + actual["seconds"]

@@ -118,11 +118,11 @@ def test_runs_load_into_torch(folder: Path, run: Run) -> None:
     """Each slice loads strictly into torch.nn, and gives the predictions, whose mean metrics the evaluation has."""
     path = folder / "all.safetensors"
     assert run("eval", path).exit_code == 0
-    found = json.loads((folder / "all.test.eval.json").read_text())
+    actual = json.loads((folder / "all.test.eval.json").read_text())
     answers = tensors.read(folder / "all.test.predictions.safetensors", tensors.PREDICTIONS).arrays
     test = sequences.read(folder / "data.safetensors").parts["test"]
     assert answers["predictions"].shape == (3, 20)
-    assert found["data"]["n"] == 20
+    assert actual["data"]["n"] == 20
     by_run: dict[str, list[float]] = {"mse": [], "mae": [], "close": []}
     for k in range(3):
         rnn, head = torch.nn.GRU(2, 4), torch.nn.Linear(4, 1)
@@ -138,17 +138,17 @@ def test_runs_load_into_torch(folder: Path, run: Run) -> None:
             by_run[key].append(float(np.mean(value)))
         of_run = {key: values[-1] for key, values in by_run.items()}
         r2 = 1 - of_run["mse"] / np.var(test.targets.astype(np.float64))
-        assert found["per_seed"][k]["seed"] == 5 + k
-        assert found["per_seed"][k]["metrics"] == pytest.approx({**of_run, "r2": r2})
+        assert actual["per_seed"][k]["seed"] == 5 + k
+        assert actual["per_seed"][k]["metrics"] == pytest.approx({**of_run, "r2": r2})
     assert np.ptp(by_run["mse"]) > 1e-4, "the runs differ"
-    assert [run["seed"] for run in found["per_seed"]] == [5, 6, 7]
+    assert [run["seed"] for run in actual["per_seed"]] == [5, 6, 7]
     for key, values in by_run.items():
-        assert found["metrics"][key] == pytest.approx(np.mean(values))
-        assert list(found["seed_spread"][key]) == ["mean", "std", "min", "max"]
+        assert actual["metrics"][key] == pytest.approx(np.mean(values))
+        assert list(actual["seed_spread"][key]) == ["mean", "std", "min", "max"]
         expected_runs = [np.mean(values), np.std(values, ddof=1), min(values), max(values)]
-        assert [*found["seed_spread"][key].values()] == pytest.approx(expected_runs)
-        total = sum(row["n"] * row[key] for row in found["details"]["by_length"])
-        assert total / 20 == pytest.approx(found["metrics"][key])
+        assert [*actual["seed_spread"][key].values()] == pytest.approx(expected_runs)
+        total = sum(row["n"] * row[key] for row in actual["details"]["by_length"])
+        assert total / 20 == pytest.approx(actual["metrics"][key])
 
 
 def test_over_runs() -> None:
@@ -200,16 +200,16 @@ def test_what_is_said_of_several_runs(folder: Path, tmp_path: Path, run: Run) ->
 @pytest.mark.parametrize(("batch", "clip"), [(1, ()), (7, ()), (200, ("--clip-norm", 0.1))])
 def test_engines_agree(folder: Path, tmp_path: Path, batch: int, clip: tuple[object, ...]) -> None:
     """Both engines come to the same losses, in batches of mixed lengths too, at the same iterations."""
-    found = []
+    actual = []
     for engine in ("compiled", "torch"):
         output = tmp_path / f"{engine}.safetensors"
         more = ("--batch-size", batch, "--engine", engine, *clip)
         dlcv("seq", "train", folder / "data.safetensors", *SETTINGS, "--record-every", 9, *more, "-o", output)
-        found.append(metrics_of(output))
-        assert found[-1]["run"]["versions"].keys() - {"dlcv", "numpy", "safetensors"} == {
+        actual.append(metrics_of(output))
+        assert actual[-1]["run"]["versions"].keys() - {"dlcv", "numpy", "safetensors"} == {
             "compiled": {"numba"}, "torch": {"torch"},
         }[engine]  # fmt: skip
-    ours, theirs = ([(r["iteration"], r["val_loss"], r["train_loss"]) for r in one["records"]] for one in found)
+    ours, theirs = ([(r["iteration"], r["val_loss"], r["train_loss"]) for r in one["records"]] for one in actual)
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)
     assert ours[-1][0] == -(-3 * 64 // batch)
 
@@ -217,16 +217,16 @@ def test_engines_agree(folder: Path, tmp_path: Path, batch: int, clip: tuple[obj
 @pytest.mark.parametrize("batch", [1, 7, 64, 200])
 def test_progress_ends_at_its_total(folder: Path, tmp_path: Path, batch: int) -> None:
     """The last progress told is all of it, also where the last batch is smaller: the bar ends full."""
-    told: list[tuple[int, int]] = []
+    message: list[tuple[int, int]] = []
 
     class Told(Reporter):
         def progress(self, what: str, done: int, total: int) -> None:
-            told.append((done, total))
+            message.append((done, total))
 
     config = seq.SeqTrainConfig(hidden_size=3, batch_size=batch, record_every=10)
     output = tmp_path / "new.safetensors"
     seq.train_sequences(folder / "data.safetensors", output, config, context=Context(reporter=Told()))
-    assert told[-1] == (-(-3 * 64 // batch),) * 2
+    assert message[-1] == (-(-3 * 64 // batch),) * 2
 
 
 def test_a_cell_without_kernels(folder: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,12 +237,12 @@ def test_a_cell_without_kernels(folder: Path, tmp_path: Path, run: Run, monkeypa
     settings = (folder / "data.safetensors", "--cell", "elman", *SETTINGS, "-o", output)
     result = run("seq", "train", *settings)
     assert (result.exit_code, contents(tmp_path)) == (2, {})
-    said = " ".join(result.stderr.replace("│", " ").split())
-    assert "the cell 'elman' has no compiled kernels: train it with --engine torch" in said
+    printed = " ".join(result.stderr.replace("│", " ").split())
+    assert "the cell 'elman' has no compiled kernels: train it with --engine torch" in printed
     assert run("seq", "train", *settings, "--engine", "torch").exit_code == 0
     assert run("eval", output).exit_code == 0
-    found = json.loads((tmp_path / "relu.test.eval.json").read_text())
-    assert "torch" in found["run"]["versions"]
+    actual = json.loads((tmp_path / "relu.test.eval.json").read_text())
+    assert "torch" in actual["run"]["versions"]
     rnn, head = torch.nn.RNN(2, 4, nonlinearity="relu"), torch.nn.Linear(4, 1)
     stored = {name: torch.from_numpy(array.copy()) for name, array in arrays(output).items()}
     for part, module in (("rnn.", rnn), ("head.", head)):
@@ -251,7 +251,7 @@ def test_a_cell_without_kernels(folder: Path, tmp_path: Path, run: Run, monkeypa
     with torch.no_grad():
         xs = np.split(test.inputs, np.cumsum(test.lengths)[:-1])
         errors = np.array([head(rnn(torch.from_numpy(x))[0][-1]).item() for x in xs]) - test.targets
-    assert found["metrics"]["mse"] == pytest.approx(np.mean(errors**2), rel=1e-4)
+    assert actual["metrics"]["mse"] == pytest.approx(np.mean(errors**2), rel=1e-4)
     monkeypatch.delitem(cells.CELLS, "elman")
     refused(run("eval", output, "--force"), output, "no checkpoint of a cell that this version knows (elman)")
 

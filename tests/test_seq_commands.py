@@ -167,31 +167,31 @@ def test_loads_into_torch(trained: Path, cell: str) -> None:
 def test_metrics_keys(trained: Path, cell: str) -> None:
     """The metrics file's keys, at every level, in their order, and a record every 30 steps and at the last, 128."""
     output = trained / f"{cell}.safetensors"
-    found = metrics_of(output)
-    assert list(found) == [
+    actual = metrics_of(output)
+    assert list(actual) == [
         "schema", "stage", "config", "inputs", "task", "parameters", "records", "best", "checkpoint", "run",
     ]  # fmt: skip
-    assert (found["schema"], found["stage"]) == ("dlcv.metrics/1", "seq.train")
-    assert found["config"] == {
+    assert (actual["schema"], actual["stage"]) == ("dlcv.metrics/1", "seq.train")
+    assert actual["config"] == {
         "cell": cell, "engine": "compiled", "hidden_size": 4, "epochs": 2, "batch_size": 1, "lr": 0.003,
         "clip_norm": None, "chrono": None, "record_every": 30, "seeds": 1, "seed": 0,
     }  # fmt: skip
-    assert list(found["config"]) == [
+    assert list(actual["config"]) == [
         "cell", "engine", "hidden_size", "epochs", "batch_size", "lr", "clip_norm", "chrono", "record_every",
         "seeds", "seed",
     ]  # fmt: skip
     data = hashlib.sha256((trained / "data.safetensors").read_bytes()).hexdigest()
-    assert found["inputs"] == {"data": {"path": "data.safetensors", "sha256": data}}
+    assert actual["inputs"] == {"data": {"path": "data.safetensors", "sha256": data}}
     gates = {"baseline": 0, "elman": 1, "lstm": 4, "gru": 3}[cell]
     count = gates * (4 * 2 + 4 * 4 + 4 + 4) + (4 + 1 if gates else 0)
-    assert found["parameters"] == {"total": count, "trainable": count}
-    assert all(list(record) == ["seed", "iteration", "train_loss", "val_loss"] for record in found["records"])
-    iterations = [record["iteration"] for record in found["records"]]
+    assert actual["parameters"] == {"total": count, "trainable": count}
+    assert all(list(record) == ["seed", "iteration", "train_loss", "val_loss"] for record in actual["records"])
+    iterations = [record["iteration"] for record in actual["records"]]
     assert iterations == ([30, 60, 90, 120, 128] if gates else [0])
-    assert found["best"] == min(found["records"], key=lambda record: record["val_loss"])
+    assert actual["best"] == min(actual["records"], key=lambda record: record["val_loss"])
     sha256 = hashlib.sha256(output.read_bytes()).hexdigest()
-    assert found["checkpoint"] == {"path": output.name, "sha256": sha256}
-    assert list(found["run"]) == [
+    assert actual["checkpoint"] == {"path": output.name, "sha256": sha256}
+    assert list(actual["run"]) == [
         "started",
         "seconds",
         "machine",
@@ -202,8 +202,8 @@ def test_metrics_keys(trained: Path, cell: str) -> None:
         "seconds_before",
         "seconds_saving",
     ]
-    assert found["run"]["threads"] == 1
-    assert list(found["run"]["versions"]) == ["dlcv", "numba", "numpy", "safetensors"]
+    assert actual["run"]["threads"] == 1
+    assert list(actual["run"]["versions"]) == ["dlcv", "numba", "numpy", "safetensors"]
 
 
 def test_record_keys(trained: Path) -> None:

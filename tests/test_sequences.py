@@ -253,8 +253,8 @@ def test_predictions_of_mixed_lengths(engine: str, cell: str, monkeypatch: pytes
     np.testing.assert_allclose(answers_of(cell, weights, engine, data), alone, rtol=0, atol=1e-6)
     expected = np.mean((np.array(alone) - data.targets) ** 2)
     settings: Any = {"engine": engine}
-    found = mean_squared_error(build_engine(CELLS[cell], weights, SeqTrainConfig(**settings)), data)
-    assert found == pytest.approx(expected, rel=1e-5)
+    actual = mean_squared_error(build_engine(CELLS[cell], weights, SeqTrainConfig(**settings)), data)
+    assert actual == pytest.approx(expected, rel=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -306,9 +306,9 @@ def test_training_is_a_plain_loop(
             seen += 1
         assert record.train_loss == pytest.approx(np.mean(losses), rel=1e-3)
         assert record.val_loss == pytest.approx(mean_squared_error(ours, val))
-        found = ours.parameters()
+        actual = ours.parameters()
         for name, tensor in theirs.state_dict().items():
-            np.testing.assert_allclose(found[name], tensor.numpy(), rtol=0, atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(actual[name], tensor.numpy(), rtol=0, atol=1e-4, err_msg=name)
     assert next(batches, None) is None
 
 

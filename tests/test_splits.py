@@ -110,7 +110,7 @@ def test_nobody_twice_and_nobody_lost(sizes: list[int], test: float, val: float,
 def test_every_class_is_in_every_part(sizes: list[int], test: float, val: float, copies: int) -> None:
     """Stratified, each class has an image in train, val and test, however small it is and whatever the fractions."""
     parts = divided(examples(sizes, copies), test_fraction=test, val_fraction=val)
-    absent = {part: sorted(set(range(len(sizes))) - set(found)) for part, found in by_class(parts).items()}
+    absent = {part: sorted(set(range(len(sizes))) - set(actual)) for part, actual in by_class(parts).items()}
     assert absent == {part: [] for part in PARTS}
 
 
@@ -125,13 +125,13 @@ def test_no_part_is_empty_without_stratification(test: float, val: float) -> Non
 @pytest.mark.parametrize(("test", "val"), [(0.2, 0.2), (0.1, 0.5), (0.33, 0.33)], ids=str)
 def test_each_class_has_its_share(sizes: list[int], test: float, val: float) -> None:
     """Stratified, each class's test and val images are within one of its share of the part."""
-    found = by_class(divided(examples(sizes), test_fraction=test, val_fraction=val))
-    total = sum(found["test"].values())
+    actual = by_class(divided(examples(sizes), test_fraction=test, val_fraction=val))
+    total = sum(actual["test"].values())
     rest = sum(sizes) - total
     for label, size in enumerate(sizes):
-        assert abs(found["test"][label] - total * size / sum(sizes)) < 1
-        left = size - found["test"][label]
-        assert abs(found["val"][label] - sum(found["val"].values()) * left / rest) < 1
+        assert abs(actual["test"][label] - total * size / sum(sizes)) < 1
+        left = size - actual["test"][label]
+        assert abs(actual["val"][label] - sum(actual["val"].values()) * left / rest) < 1
 
 
 @pytest.mark.parametrize("settings", [{}, {"stratify": False}, {"train_per_class": 5}], ids=str)
@@ -180,7 +180,7 @@ def test_identical_images_stay_in_one_part(settings: dict[str, object]) -> None:
     for part in PARTS:
         for e in parts[part]:
             where.setdefault(e.sha256, set()).add(part)
-    assert all(len(found) == 1 for found in where.values())
+    assert all(len(actual) == 1 for actual in where.values())
     assert sum(map(len, parts.values())) == 45
 
 

@@ -277,7 +277,7 @@ def test_killed_at_any_moment(tmp_path: Path, number: int, complete: tuple[int, 
 def test_a_lock_has_one_holder(tmp_path: Path) -> None:
     """A second process does not get what another holds, and gets it when the holder is killed, whatever it did."""
     folder = tmp_path / "cache" / "store"
-    told: list[str] = []
+    message: list[str] = []
     with python("-c", HOLDER, folder, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "True\n"
@@ -285,7 +285,7 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
             assert not mine
 
         def waiting() -> None:
-            told.append("waiting")
+            message.append("waiting")
             threading.Timer(0.3, holder.kill).start()
 
         begin = time.monotonic()
@@ -294,7 +294,7 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
             assert time.monotonic() - begin >= 0.25
             with hold_lock(stores.lock_path(folder), None) as second:
                 assert not second, "it holds in one process too"
-    assert told == ["waiting"], "told once"
+    assert message == ["waiting"], "told once"
     with hold_lock(stores.lock_path(folder), None) as mine:
         assert mine
 
@@ -366,12 +366,12 @@ def test_two_runs_at_once(run: Run, split_file: Path, tmp_path: Path, cache_fold
             assert mine
             started = []
             for output in outputs[:2]:
-                said = output.with_suffix(".txt")
-                text = stack.enter_context(said.open("w"))
+                printed = output.with_suffix(".txt")
+                text = stack.enter_context(printed.open("w"))
                 command = python("-m", "dlcv_cli", *args, output, stderr=text, stdout=subprocess.DEVNULL)
-                started.append((stack.enter_context(command), said))
+                started.append((stack.enter_context(command), printed))
             deadline = time.monotonic() + 60
-            while not all("waiting for another dlcv that is filling" in said.read_text() for _, said in started):
+            while not all("waiting for another dlcv that is filling" in printed.read_text() for _, printed in started):
                 assert [process.poll() for process, _ in started] == [None, None]
                 assert time.monotonic() < deadline, "neither says that it waits"
                 time.sleep(0.05)

@@ -69,11 +69,11 @@ def test_where_the_marks_of_1997_are(low: int) -> None:
         for late in others:
             pair = (min(early, late), max(early, late))
             expected[pair] = expected.get(pair, 0) + count / 10 / len(others)
-    found = dict.fromkeys(expected, 0)
+    actual = dict.fromkeys(expected, 0)
     for x in each(made("adding-1997", count, low, low)):
         one, other = np.flatnonzero(x[:, 1] == 1).tolist()
-        found[one, other] += 1
-    assert stats.chisquare([*found.values()], [*expected.values()]).pvalue > 1e-4
+        actual[one, other] += 1
+    assert stats.chisquare([*actual.values()], [*expected.values()]).pvalue > 1e-4
 
 
 def test_values_of_1997() -> None:
@@ -135,9 +135,9 @@ def regression(predictions: Any, targets: Any) -> dict[str, float]:
 def test_scores_of_who_knows_one(task: str, mse: float, mae: float) -> None:
     """Squared and absolute errors have the means worked out by hand, to 3 %."""
     data = made(task, 20_000, 200, 200) if task == "adding-1997" else made(task, 20_000, 2, 4)
-    found = regression(np.array([TASKS[task].knows_one(x) for x in each(data)]), data.targets)
-    assert found["mse"] == pytest.approx(mse, rel=0.03)
-    assert found["mae"] == pytest.approx(mae, rel=0.03)
+    actual = regression(np.array([TASKS[task].knows_one(x) for x in each(data)]), data.targets)
+    assert actual["mse"] == pytest.approx(mse, rel=0.03)
+    assert actual["mae"] == pytest.approx(mae, rel=0.03)
 
 
 def test_scores_in_the_evaluation(run: Run, tmp_path: Path) -> None:

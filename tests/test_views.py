@@ -108,10 +108,10 @@ def test_a_sliver_does_not_become_gigabytes(upright: bool) -> None:
     pixels = ramp if upright else np.ascontiguousarray(ramp.transpose(1, 0, 2))
     unit = 1 if sys.platform == "darwin" else 1024
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    found = seen(pixels, IMAGENET)
+    actual = seen(pixels, IMAGENET)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before < 2**28
-    assert found.shape == (224, 224, 3)
-    assert difference(found, np.full_like(found, ramp[10_000, 0, 0])) <= 1
+    assert actual.shape == (224, 224, 3)
+    assert difference(actual, np.full_like(actual, ramp[10_000, 0, 0])) <= 1
 
 
 # --- decoding -------------------------------------------------------------------------------------------------------
@@ -305,15 +305,15 @@ def test_views_are_by_content(part: Images, augment: str) -> None:
 
 def test_one_key_is_one_picture(part: Images) -> None:
     """Of all that epochs, seeds and kinds of augmentation show, two are of one key where the pixels are the same."""
-    found: dict[bytes, Pixels] = {}
+    actual: dict[bytes, Pixels] = {}
     for augment, seed, epoch, index in itertools.product(("none", "flip", "crop-flip"), (0, 1), range(4), range(6)):
         chosen = replace(part, augment=augment, seed=seed)  # type: ignore[arg-type]
         view = chosen.view(index, epoch)
         key, pixels = chosen.key(index, view), chosen.pixels(index, view).numpy()
         assert len(key) == 32
-        assert np.array_equal(found.setdefault(key, pixels), pixels)
-    assert len(found) == 6 + 6 + 6 * 2 * 4, "plain, mirrored, and every random part"
-    assert len({pixels.tobytes() for pixels in found.values()}) == len(found)
+        assert np.array_equal(actual.setdefault(key, pixels), pixels)
+    assert len(actual) == 6 + 6 + 6 * 2 * 4, "plain, mirrored, and every random part"
+    assert len({pixels.tobytes() for pixels in actual.values()}) == len(actual)
     assert part.key(0, "plain") == bytes.fromhex(part.digests[0])
 
 
