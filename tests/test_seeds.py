@@ -316,7 +316,7 @@ def test_a_worker_that_dies_while_a_save_is_due(
         return state(training)
 
     monkeypatch.setattr(Training, "state", fail)
-    monkeypatch.setattr(Compiled, "pace", lambda _: 1)
+    monkeypatch.setattr(Compiled, "choose_pace", lambda _: 1)
     if signals:
         hold = seq.hold_signals
 

@@ -34,7 +34,7 @@ class Source:
         return len(self.labels)
 
 
-def source_of_images(images: Images, extractor: FeatureExtractor, threads: int) -> Source:
+def build_image_source(images: Images, extractor: FeatureExtractor, threads: int) -> Source:
     """Return a source that decodes images, and computes their features, for each batch."""
 
     def load(batch: Sequence[tuple[int, str]]) -> Tensor:
@@ -52,7 +52,7 @@ def source_of_images(images: Images, extractor: FeatureExtractor, threads: int) 
     return Source(images.labels, batches)
 
 
-def source_of_rows(
+def build_row_source(
     rows: Rows, slots: Callable[[int], NDArray[np.int64]], labels: NDArray[np.int64], device: torch.device
 ) -> Source:
     """Return a source that gathers cached features from a map.
@@ -80,7 +80,7 @@ def release_pages(rows: NDArray[Any]) -> None:
         rows._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # missing in the stubs
 
 
-def row_shape(shape: Sequence[int]) -> tuple[int, ...]:
+def get_row_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the shape of a row for features of one image: channels last."""
     return (*shape[1:], shape[0]) if len(shape) == 3 else tuple(shape)
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dlcv_cli.errors import DlcvError, list_names
-from dlcv_cli.vision.images import SUFFIXES, looks_like_image
+from dlcv_cli.vision.images import SUFFIXES, has_image_signature
 
 BACKGROUND = "BACKGROUND_Google"
 CALTECH101_PAGE = "https://data.caltech.edu/records/mzrjq-6wc02"
@@ -100,7 +100,7 @@ def _classify_file(listing: Listing, root: Path, path: str, label: int) -> None:
     except OSError as error:
         listing.bad.append((path, error.strerror or str(error)))
         return
-    if looks_like_image(head):
+    if has_image_signature(head):
         listing.images.append((path, label))
     elif file.suffix.lower() in SUFFIXES:
         listing.bad.append((path, "empty file" if not head else "not an image, whatever its name says"))

@@ -23,7 +23,7 @@ Image.MAX_IMAGE_PIXELS = None
 Image.init()  # Image.open with `formats` needs every one of them registered
 
 
-def looks_like_image(head: bytes) -> bool:
+def has_image_signature(head: bytes) -> bool:
     """Return whether a file's first 32 bytes are those of a JPEG, PNG, BMP, WebP or GIF."""
     return (
         head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a"))
@@ -36,7 +36,7 @@ _BMP_HEADERS = {struct.pack("<I", size) for size in (12, 40, 52, 56, 64, 108, 12
 
 
 @contextlib.contextmanager
-def decoder_errors() -> Iterator[None]:
+def convert_decoder_errors() -> Iterator[None]:
     """Turn whatever a decoder raises on a damaged image into a ValueError with the reason."""
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -106,7 +106,7 @@ def find_problem(path: Path) -> str | None:
     """Return why an image cannot be used, or None if it decodes."""
     try:
         data = read_image_file(path)
-        with decoder_errors():
+        with convert_decoder_errors():
             decode_image(open_image(data))
     except ValueError as error:
         return str(error)

@@ -12,7 +12,7 @@ from dlcv_cli.config import Machine
 from dlcv_cli.context import count_processors
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.files.disk import JSON
-from dlcv_cli.files.recipes import installed_versions
+from dlcv_cli.files.recipes import read_versions
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")  # whose versions image files record
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -52,4 +52,4 @@ def describe_arithmetic(device: torch.device, threads: int, precision: str) -> J
     """Return what, beside the recipe, a training's last bits depend on."""
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     machine = {"device": device.type, "processor": processor, "threads": threads, "precision": precision}
-    return {**machine, **installed_versions(*PACKAGES)}
+    return {**machine, **read_versions(*PACKAGES)}

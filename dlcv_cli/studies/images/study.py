@@ -10,7 +10,7 @@ import numpy as np
 from dlcv_cli.context import Context
 from dlcv_cli.errors import FileError
 from dlcv_cli.files import splits
-from dlcv_cli.files.disk import relative_path
+from dlcv_cli.files.disk import make_relative
 from dlcv_cli.report.kinds import FigureGroup
 from dlcv_cli.report.pictures import Gallery
 from dlcv_cli.results.comparison import Column
@@ -125,12 +125,12 @@ class ImageStudy(Study[Scores]):
         predicted = np.bincount(scores.predicted, minlength=len(classes))
         collapse = judge_classes(predicted, images.labels, int(scores.right.sum()), baseline, classes)
         return Measured(
-            splits.fingerprint(classes, split.parts[part]),
+            splits.hash_part(classes, split.parts[part]),
             {"logits": logits, "labels": images.labels, "baselines": np.full((1, len(images.labels)), baseline)},
             [],
             [f"always {classes[baseline]}"],
             collapse,
-            describe_errors(scores, classes, split.parts[part], relative_path(split.root, checkpoint.parent)),
+            describe_errors(scores, classes, split.parts[part], make_relative(split.root, checkpoint.parent)),
             PACKAGES,
             predictor.describe(),
         )

@@ -105,12 +105,12 @@ class SequenceStudy(Study[Predicted]):
         if not np.isfinite(predictions).all():
             raise FileError(checkpoint, "its predictions are not finite numbers: damaged, or diverged in training")
         try:
-            halves = [task.knows_one(x) for x in np.split(examples.inputs, np.cumsum(examples.lengths)[:-1])]
+            halves = [task.guess(x) for x in np.split(examples.inputs, np.cumsum(examples.lengths)[:-1])]
         except IndexError:
             raise FileError(data, "damaged: a sequence in which nothing is marked") from None
         collapse = judge_numbers(predictions, examples.targets, task.constant, learns)
         return Measured(
-            sequences.fingerprint(examples),
+            sequences.hash_part(examples),
             {
                 "predictions": predictions[0] if len(runs) == 1 else predictions,
                 "targets": examples.targets,
