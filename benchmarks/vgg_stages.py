@@ -36,7 +36,7 @@ from dlcv_cli.config import Machine, TrainConfig
 from dlcv_cli.studies.images.device import prepare
 from dlcv_cli.studies.images.predictor import place_and_split
 from dlcv_cli.vision.architectures import ARCHITECTURES
-from dlcv_cli.vision.batches import build_image_source, build_row_source, split_evenly, to_rows
+from dlcv_cli.vision.batches import build_image_source, build_row_source, split_batches, to_rows
 from dlcv_cli.vision.inference import FeatureExtractor, extract_in_threads, resolve_precision
 from dlcv_cli.vision.models import build_random_network
 from dlcv_cli.vision.steps import measure_cost
@@ -113,7 +113,7 @@ def frozen(stage: str, paths: list[Path], threads: int, device: str, precision: 
         return torch.stack([images.pixels(index, PLAIN) for index in batch])
 
     def steps() -> Iterator[int]:
-        batches = split_evenly(range(len(paths)), extractor.batch_size)
+        batches = split_batches(range(len(paths)), extractor.batch_size)
         for batch, x in extract_in_threads(extractor, batches, load, threads):
             to_rows(x)
             yield len(batch)

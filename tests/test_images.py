@@ -185,7 +185,7 @@ def test_decompression_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyP
 
 def test_a_large_photo_is_not_a_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest size accepted lies above a phone's 108 megapixels, and is accepted without a warning."""
-    monkeypatch.setattr(images, "_rgb", lambda image: image)
+    monkeypatch.setattr(images, "_convert_to_rgb", lambda image: image)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: None)
     monkeypatch.setattr(images.ImageOps, "exif_transpose", lambda image: image)
     assert images.decode_image(images.open_image(png_header(12_000, 9_000))).size == (12_000, 9_000)

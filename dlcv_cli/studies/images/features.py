@@ -30,7 +30,7 @@ from dlcv_cli.vision.batches import (
     from_rows,
     get_row_shape,
     release_pages,
-    split_evenly,
+    split_batches,
     to_rows,
 )
 from dlcv_cli.vision.inference import DTYPES, FeatureExtractor, extract_in_threads
@@ -254,7 +254,7 @@ def _compute_missing(
                 continue
             extractor = frozen.extractor(missing[keys[0]].images, at)
             for batch, x in extract_in_threads(
-                extractor, split_evenly(keys, extractor.batch_size), load, frozen.threads
+                extractor, split_batches(keys, extractor.batch_size), load, frozen.threads
             ):
                 append(batch, to_rows(x))
                 done += len(batch)

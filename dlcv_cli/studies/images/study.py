@@ -26,7 +26,7 @@ from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_classes
 from dlcv_cli.statistics.metrics import Scores, score_logits, score_predictions
 from dlcv_cli.statistics.paired import compare_recalls, compare_shares
-from dlcv_cli.statistics.significance import mean_of, proportion_of
+from dlcv_cli.statistics.significance import build_mean, build_proportion
 from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Reported, Study
 from dlcv_cli.vision.splits import Example
 
@@ -40,7 +40,7 @@ METRICS: tuple[Metric[Scores], ...] = (
         Column(key="top1_accuracy", heading="top-1 %", noun="top-1 accuracy", higher_is_better=True, percent=True),
         value=lambda s: float(s.right.mean()),
         range=(0, 1),
-        interval=lambda s: proportion_of(s.right),
+        interval=lambda s: build_proportion(s.right),
         tested=lambda s: s.right,
         test=lambda samples, base, _: compare_shares(samples, base),
     ),
@@ -48,7 +48,7 @@ METRICS: tuple[Metric[Scores], ...] = (
         Column(key="top5_accuracy", heading="top-5 %", noun="top-5 accuracy", higher_is_better=True, percent=True),
         value=lambda s: float(s.in_five.mean()),
         range=(0, 1),
-        interval=lambda s: proportion_of(s.in_five),
+        interval=lambda s: build_proportion(s.in_five),
         of_baselines=False,
         applies=lambda s: s.classes > TOP,  # five of five classes are always right
     ),
@@ -60,9 +60,9 @@ METRICS: tuple[Metric[Scores], ...] = (
             higher_is_better=True,
             percent=True,
         ),
-        value=lambda s: metrics.mean_per_class_recall(s.right, s.labels),
+        value=lambda s: metrics.compute_mean_recall(s.right, s.labels),
         range=(0, 1),
-        interval=lambda s: metrics.recall_of(s.right, s.labels),
+        interval=lambda s: metrics.build_recall(s.right, s.labels),
         tested=lambda s: s.right,
         test=lambda samples, base, scores: compare_recalls(samples, base, scores.labels),
     ),
@@ -74,14 +74,14 @@ METRICS: tuple[Metric[Scores], ...] = (
             higher_is_better=False,
             percent=True,
         ),
-        value=lambda s: metrics.calibration_of(s).estimate,
+        value=lambda s: metrics.build_calibration(s).estimate,
         range=(0, 1),
         of_baselines=False,
     ),
     Metric(
         Column(key="loss", heading="loss", noun="loss", higher_is_better=False),
         value=lambda s: float(s.losses.mean()),
-        interval=lambda s: mean_of(s.losses),
+        interval=lambda s: build_mean(s.losses),
         of_baselines=False,
     ),
 )
@@ -121,7 +121,7 @@ class ImageStudy(Study[Scores]):
         if not np.isfinite(logits).all():
             raise FileError(checkpoint, "its predictions are not finite numbers: damaged, or diverged in training")
         scores, classes = score_logits(logits, images.labels), split.classes
-        baseline = metrics.largest_class(np.array([example.label for example in split.parts["train"]], np.int64))
+        baseline = metrics.find_largest_class(np.array([example.label for example in split.parts["train"]], np.int64))
         predicted = np.bincount(scores.predicted, minlength=len(classes))
         collapse = judge_classes(predicted, images.labels, int(scores.right.sum()), baseline, classes)
         return Measured(
@@ -208,7 +208,7 @@ def describe_errors(scores: Scores, classes: Sequence[str], examples: Sequence[E
 
 def _bin_by_confidence(scores: Scores) -> list[CalibrationBin]:
     """Return the bins of confidence that have any images."""
-    member = metrics.bins(scores.confidences)
+    member = metrics.assign_bins(scores.confidences)
     return [
         CalibrationBin(
             low=b / metrics.BINS,
