@@ -24,7 +24,7 @@ from typer.testing import CliRunner, Result
 
 import dlcv_cli
 from dlcv_cli.cli.app import app
-from dlcv_cli.files import feature_cache as stores
+from dlcv_cli.files import feature_cache
 
 Run = Callable[..., Result]
 Pixels = NDArray[np.uint8]
@@ -43,7 +43,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Networks this small only lose by a second thread; the commands set torch's threads, and this sets them back."""
+    """Set torch to one thread, because networks this small get slower with two; restore it afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -52,7 +52,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def cache_of_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of its own for the fixtures that outlast one test: nobody's real one is touched."""
+    """Give the fixtures that outlast one test a cache folder of their own, so that no real cache is used."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DLCV_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -60,7 +60,7 @@ def cache_of_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own for each test, beside its tmp_path: no test finds what another has left."""
+    """Return a cache folder for this test alone."""
     folder = tmp_path_factory.getbasetemp() / "caches" / uuid.uuid4().hex
     monkeypatch.setenv("DLCV_CACHE", str(folder))
     return folder
@@ -68,7 +68,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 
 @pytest.fixture
 def run() -> Run:
-    """Runs `dlcv ARGS...` in this process; the result has exit_code, stdout and stderr."""
+    """Return a function that runs `dlcv ARGS...` in this process; its result has exit_code, stdout and stderr."""
 
     def invoke(*args: object) -> Result:
         result = CliRunner().invoke(app, [str(arg) for arg in args])
@@ -80,7 +80,7 @@ def run() -> Run:
 
 
 def make_photos(root: Path, counts: dict[str, int], size: tuple[int, int] = (24, 20)) -> Path:
-    """A folder of class folders of PNGs, each image different, each class of its own mean colour."""
+    """Write a folder of class folders of PNGs. Each image is different, and each class has its own mean colour."""
     rng = np.random.default_rng(0)
     for label, (name, count) in enumerate(counts.items()):
         (root / name).mkdir(parents=True)
@@ -92,33 +92,33 @@ def make_photos(root: Path, counts: dict[str, int], size: tuple[int, int] = (24,
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three classes of 10, 10 and 15 images; names with a space and a letter beyond ASCII."""
+    """Return three classes of 10, 10 and 15 images, whose names have a space and a letter beyond ASCII."""
     return make_photos(tmp_path / "photos", {"cat": 10, "straße": 10, "tree house": 15})
 
 
 @pytest.fixture
 def split_file(run: Run, photos: Path) -> Path:
-    """A split of `photos`, beside it."""
+    """Return a split of `photos`, beside it."""
     path = photos.parent / "photos.split.json"
     result = run("data", "split", photos, "-o", path)
     assert result.exit_code == 0, result.stderr
     return path
 
 
-def dlcv(*args: object) -> Result:
-    """Runs a command that must work, for fixtures that outlast one test."""
+def run_dlcv(*args: object) -> Result:
+    """Run a command that must succeed, for fixtures that outlast one test."""
     result = CliRunner().invoke(app, [str(arg) for arg in args])
     assert result.exit_code == 0, result.stderr or result.exception
     return result
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file below a folder, by relative path."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def refused(result: Result, *words: object) -> None:
-    """Asserts exit code 1, nothing on stdout, and one line on stderr that has these words."""
+def assert_refused(result: Result, *words: object) -> None:
+    """Assert exit code 1, nothing on stdout, and one line on stderr that contains these words."""
     assert result.exit_code == 1
     assert result.stdout == ""
     assert re.fullmatch("dlcv: [^\\n]+\\n", result.stderr), result.stderr
@@ -126,8 +126,8 @@ def refused(result: Result, *words: object) -> None:
         assert str(word) in result.stderr
 
 
-def metrics_of(checkpoint: Path) -> dict[str, Any]:
-    """The metrics beside a checkpoint."""
+def read_metrics(checkpoint: Path) -> dict[str, Any]:
+    """Return the metrics beside a checkpoint."""
     document: dict[str, Any] = json.loads(checkpoint.with_suffix(".metrics.json").read_text("utf-8"))
     return document
 
@@ -146,20 +146,20 @@ UPRIGHT = {
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    """An image file of that kind."""
+    """Return an image as a file of this format."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def difference(a: Pixels, b: Pixels) -> int:
-    """The largest difference in grey levels, of arrays of the same shape."""
+    """Return the largest difference in grey levels of two arrays of the same shape."""
     assert a.shape == b.shape
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
-def noise(width: int, height: int, channels: int = 3, low: int = 0) -> Pixels:
-    """Random pixels, a function of the size."""
+def make_noise(width: int, height: int, channels: int = 3, low: int = 0) -> Pixels:
+    """Return random pixels, (height, width, channels) uint8, which depend on the size alone."""
     shape = (height, width, channels) if channels > 1 else (height, width)
     return np.random.default_rng(width * 10_007 + height).integers(low, 256, shape, dtype=np.uint8)
 
@@ -173,20 +173,20 @@ BOTH = TRAIN + VAL
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training left: its checkpoint, what it said, and what the metrics say of the store."""
+    """The output of a training: its checkpoint, its messages, and what its metrics say of the feature cache."""
 
     path: Path
     printed: str
-    store: dict[str, Any]
+    features: dict[str, Any]
 
     @property
     def data(self) -> bytes:
-        """The checkpoint's bytes."""
+        """Return the bytes of the checkpoint."""
         return self.path.read_bytes()
 
     @property
     def warnings(self) -> list[str]:
-        """What it warned of."""
+        """Return the warnings that it printed."""
         return [line for line in self.printed.splitlines() if line.startswith("warning: ")]
 
 
@@ -194,30 +194,30 @@ Train = Callable[..., Trained]
 
 
 def make_trained_photos(folder: Path) -> Path:
-    """Photos of the size the network wants, their split, and a head's checkpoint."""
+    """Write photos of the size that the network needs, their split, and the checkpoint of a head."""
     make_photos(folder / "photos", {"cat": 8, "dog": 8, "tree": 8}, (64, 64))
-    dlcv("data", "split", folder / "photos", "-o", folder / "photos.split.json")
+    run_dlcv("data", "split", folder / "photos", "-o", folder / "photos.split.json")
     arch = ("--arch", "vgg16_mini", *COMMON, "-o", folder / "head.safetensors")
-    dlcv("vgg", "head", folder / "photos.split.json", *arch)
+    run_dlcv("vgg", "head", folder / "photos.split.json", *arch)
     return folder
 
 
 def make_trainer(run: Run, folder: Path) -> Train:
-    """Runs `vgg head` or `finetune`, which must work, on the folder's split unless another is given."""
+    """Return a function that runs `vgg head` or `finetune` on the folder's split, which must succeed."""
 
     def train(stage: str, *more: object, split: Path | None = None) -> Trained:
         output = folder / f"{len([*folder.glob('*.safetensors')])}.safetensors"
         start = ("--arch", "vgg16_mini") if stage == "head" else ("--from", folder / "head.safetensors")
         result = run("vgg", stage, split or folder / "photos.split.json", *COMMON, *start, "-o", output, *more)
         assert result.exit_code == 0, result.stderr
-        return Trained(output, result.stderr, metrics_of(output)["run"]["features"])
+        return Trained(output, result.stderr, read_metrics(output)["run"]["features"])
 
     return train
 
 
 def count_sound_entries(cache: Path) -> list[int]:
-    """Asserts that every store there opens and has sound records only; how many each has, the last used first."""
-    actual = stores.list_feature_caches(cache)
+    """Assert that every feature cache opens and is sound. Return their numbers of entries, last used first."""
+    actual = feature_cache.list_feature_caches(cache)
     for listing in actual:
         assert listing.problem is None
         assert all(listing.cache.is_sound(listing.cache.map_rows(), slot) for slot in range(listing.entries))
@@ -225,7 +225,7 @@ def count_sound_entries(cache: Path) -> list[int]:
 
 
 def flip_bit(path: Path, place: int) -> None:
-    """Flips one bit of a file."""
+    """Flip the lowest bit of one byte of a file."""
     data = bytearray(path.read_bytes())
     data[place] ^= 1
     path.write_bytes(data)
@@ -233,19 +233,19 @@ def flip_bit(path: Path, place: int) -> None:
 
 @pytest.fixture(scope="module")
 def trained_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos, their split and a head trained on them. Not to be changed."""
+    """Return a folder with photos, their split and a head trained on them. Tests must not change it."""
     return make_trained_photos(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
 def photo_folder(trained_photos: Path, tmp_path: Path) -> Path:
-    """A copy of `trained_photos`, to be changed."""
+    """Return a copy of `trained_photos` that a test may change."""
     return Path(shutil.copytree(trained_photos, tmp_path / "folder"))
 
 
 @pytest.fixture
 def train(run: Run, photo_folder: Path) -> Train:
-    """Train there, and return what the training wrote."""
+    """Return a function that trains in `photo_folder` and returns the output."""
     return make_trainer(run, photo_folder)
 
 
@@ -255,26 +255,28 @@ THREADS = ("--threads", 1)
 QUICK = ("--arch", "vgg16_mini", "--precision", "float32", "--epochs", 1, *THREADS)
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """A JSON file."""
+def load_json(path: Path) -> dict[str, Any]:
+    """Return the document in a JSON file."""
     document: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return document
 
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """grand.safetensors, trained on first.split.json; head from it and finetune from head, on second.split.json."""
+    """Write grand.safetensors, trained on first.split.json, then head from it and finetune on second.split.json."""
     folder = tmp_path_factory.mktemp("chain")
     make_photos(folder / "photos", {"a": 40, "b": 40})
     first, second = folder / "first.split.json", folder / "second.split.json"
-    dlcv("data", "split", folder / "photos", "-o", first)
-    document = read_file(first)
+    run_dlcv("data", "split", folder / "photos", "-o", first)
+    document = load_json(first)
     make_photos(folder / "others", {"a": 40, "b": 40}, size=(22, 26))
-    dlcv("data", "split", folder / "others", "-o", second)
-    assert document["fingerprint"] != read_file(second)["fingerprint"]
-    dlcv("vgg", "scratch", first, *QUICK, "-o", folder / "grand.safetensors")
-    dlcv("vgg", "head", second, *QUICK, "--weights", folder / "grand.safetensors", "-o", folder / "head.safetensors")
-    dlcv(
+    run_dlcv("data", "split", folder / "others", "-o", second)
+    assert document["fingerprint"] != load_json(second)["fingerprint"]
+    run_dlcv("vgg", "scratch", first, *QUICK, "-o", folder / "grand.safetensors")
+    run_dlcv(
+        "vgg", "head", second, *QUICK, "--weights", folder / "grand.safetensors", "-o", folder / "head.safetensors"
+    )
+    run_dlcv(
         "vgg", "finetune", second, "--from", folder / "head.safetensors", "--epochs", 1, "--precision", "float32",
         *THREADS, "-o", folder / "finetune.safetensors",
     )  # fmt: skip
@@ -283,5 +285,5 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def chain_folder(chain: Path, tmp_path: Path) -> Path:
-    """A copy of the chain, to be changed."""
+    """Return a copy of the chain that a test may change."""
     return Path(shutil.copytree(chain, tmp_path / "folder"))

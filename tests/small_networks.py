@@ -21,7 +21,7 @@ NEW = ("resnet18", "resnet50", "efficientnet_b0", "mobilenet_v3_small", "convnex
 
 
 class Line(nn.Module):
-    """Features, average pooling, flatten, classifier."""
+    """A network of features, average pooling, flattening and classifier."""
 
     def __init__(self, features: Sequence[nn.Module], pool: int, classifier: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Line(nn.Module):
 
 
 def entry(name: str, build: Callable[[int], nn.Module], head: str, unfreeze: tuple[str, ...]) -> Architecture:
-    """An entry for a network that tests build themselves, 64 pixels wide."""
+    """Return an entry for a network that a test builds itself, 64 pixels wide."""
     BUILDERS[name] = build
     return replace(ARCHITECTURES["vgg16_mini"], builder=name, head=head, unfreeze=unfreeze)
 
@@ -92,26 +92,26 @@ NARROW_VGG11_BN = entry("test_vgg11_bn", _build_narrow_vgg11_bn, "classifier.3",
 
 
 def _build_small_vit(classes: int) -> nn.Module:
-    """vit_b_16's layers, a twenty-fourth as wide, for 64 pixels."""
+    """Return the layers of vit_b_16, a twenty-fourth as wide, for 64 pixels."""
     return VisionTransformer(
         image_size=64, patch_size=16, num_layers=12, num_heads=4, hidden_dim=32, mlp_dim=64, num_classes=classes
     )
 
 
 def _build_small_convnext(classes: int) -> nn.Module:
-    """convnext_tiny's layers, fewer and narrower."""
+    """Return the layers of convnext_tiny, fewer and narrower."""
     widths = [(8, 16), (16, 16), (16, 32), (32, None)]
     blocks = [CNBlockConfig(width, following, 2) for width, following in widths]
     return ConvNeXt(blocks, stochastic_depth_prob=0.1, num_classes=classes)
 
 
 def _build_small_resnet50(classes: int) -> nn.Module:
-    """resnet50's blocks, one in each stage."""
+    """Return the blocks of resnet50, one in each stage."""
     return ResNet(Bottleneck, [1, 1, 1, 1], num_classes=classes, width_per_group=8)
 
 
 def shrink_networks(patch: pytest.MonkeyPatch) -> None:
-    """Let the new networks see 64 pixels, and the largest have fewer and narrower layers."""
+    """Make the newer networks take 64 pixels, and the largest ones have fewer and narrower layers."""
     patch.setitem(BUILDERS, "vit_b_16", _build_small_vit)
     patch.setitem(BUILDERS, "convnext_tiny", _build_small_convnext)
     patch.setitem(BUILDERS, "resnet50", _build_small_resnet50)

@@ -36,7 +36,7 @@ SCHEMA = "dlcv.test/1"
 
 @pytest.fixture
 def umask() -> Iterator[Callable[[int], None]]:
-    """Sets the process's umask for one test."""
+    """Return a function that sets the umask of the process until the test ends."""
     before = files.read_umask()
 
     def change(mask: int) -> None:
@@ -51,8 +51,8 @@ def umask() -> Iterator[Callable[[int], None]]:
 
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt(), OSError(28, "No space left on device")])
 @pytest.mark.parametrize("old", [b"as it was", None])
-def test_failed_write_changes_nothing(tmp_path: Path, error: BaseException, old: bytes | None) -> None:
-    """Whatever goes wrong while writing, the old file stays as it was and nothing else is left."""
+def test_failed_write_keeps_old_file(tmp_path: Path, error: BaseException, old: bytes | None) -> None:
+    """If writing fails, the old file is unchanged and no temporary file remains."""
     path = tmp_path / "file.json"
     if old is not None:
         path.write_bytes(old)
@@ -62,8 +62,8 @@ def test_failed_write_changes_nothing(tmp_path: Path, error: BaseException, old:
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == ({} if old is None else {"file.json": old})
 
 
-def test_os_errors_name_the_file_asked_for(tmp_path: Path) -> None:
-    """An error of the system is told with the final name, not the temporary one, and keeps its number."""
+def test_os_errors_name_the_final_path(tmp_path: Path) -> None:
+    """A system error names the final path, not the temporary one, and keeps its number."""
     path = tmp_path / "file.json"
     with pytest.raises(OSError, match="No space") as caught, write_whole(path) as temporary:
         raise OSError(28, "No space left on device", str(temporary))
@@ -74,8 +74,8 @@ def test_os_errors_name_the_file_asked_for(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / "blocks" / "file.json")
 
 
-def test_final_name_appears_at_the_end(tmp_path: Path) -> None:
-    """Until the block ends the final name holds the old content; the temporary file lies in the same, new folder."""
+def test_final_name_appears_after_the_block(tmp_path: Path) -> None:
+    """The final name has the old content until the block ends; the temporary file is in the same, new folder."""
     path = tmp_path / "new" / "folder" / "file.json"
     with write_whole(path) as temporary:
         assert temporary.parent == path.parent
@@ -89,10 +89,10 @@ def test_final_name_appears_at_the_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
 @pytest.mark.parametrize("kind", ["json", "tensors"])
-def test_permissions_are_the_umasks(
+def test_permissions_follow_the_umask(
     tmp_path: Path, umask: Callable[[int], None], mask: int, mode: int, kind: str
 ) -> None:
-    """A new file has the permissions that the user's umask gives, and the umask is as it was."""
+    """A new file has the permissions that the umask allows, and the umask does not change."""
     path = tmp_path / "file"
     umask(mask)
     if kind == "json":
@@ -103,8 +103,8 @@ def test_permissions_are_the_umasks(
     assert files.read_umask() == mask
 
 
-def test_content_is_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is flushed before it gets its name, and the folder afterwards."""
+def test_content_is_flushed_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is flushed before the rename, and the folder after it."""
     path, steps = tmp_path / "file", []
     fsync = os.fsync
 
@@ -119,8 +119,8 @@ def test_content_is_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.
     assert steps == [(path.stat().st_ino, False), ("folder", True)]
 
 
-def test_full_disk_while_writing_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that is full in the midst of it is the system's error, with the file asked for; the old one stays."""
+def test_full_disk_keeps_old_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fills up while writing is a system error with the final path; the old file is unchanged."""
     path = tmp_path / "file.safetensors"
     tensors.write(path, SCHEMA, {"a": np.zeros(3)}, {})
     before = path.read_bytes()
@@ -146,8 +146,8 @@ def test_json_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_json_without_nan(tmp_path: Path, number: float) -> None:
-    """What is no JSON number is never written."""
+def test_json_rejects_nan(tmp_path: Path, number: float) -> None:
+    """NaN and infinities, which are no JSON numbers, are never written."""
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "file.json", {"loss": number})
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -156,7 +156,7 @@ def test_json_without_nan(tmp_path: Path, number: float) -> None:
 
 
 def test_tensors_round_trip(tmp_path: Path) -> None:
-    """Arrays of any layout and the record come back; the same content is the same bytes; one metadata key."""
+    """Arrays of any layout and the metadata are read as written; equal content gives equal bytes."""
     rng = np.random.default_rng(0)
     arrays = {
         "b": rng.normal(size=(3, 4)).astype(np.float32).T,
@@ -208,7 +208,7 @@ BAD_JSON: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("kind", BAD_JSON)
 def test_bad_json_is_refused(tmp_path: Path, kind: str) -> None:
-    """What is no JSON document of the schema is refused by name, with what is wrong."""
+    """A file that is no JSON document of the schema is refused by name, with the reason."""
     content, words = BAD_JSON[kind]
     path = tmp_path / "file.json"
     path.write_bytes(content)
@@ -218,7 +218,7 @@ def test_bad_json_is_refused(tmp_path: Path, kind: str) -> None:
     assert words in str(caught.value)
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_paths_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing file, a folder, and a file larger than any of ours are refused before they are read."""
     with pytest.raises(FileError, match="no such file"):
         read_json(tmp_path / "missing", SCHEMA)
@@ -231,8 +231,8 @@ def test_what_is_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def stored(tmp_path: Path) -> Path:
-    """A good file of tensors."""
+def tensors_file(tmp_path: Path) -> Path:
+    """Return a valid file of tensors."""
     path = tmp_path / "file.safetensors"
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(4)}
     tensors.write(path, SCHEMA, arrays, {"stage": "test"})
@@ -248,8 +248,8 @@ def test_tensors_must_be_finite(tmp_path: Path, value: float, dtype: type) -> No
         tensors.read(tmp_path / "file", SCHEMA)
 
 
-def read_or_refused(path: Path) -> tensors.Tensors | None:
-    """A file of tensors, or None when it is refused by its name."""
+def try_to_read(path: Path) -> tensors.Tensors | None:
+    """Return a file of tensors, or None if it is refused by name."""
     try:
         return tensors.read(path, SCHEMA)
     except FileError as error:
@@ -258,33 +258,33 @@ def read_or_refused(path: Path) -> tensors.Tensors | None:
         return None
 
 
-def test_truncated_tensors_are_refused(stored: Path) -> None:
-    """A file cut short at any byte is refused."""
-    data = stored.read_bytes()
+def test_truncated_tensors_are_refused(tensors_file: Path) -> None:
+    """A file truncated at any byte is refused."""
+    data = tensors_file.read_bytes()
     for size in range(len(data)):
-        stored.write_bytes(data[:size])
+        tensors_file.write_bytes(data[:size])
         with pytest.raises(FileError, match=r"is empty|damaged"):
-            tensors.read(stored, SCHEMA)
+            tensors.read(tensors_file, SCHEMA)
 
 
-def test_flipped_bits_are_refused_or_harmless(stored: Path) -> None:
-    """With any one bit of the header flipped, a file is refused by name or reads as arrays all the same."""
-    data = stored.read_bytes()
+def test_flipped_bits_are_refused_or_harmless(tensors_file: Path) -> None:
+    """With any one bit of the header flipped, a file is refused by name or still read as arrays."""
+    data = tensors_file.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
-    refused = 0
+    count = 0
     for at, bit in itertools.product(range(end), (0, 2, 5)):
-        stored.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
-        actual = read_or_refused(stored)
-        refused += actual is None
+        tensors_file.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
+        actual = try_to_read(tensors_file)
+        count += actual is None
         if actual:
             assert at >= 8, "the header's length"
             assert sum(array.nbytes for array in actual.arrays.values()) == 56
-    assert refused > end
+    assert count > end
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F8_E5M2", "X9"])
-def test_types_that_numpy_lacks(tmp_path: Path, dtype: str) -> None:
-    """A tensor of a type that numpy does not have is refused by the file's name, or read as finite numbers."""
+def test_dtypes_missing_in_numpy(tmp_path: Path, dtype: str) -> None:
+    """A tensor with a dtype that NumPy lacks is refused by the file's name, or read as finite numbers."""
     size = 2 if dtype == "BF16" else 1
     metadata = {"dlcv": json.dumps({"schema": SCHEMA})}
     header = json.dumps(
@@ -292,7 +292,7 @@ def test_types_that_numpy_lacks(tmp_path: Path, dtype: str) -> None:
     ).encode()
     path = tmp_path / "file"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2 * size))
-    actual = read_or_refused(path)
+    actual = try_to_read(path)
     assert actual is None or actual.arrays["a"].astype(float).tolist() == [0, 0]
 
 
@@ -309,8 +309,8 @@ def test_types_that_numpy_lacks(tmp_path: Path, dtype: str) -> None:
         ({"dlcv": '{"schema": "dlcv.test/2"}'}, "holds 'dlcv.test/2'; a 'dlcv.test/1' file is expected here"),
     ],
 )
-def test_tensors_without_our_record(tmp_path: Path, metadata: dict[str, str] | None, words: str) -> None:
-    """Tensors without a record of the schema are refused, with what they hold instead."""
+def test_tensors_without_dlcv_metadata_are_refused(tmp_path: Path, metadata: dict[str, str] | None, words: str) -> None:
+    """Tensors without metadata of the schema are refused, and the message says what they hold instead."""
     safetensors.numpy.save_file({"a": np.zeros(2)}, tmp_path / "file", metadata)
     for read in (tensors.read, tensors.read_metadata):
         with pytest.raises(FileError) as caught:
@@ -318,9 +318,9 @@ def test_tensors_without_our_record(tmp_path: Path, metadata: dict[str, str] | N
         assert words in str(caught.value)
 
 
-def test_array_is_checked(stored: Path) -> None:
-    """An array is handed out if it is of the type and dimensions asked for; else it is refused by name."""
-    file = tensors.read(stored, SCHEMA)
+def test_get_array_checks_dtype_and_dimensions(tensors_file: Path) -> None:
+    """An array is returned if it has the requested dtype and dimensions, else refused by name."""
+    file = tensors.read(tensors_file, SCHEMA)
     assert tensors.get_array(file, "a", np.float32, 2).shape == (2, 3)
     for name, dtype, ndim in (("c", np.float32, 2), ("a", np.float64, 2), ("a", np.float32, 1), ("b", np.float32, 1)):
         with pytest.raises(FileError, match=f"file.safetensors: damaged: .*'{name}'"):
@@ -356,8 +356,8 @@ RECIPE = Recipe(
         ({"inputs": {"split": {"sha256": "a" * 64, "path": "moved/s.split.json"}}}, []),
     ],
 )
-def test_differences_in_words(tmp_path: Path, changes: dict[str, Any], differences: list[str]) -> None:
-    """What differs from an existing output's record: stage, each setting, each input; not where a file lies."""
+def test_recipe_differences_are_described(tmp_path: Path, changes: dict[str, Any], differences: list[str]) -> None:
+    """Differences in stage, settings and inputs are described; the path of an input is none."""
     assert RECIPE.differences(RECIPE.to_json(tmp_path) | changes) == differences
 
 
@@ -373,20 +373,20 @@ def test_differences_in_words(tmp_path: Path, changes: dict[str, Any], differenc
         ({"dropped": None}, []),
     ],
 )
-def test_settings_may_grow(recorded: dict[str, Any], differences: list[str]) -> None:
-    """A setting that a file does not record had its default; spaces in lists do not matter."""
+def test_new_settings_keep_old_outputs_up_to_date(recorded: dict[str, Any], differences: list[str]) -> None:
+    """A setting that a file does not record has its default; spaces in lists do not matter."""
     recipe = Recipe("vgg.finetune", FinetuneConfig(unfreeze="classifier, features.28"))
     config = {"unfreeze": "classifier,features.28"} | recorded
     assert recipe.differences({"stage": "vgg.finetune", "config": config}) == differences
 
 
-def test_recipe_in_json(tmp_path: Path) -> None:
-    """Inputs are recorded by content, with a path relative to the output's folder, or the name they are known by."""
-    given = {
+def test_recipe_to_json(tmp_path: Path) -> None:
+    """Inputs are recorded by content, with a path relative to the output's folder, or by name."""
+    paths = {
         "split": Input("a" * 64, tmp_path / "data" / "s.split.json", root=tmp_path / "photos"),
         "weights": Input("b" * 64, name="imagenet"),
     }
-    assert Recipe("vgg.head", {"lr": 1}, given).to_json(tmp_path / "runs") == {
+    assert Recipe("vgg.head", {"lr": 1}, paths).to_json(tmp_path / "runs") == {
         "stage": "vgg.head",
         "config": {"lr": 1},
         "inputs": {
@@ -396,8 +396,8 @@ def test_recipe_in_json(tmp_path: Path) -> None:
     }
 
 
-def test_up_to_date(tmp_path: Path) -> None:
-    """Like make: not there, or forced, is to be made; made the same is up to date; else refused with why."""
+def test_is_up_to_date(tmp_path: Path) -> None:
+    """A missing or forced output is out of date, an equal recipe up to date; any other is refused with the reason."""
     path = tmp_path / "out.json"
 
     def recorded(output: Path) -> dict[str, Any]:
@@ -419,8 +419,8 @@ def test_up_to_date(tmp_path: Path) -> None:
         is_up_to_date(path, RECIPE, recorded, force=False)
 
 
-def test_hash_of_a_document() -> None:
-    """The order of keys does not matter, the order of lists and the type of values do; file names need not be UTF-8."""
+def test_hash_json() -> None:
+    """The order of keys does not matter; the order of lists and the types of values do; names need not be UTF-8."""
     assert hash_json({"a": 1, "b": [1, 2]}) == hash_json({"b": [1, 2], "a": 1})
     others = [{"a": 1, "b": [2, 1]}, {"a": "1", "b": [1, 2]}, {"a": 1, "b": [1, 2], "c": None}]
     assert len({hash_json(document) for document in ({"a": 1, "b": [1, 2]}, *others)}) == 4
@@ -430,21 +430,21 @@ def test_hash_of_a_document() -> None:
 # ------------------------------------------------------------------------------------------------------------- names
 
 
-def test_names_beside() -> None:
-    """What belongs to a checkpoint is named after it, dots in its name and all."""
+def test_replace_ending() -> None:
+    """Files that belong to a checkpoint are named after it, including dots in its name."""
     assert replace_ending(Path("runs/head.safetensors"), ".metrics.json") == Path("runs/head.metrics.json")
     assert replace_ending(Path("runs/lr.0.01.safetensors"), ".eval.json") == Path("runs/lr.0.01.eval.json")
 
 
-def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path is seen from the folder where it is recorded, wherever the command runs."""
+def test_make_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths are relative to the folder that records them, in whatever folder the command runs."""
     assert make_relative(tmp_path / "a" / "x", tmp_path / "b" / "c") == "../../a/x"
     monkeypatch.chdir(tmp_path)
     assert make_relative(Path("a/x"), Path("a")) == "x"
 
 
 @pytest.mark.parametrize("name", ["head.pth", "head", ".safetensors", "head.safetensors.bak"])
-def test_output_names(tmp_path: Path, name: str) -> None:
+def test_check_output(tmp_path: Path, name: str) -> None:
     """An output needs the ending of its format and a name before it, and cannot be a folder."""
     assert check_output(tmp_path / "head.safetensors", ".safetensors") == tmp_path / "head.safetensors"
     with pytest.raises(DlcvError, match=r"must end in \.safetensors"):
@@ -455,7 +455,7 @@ def test_output_names(tmp_path: Path, name: str) -> None:
 
 
 def test_metrics_belong_to_their_checkpoint(tmp_path: Path) -> None:
-    """Metrics are a checkpoint's own if they name its hash; missing ones, and another's, are not."""
+    """Metrics belong to a checkpoint if they record its hash; missing ones do not."""
     checkpoint = tmp_path / "head.safetensors"
     assert not metrics.belongs_to(checkpoint, "a" * 64)
     write_json(metrics.metrics_path(checkpoint), {"schema": metrics.SCHEMA, "checkpoint": {"sha256": "a" * 64}})

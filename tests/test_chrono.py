@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Run, dlcv
+from conftest import Run, run_dlcv
 from safetensors.numpy import load_file
 
 from dlcv_cli.sequences.cells import CELLS, draw_parameters
@@ -15,8 +15,8 @@ GATES = {"lstm": (1, 0), "gru": (1, None)}  # that keeps the state, that writes 
 
 
 @pytest.mark.parametrize("cell", GATES)
-def test_gates_begin_with_a_memory(cell: str) -> None:
-    """A keeping gate lets u / (1 + u) of the state on, u over 1..T-1, the writing gate the rest; all else as is."""
+def test_chrono_sets_gate_biases(cell: str) -> None:
+    """The keeping gate passes u / (1 + u) of the state, u in 1..T-1, the writing gate the rest."""
     hidden, steps = 400, 100
     plain = draw_parameters(CELLS[cell], 2, hidden, 1.0, 3)
     actual = draw_parameters(CELLS[cell], 2, hidden, 1.0, 3, steps)
@@ -38,13 +38,13 @@ def test_gates_begin_with_a_memory(cell: str) -> None:
             assert np.array_equal(actual[name].reshape(-1, hidden)[gate], rows[gate]), name
 
 
-def test_chrono_through_the_command(run: Run, tmp_path: Path) -> None:
-    """Both engines begin with it: after a step that changes next to nothing, the GRU's keeping gate has the memory."""
+def test_chrono_option(run: Run, tmp_path: Path) -> None:
+    """With --chrono both engines start with the memory in the GRU's keeping gate."""
     data = tmp_path / "data.safetensors"
-    dlcv("seq", "gen", "--count", 20, "-o", data)
+    run_dlcv("seq", "gen", "--count", 20, "-o", data)
     for engine in ("compiled", "torch"):
         output = tmp_path / f"{engine}.safetensors"
-        dlcv("seq", "train", data, "--chrono", 50, "--lr", 1e-9, "--epochs", 1, "--engine", engine, "-o", output)
+        run_dlcv("seq", "train", data, "--chrono", 50, "--lr", 1e-9, "--epochs", 1, "--engine", engine, "-o", output)
         expected = draw_parameters(CELLS["gru"], 2, 32, 1.0, 0, 50)
         np.testing.assert_allclose(load_file(output)["rnn.bias_hh_l0"], expected["rnn.bias_hh_l0"], atol=1e-6)
     result = run("seq", "train", data, "--cell", "elman", "--chrono", 50, "-o", tmp_path / "elman.safetensors")

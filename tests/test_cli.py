@@ -23,27 +23,27 @@ PACKAGE = Path(dlcv_cli.__file__).parent
 README = Path(__file__).parent.parent / "README.md"
 
 
-def commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every command of the app, as the words that are typed."""
+def list_commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield every command of the app, as typed words."""
     below = getattr(command, "commands", None)
     if not below:
         yield words
     for name, subcommand in (below or {}).items():
-        yield from commands(subcommand, (*words, name))
+        yield from list_commands(subcommand, (*words, name))
 
 
-COMMANDS = sorted(commands(typer.main.get_command(app)))
+COMMANDS = sorted(list_commands(typer.main.get_command(app)))
 every_command = pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 
 
-def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Another Python, as a user's shell would start it."""
+def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run another Python, as a user's shell would start it."""
     command, env = [sys.executable, *arguments], {**os.environ, **environment}
     return subprocess.run(command, capture_output=True, text=True, errors="replace", env=env, timeout=60)
 
 
-def test_commands_are_found() -> None:
-    """The list of commands that the tests below go through is not empty by mistake."""
+def test_command_list_is_complete() -> None:
+    """The list of commands that the tests below use is not empty."""
     assert {("data", "split"), ("vgg", "head"), ("seq", "train"), ("eval",), ("demo",)} <= set(COMMANDS)
 
 
@@ -54,7 +54,7 @@ NEED_NOTHING = [("demo",), ("cache", "list"), ("cache", "clear")]
 
 
 def test_help_and_usage_errors_import_no_torch() -> None:
-    """Help, version, usage errors, settings out of range and the cache's commands are told without importing torch."""
+    """Help, version, usage errors, settings out of range and the cache commands import no torch."""
     lines = [["--help"], ["--version"], [], ["nonsense"], ["--nonsense"], ["data"], ["data", "nonsense"]]
     for words in COMMANDS:
         lines += [[*words, "--help"], [*words, "--nonsense"], [*words[:-1], words[-1] + "x"]]
@@ -83,13 +83,13 @@ for line in {lines + works!r}:
     heavy = {{"torch", "torchvision", "sklearn", "scipy", "numba", "matplotlib"}} & set(sys.modules)
     assert not heavy, (line, heavy)
 """
-    result = python("-c", script)
+    result = run_python("-c", script)
     assert result.returncode == 0, result.stderr
 
 
 @every_command
 def test_help_says_what_a_command_does(run: Run, words: tuple[str, ...]) -> None:
-    """Each command's help fits 80 columns and has a sentence, an example, and one for each option and argument."""
+    """The help of each command fits 80 columns and describes the command, its options and arguments."""
     result = run(*words, "--help")
     assert result.exit_code == 0
     assert max(map(len, result.stdout.splitlines())) <= 80
@@ -112,9 +112,9 @@ def test_help_lists_the_groups(run: Run) -> None:
     assert run("-h").stdout == result.stdout
 
 
-def test_python_m_version() -> None:
+def test_version_of_python_m() -> None:
     """`python -m dlcv_cli --version` prints the version."""
-    result = python("-m", "dlcv_cli", "--version")
+    result = run_python("-m", "dlcv_cli", "--version")
     assert (result.returncode, result.stdout, result.stderr) == (0, f"dlcv {dlcv_cli.__version__}\n", "")
 
 
@@ -196,7 +196,7 @@ FULL = "on the disk at /proc; what was there is unchanged: free some space and r
 def test_errors_become_one_line(
     run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
 ) -> None:
-    """What a user can cause is one line on stderr and its exit code, from within any command."""
+    """An error that a user can cause is one line on stderr with its exit code, in any command."""
 
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -218,8 +218,8 @@ def test_errors_become_one_line(
         ("next\u2028line", "next\\u2028line"),
     ],
 )
-def test_names_in_messages(run: Run, monkeypatch: pytest.MonkeyPatch, name: str, shown: str) -> None:
-    """A name in a message is printed as it is, but for characters that control the terminal or the text's direction."""
+def test_messages_escape_control_characters(run: Run, monkeypatch: pytest.MonkeyPatch, name: str, shown: str) -> None:
+    """Messages print names as they are, except for characters that control the terminal or text direction."""
 
     def fail(*_: object, **__: object) -> None:
         raise DlcvError(f"{name}: cannot be used")
@@ -229,7 +229,7 @@ def test_names_in_messages(run: Run, monkeypatch: pytest.MonkeyPatch, name: str,
 
 
 def test_bugs_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error of ours is not dressed up as the user's."""
+    """An unexpected error keeps its traceback."""
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("a bug")
@@ -243,7 +243,7 @@ def test_bugs_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 def test_demo_stops_at_the_first_failure(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, code: int
 ) -> None:
-    """A command of the demo that fails, or is interrupted, ends the demo with its exit code and message."""
+    """A command of the demo that fails or is interrupted ends the demo with its exit code and message."""
 
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -259,21 +259,21 @@ def test_demo_stops_at_the_first_failure(
 @pytest.mark.parametrize(
     ("encoding", "name"), [("cp1252", b"\xe7\x8c\xab"), ("ascii", b"stra\xc3\x9fe"), ("utf-8", b"caf\xe9")]
 )
-def test_names_that_stdout_cannot_encode(run: Run, tmp_path: Path, encoding: str, name: bytes) -> None:
-    """A class name that stdout's encoding lacks (or that is no UTF-8) is shown as well as may be, with no traceback."""
+def test_unencodable_names_are_printed(run: Run, tmp_path: Path, encoding: str, name: bytes) -> None:
+    """A class name that stdout cannot encode is printed as well as possible, without a traceback."""
     try:
         root = make_photos(tmp_path / "photos", {os.fsdecode(name): 3, "zebra": 3})
     except (OSError, UnicodeError):
         pytest.skip("such a name cannot be made here")
     split = tmp_path / "x.split.json"
     assert run("data", "split", root, "-o", split, "--json").exit_code == 0
-    result = python("-m", "dlcv_cli", "data", "show", str(split), PYTHONIOENCODING=encoding)
+    result = run_python("-m", "dlcv_cli", "data", "show", str(split), PYTHONIOENCODING=encoding)
     assert result.returncode == 0, result.stderr
     assert "zebra" in result.stdout
 
 
-def test_progress_bar_leaves_the_terminal_as_it_was() -> None:
-    """Interrupted under a progress bar: the bar is off the screen and the cursor back before the message is told."""
+def test_interrupted_progress_bar_restores_the_terminal() -> None:
+    """An interruption removes the progress bar and restores the cursor before the message."""
     pty = pytest.importorskip("pty")
     script = """
 from dlcv_cli.cli.app import app
@@ -299,8 +299,8 @@ app(["data", "split", "x", "-o", "x.split.json"])
     assert told.endswith(b"dlcv: interrupted\r\n")
 
 
-def test_no_progress_bar_off_the_terminal(run: Run, split_file: Path, photos: Path) -> None:
-    """Elsewhere than on a terminal nothing of a progress bar is printed."""
+def test_no_progress_bar_without_terminal(run: Run, split_file: Path, photos: Path) -> None:
+    """Without a terminal no part of a progress bar is printed."""
     result = run("data", "split", photos, "-o", split_file, "--force")
     assert (result.exit_code, result.stderr) == (0, "")
 
@@ -325,8 +325,8 @@ ALLOWED = {
 }
 
 
-def imported(path: Path) -> set[str]:
-    """The parts of the package that a file imports anywhere, functions included."""
+def list_imports(path: Path) -> set[str]:
+    """Return the parts of the package that a file imports anywhere, including in functions."""
     actual = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -344,18 +344,18 @@ def imported(path: Path) -> set[str]:
 def test_imports_run_one_way(part: str) -> None:
     """cli -> stages -> studies -> science, results, report, files -> config, errors: no import runs the other way."""
     files = sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / f"{part}.py"]
-    wrong = {str(path.relative_to(PACKAGE)): imported(path) - ALLOWED[part] - {part} for path in files}
+    wrong = {str(path.relative_to(PACKAGE)): list_imports(path) - ALLOWED[part] - {part} for path in files}
     assert {path: names for path, names in wrong.items() if names} == {}
 
 
 def test_the_import_rule_covers_the_package() -> None:
-    """No part of the package is left out of the rule."""
+    """The import rule covers every part of the package."""
     parts = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
     assert parts - {"__init__", "__main__", "__pycache__", "cli", "checkpoints", "data"} == set(ALLOWED)
 
 
 def test_science_prints_nothing() -> None:
-    """Only the command line prints: no print elsewhere."""
+    """Only the command line prints."""
     for path in sorted(PACKAGE.rglob("*.py")):
         if path.is_relative_to(PACKAGE / "cli") or path.name == "__main__.py":
             continue
@@ -365,6 +365,6 @@ def test_science_prints_nothing() -> None:
 
 @every_command
 def test_readme_mentions_every_command(words: tuple[str, ...]) -> None:
-    """Every command is in the README as it is typed, under its first name."""
+    """The README has every command as it is typed."""
     words = ("vgg", *words[1:]) if words[0] == "image" else words
     assert f"dlcv {' '.join(words)}" in README.read_text("utf-8")

@@ -30,40 +30,40 @@ from dlcv_cli.vision.splits import Example
 # ----------------------------------------------------------------------------------------------------------- collapse
 
 
-def verdict(answers: list[int], labels: list[int]) -> Collapse:
-    """Return what is said of these answers, where class 0 is the baseline's."""
+def judge(answers: list[int], labels: list[int]) -> Collapse:
+    """Return the verdict on these predictions, where the baseline predicts class 0."""
     classes = max(labels) + 1
     right = sum(a == b for a, b in zip(answers, labels, strict=True))
     answered = np.bincount(answers, minlength=classes)
     return judge_classes(answered, np.array(labels), right, 0, [f"c{k}" for k in range(classes)])
 
 
-def test_collapsed_to_one_answer() -> None:
-    """Always the largest class: called so, with what it answers and how often."""
+def test_constant_classifier_has_collapsed() -> None:
+    """A classifier that always predicts one class has collapsed; the verdict has class and share."""
     labels = [0] * 40 + [k for k in range(1, 20) for _ in range(5)]
-    collapse = verdict([0] * len(labels), labels)
+    collapse = judge([0] * len(labels), labels)
     assert collapse.collapsed is True
     assert (collapse.classes_predicted, collapse.most_frequent, collapse.share) == (1, "c0", 1.0)
     assert "1 of 20 classes" in collapse.why
 
 
-def test_collapsed_to_few_classes() -> None:
-    """Right well above the baseline, but with a quarter of the classes: collapsed; with more, and as right, not."""
+def test_classifier_of_few_classes_has_collapsed() -> None:
+    """A classifier of a quarter of the classes has collapsed, however accurate; one of more classes has not."""
     labels = [k for k in range(8) for _ in range(25)]
-    assert verdict([label if label < 2 else 1 for label in labels], labels).why == "predicts 2 of 8 classes"
-    assert not verdict([label if label < 3 else 1 for label in labels], labels).collapsed
+    assert judge([label if label < 2 else 1 for label in labels], labels).why == "predicts 2 of 8 classes"
+    assert not judge([label if label < 3 else 1 for label in labels], labels).collapsed
 
 
-def test_no_better_than_the_baseline() -> None:
-    """Many different answers, but right no more often than the upper end of the baseline's interval."""
+def test_classifier_no_better_than_baseline_has_collapsed() -> None:
+    """A varied classifier within the baseline's interval has collapsed."""
     labels = [0] * 30 + [k for k in range(1, 10) for _ in range(10)]
     shuffled = np.random.default_rng(0).permutation(labels).tolist()
-    collapse = verdict(shuffled, labels)
+    collapse = judge(shuffled, labels)
     assert collapse.collapsed is True
     assert "no better than always c0" in collapse.why
-    assert not verdict(labels, labels).collapsed
-    assert verdict([0, 1] * 15, [0, 0, 1] * 10).collapsed, "30 examples"
-    assert not verdict([0, 1] * 14, [0, 0, 1, 1] * 7).collapsed, "fewer say nothing"
+    assert not judge(labels, labels).collapsed
+    assert judge([0, 1] * 15, [0, 0, 1] * 10).collapsed, "30 examples"
+    assert not judge([0, 1] * 14, [0, 0, 1, 1] * 7).collapsed, "fewer say nothing"
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_no_better_than_the_baseline() -> None:
     [(0.01, 0.0, "the same within"), (0.45, 1.0, "no better than constant 1"), (0.1, 1.0, None)],
 )
 def test_collapsed_cells(noise: float, scale: float, why: str | None) -> None:
-    """Constant answers, and answers no nearer than the constant, are collapses; a middling cell is none."""
+    """Constant predictions, and predictions no better than the constant, are collapses; moderate ones are not."""
     rng = np.random.default_rng(0)
     targets = rng.random((2, 400)).sum(0).astype(np.float32)
     answers = (1 + scale * (targets - 1) + rng.normal(0, noise, 400)).astype(np.float32)
@@ -93,7 +93,7 @@ NO_LEAK = Contamination(
 GOOD = Collapse(collapsed=False, why=None, classes_predicted=None, most_frequent="", share=0)
 
 
-def stored(
+def store_evaluation(
     study: Any, name: str, arrays: Any, details: Any, seeds: list[int], baseline: str, fingerprint: str
 ) -> Network:
     """Return an evaluation as it is stored, with its predictions."""
@@ -106,7 +106,7 @@ def stored(
     return Network(name, evaluation, arrays)
 
 
-def images(name: str, logits: Any, labels: Any, examples: Any, fingerprint: str = "f" * 64) -> Network:
+def evaluate_images(name: str, logits: Any, labels: Any, examples: Any, fingerprint: str = "f" * 64) -> Network:
     """Return an evaluation of images by these logits."""
     labels = np.asarray(labels)
     arrays = {"logits": logits.astype(np.float32), "labels": labels, "examples": np.asarray(examples)}
@@ -114,19 +114,19 @@ def images(name: str, logits: Any, labels: Any, examples: Any, fingerprint: str 
     names = [f"c{k}" for k in range(logits.shape[1])]
     known = [Example(f"{k}.png", int(label), "0" * 64) for k, label in enumerate(labels)]
     details = describe_errors(score_logits(arrays["logits"], labels), names, known, "photos")
-    return stored(ImageStudy(), name, arrays, details, [], "always c0", fingerprint)
+    return store_evaluation(ImageStudy(), name, arrays, details, [], "always c0", fingerprint)
 
 
-def cells(name: str, errors: Any, seeds: list[int], fingerprint: str = "f" * 64) -> Network:
+def evaluate_cells(name: str, errors: Any, seeds: list[int], fingerprint: str = "f" * 64) -> Network:
     """Return an evaluation of sequences by these errors (runs, N)."""
     n = errors.shape[1]
     targets = np.linspace(0, 2, n, dtype=np.float32)
     predictions = (targets + errors).astype(np.float32)
     arrays = {"predictions": predictions, "targets": targets, "lengths": np.full(n, 5)}
-    arrays |= {"baselines": np.ones((1, n), np.float32), "examples": unique(n)}
+    arrays |= {"baselines": np.ones((1, n), np.float32), "examples": draw_keys(n)}
     rows = measure_by_length(predictions, targets, arrays["lengths"])
     details = SequenceStudy.details(by_length=rows)
-    return stored(SequenceStudy(), name, arrays, details, seeds, "constant 1", fingerprint)
+    return store_evaluation(SequenceStudy(), name, arrays, details, seeds, "constant 1", fingerprint)
 
 
 def compare(networks: list[Network], reference: str | None = None, common: bool = False) -> dict[str, Any]:
@@ -135,15 +135,15 @@ def compare(networks: list[Network], reference: str | None = None, common: bool 
     return codec.encode(comparison)
 
 
-def some_logits(seed: int, labels: Any, right: float) -> Any:
-    """Logits over 4 classes that are right this often."""
+def draw_logits(seed: int, labels: Any, right: float) -> Any:
+    """Return logits over 4 classes whose accuracy is `right`."""
     rng = np.random.default_rng(seed)
     answers = np.where(rng.random(len(labels)) < right, labels, (labels + 1) % 4)
     return np.eye(4)[answers] * 3 + rng.normal(0, 0.1, (len(labels), 4))
 
 
-def unique(n: int) -> Any:
-    """n different rows of 32 bytes."""
+def draw_keys(n: int) -> Any:
+    """Return n different rows of 32 bytes."""
     rows = np.zeros((n, 32), np.uint8)
     rows[:, :4] = np.arange(n, dtype=np.uint32)[:, None].view(np.uint8)
     return rows
@@ -152,9 +152,9 @@ def unique(n: int) -> Any:
 LABELS = np.arange(400) % 4
 
 
-def test_pairs_of_images() -> None:
-    """Accuracies by McNemar, recalls by permutation and bootstrap, corrected over the rows, each against one."""
-    evaluations = [images(n, some_logits(s, LABELS, r), LABELS, unique(400)) for n, s, r in
+def test_image_comparison_tests_each_pair() -> None:
+    """Accuracies are tested by McNemar, recalls by permutation and bootstrap, corrected over the rows."""
+    evaluations = [evaluate_images(n, draw_logits(s, LABELS, r), LABELS, draw_keys(400)) for n, s, r in
              (("a", 0, 0.7), ("b", 1, 0.9), ("c", 2, 0.72))]  # fmt: skip
     comparison = compare(evaluations, reference="b")
     assert comparison["reference"] == "b"
@@ -181,9 +181,9 @@ def test_pairs_of_images() -> None:
     assert compare(evaluations, reference="b") == comparison, "the same predictions, the same numbers"
 
 
-def test_sentences() -> None:
-    """The winner comes first, with points, interval and p; what is not significant is no evidence of a difference."""
-    evaluations = [images(n, some_logits(s, LABELS, r), LABELS, unique(400)) for n, s, r in
+def test_comparison_sentences() -> None:
+    """A sentence names the winner first, with points, interval and p; without significance it claims nothing."""
+    evaluations = [evaluate_images(n, draw_logits(s, LABELS, r), LABELS, draw_keys(400)) for n, s, r in
              (("a", 0, 0.7), ("b", 1, 0.9), ("c", 2, 0.7), ("same", 0, 0.7))]  # fmt: skip
     sentences = [pair["sentence"] for pair in compare(evaluations)["pairs"][:4]]
     points = 100 * (
@@ -197,12 +197,12 @@ def test_sentences() -> None:
     assert sentences[3].startswith("a beats baseline: always c0 by "), "the reference may win"
 
 
-def test_one_question_a_p() -> None:
-    """Several runs of both: over seeds, paired where the seeds are the same; one run: over examples, runs averaged."""
+def test_seeds_or_examples_are_compared() -> None:
+    """Several runs are compared over seeds, paired if these are equal; a single run over examples."""
     rng = np.random.default_rng(0)
     errors = {n: rng.normal(0, s, (k, 60)) for n, s, k in (("a", 0.5, 6), ("b", 0.4, 6), ("c", 0.3, 5), ("d", 0.3, 1))}
     seeds = {"a": [*range(6)], "b": [*range(6)], "c": [7, 8, 9, 10, 11], "d": [0]}
-    comparison = compare([cells(name, errors[name], seeds[name]) for name in errors])
+    comparison = compare([evaluate_cells(name, errors[name], seeds[name]) for name in errors])
     mse = {name: (np.float32(0) + e**2).mean(1) for name, e in errors.items()}
     b, c, d, constant = comparison["pairs"]
     assert [(p["test"], p["over"]) for p in (b, c, d, constant)] == [
@@ -218,41 +218,41 @@ def test_one_question_a_p() -> None:
     assert d["difference"] == pytest.approx(mse["d"].mean() - mse["a"].mean(), rel=1e-3)
 
 
-def test_common_examples() -> None:
-    """Only in extra examples: refused with their number, and compared on the shared ones by --common, as if alone."""
-    a = images("a", some_logits(0, LABELS, 0.7), LABELS, unique(400))
-    logits = some_logits(1, LABELS, 0.9)
+def test_common_examples_are_compared() -> None:
+    """Different examples are refused with their number; --common compares the shared ones alone."""
+    a = evaluate_images("a", draw_logits(0, LABELS, 0.7), LABELS, draw_keys(400))
+    logits = draw_logits(1, LABELS, 0.9)
     order = np.random.default_rng(0).permutation(400)[:300]
-    extra = images("b", logits[order], LABELS[order], unique(400)[order], "e" * 64)
+    extra = evaluate_images("b", logits[order], LABELS[order], draw_keys(400)[order], "e" * 64)
     with pytest.raises(DlcvError, match=r"b and a were evaluated on different .* --common .* the 300"):
         compare([a, extra])
     comparison = compare([a, extra], common=True)
     shared = np.sort(order)
-    first, second = (images(n, x[shared], LABELS[shared], unique(400)[shared]) for n, x in
+    first, second = (evaluate_images(n, x[shared], LABELS[shared], draw_keys(400)[shared]) for n, x in
                   (("a", a.arrays["logits"]), ("b", logits)))  # fmt: skip
     alone = compare([first, second])
     assert (comparison["data"]["n"], comparison["common"], alone["common"]) == (300, {"a": 400, "b": 300}, None)
     for mine, theirs in zip(comparison["rows"] + comparison["pairs"], alone["rows"] + alone["pairs"], strict=True):
         assert mine == theirs
-    stranger = images("s", logits, LABELS, unique(800)[400:], "d" * 64)
+    stranger = evaluate_images("s", logits, LABELS, draw_keys(800)[400:], "d" * 64)
     with pytest.raises(DlcvError, match="they share no example"):
         compare([a, stranger], common=True)
-    relabelled = images("r", logits, (LABELS + 1) % 4, unique(400), "c" * 64)
+    relabelled = evaluate_images("r", logits, (LABELS + 1) % 4, draw_keys(400), "c" * 64)
     with pytest.raises(DlcvError, match="another set of labels"):
         compare([a, relabelled], common=True)
 
 
 def test_equal_networks_are_both_best() -> None:
-    """Where two networks share the best value, both carry the star, and the better baseline carries none."""
-    networks = [cells("a", np.full((1, 9), 3.0), [0]), cells("b", np.full((1, 9), 3.0), [0])]
+    """Two networks with the same best value both get the star, and a better baseline gets none."""
+    networks = [evaluate_cells("a", np.full((1, 9), 3.0), [0]), evaluate_cells("b", np.full((1, 9), 3.0), [0])]
     rows = compare(networks)["rows"]
     assert [row["best"] for row in rows] == [["mse", "mae", "close", "r2"]] * 2 + [[]]
     assert rows[2]["metrics"]["mse"] < rows[0]["metrics"]["mse"], "the case can tell"
 
 
 def test_a_collapsed_network_is_never_best() -> None:
-    """Whatever its calibration or loss, a collapsed network carries no star; the best of the others does."""
-    best, other = (images(n, some_logits(s, LABELS, r), LABELS, unique(400)) for n, s, r in
+    """A collapsed network never gets the star; the best of the others does."""
+    best, other = (evaluate_images(n, draw_logits(s, LABELS, r), LABELS, draw_keys(400)) for n, s, r in
                    (("a", 1, 0.9), ("b", 0, 0.7)))  # fmt: skip
     fallen = msgspec.structs.replace(best.evaluation, collapse=replace(GOOD, collapsed=True, why="x"))
     rows = compare([replace(best, evaluation=fallen), other])["rows"]
@@ -263,8 +263,8 @@ def test_a_collapsed_network_is_never_best() -> None:
 
 @pytest.mark.parametrize(("key", "what"), [("study", "study"), ("part", "part"), ("fingerprint", "data file")])
 def test_compare_refuses_different_data(key: str, what: str) -> None:
-    """Evaluations of another study, part or data are not put in one table; both are named."""
-    a, b, c = (cells(name, np.full((1, 9), 3.0), [0]) for name in "abc")
+    """Evaluations of different studies, parts or data are not compared; the message names both."""
+    a, b, c = (evaluate_cells(name, np.full((1, 9), 3.0), [0]) for name in "abc")
     data = msgspec.structs.replace(c.evaluation.data, **{key: "different" * 8})
     c = replace(c, evaluation=msgspec.structs.replace(c.evaluation, data=data))
     with pytest.raises(DlcvError, match=rf"c and a were evaluated on different data \(another {what}: "):

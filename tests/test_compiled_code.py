@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Run, contents, dlcv
+from conftest import Run, read_files, run_dlcv
 
 from dlcv_cli.context import Reporter
 from dlcv_cli.studies.sequences import compiled_kernels
@@ -24,8 +24,8 @@ from dlcv_cli.studies.sequences.compiled_kernels import prepare_kernels
 COMPILE = compiled_kernels._use_kernels
 
 
-def python(*arguments: object, **environment: str | None) -> subprocess.CompletedProcess[str]:
-    """Another Python; None takes a variable away."""
+def run_python(*arguments: object, **environment: str | None) -> subprocess.CompletedProcess[str]:
+    """Run another Python. None removes an environment variable."""
     env = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
@@ -33,19 +33,19 @@ def python(*arguments: object, **environment: str | None) -> subprocess.Complete
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A sequence file."""
+    """Return a sequence file."""
     path = tmp_path / "data.safetensors"
-    dlcv("seq", "gen", "--count", 500, "-o", path)
+    run_dlcv("seq", "gen", "--count", 500, "-o", path)
     return path
 
 
-def test_compiled_once(data: Path, tmp_path: Path) -> None:
-    """The first process compiles, below the cache, and says so; the next loads that, and trains to the same bytes."""
+def test_kernels_are_compiled_once(data: Path, tmp_path: Path) -> None:
+    """The first process compiles into the cache and says so; the next loads the kernels; bytes are equal."""
     cache = tmp_path / "cache"
     settings = ("seq", "train", data, "--cell", "lstm", "--cache", cache, "-o")
     printed = []
     for name in ("one", "other"):
-        result = python("-m", "dlcv_cli", *settings, tmp_path / f"{name}.safetensors", NUMBA_CACHE_DIR=None)
+        result = run_python("-m", "dlcv_cli", *settings, tmp_path / f"{name}.safetensors", NUMBA_CACHE_DIR=None)
         assert result.returncode == 0, result.stderr
         printed.append("compiling the kernels" in result.stderr)
         assert len([*(cache / "kernels").rglob("*.nbc")]) > 0
@@ -54,10 +54,10 @@ def test_compiled_once(data: Path, tmp_path: Path) -> None:
     [version] = (path for path in (cache / "kernels").iterdir() if path.is_dir())
     assert len(version.name) == 16
     (version / "notes.txt").write_text("mine")
-    dlcv("cache", "clear", "--cache", cache)
-    assert [*contents(cache)] == [f"kernels/{version.name}/notes.txt"], "and nothing that is not ours"
+    run_dlcv("cache", "clear", "--cache", cache)
+    assert [*read_files(cache)] == [f"kernels/{version.name}/notes.txt"], "and nothing that is not ours"
     (version / "notes.txt").unlink()
-    dlcv("cache", "clear", "--cache", cache)
+    run_dlcv("cache", "clear", "--cache", cache)
     assert not version.exists()
 
 
@@ -81,8 +81,8 @@ print(folder)
 
 
 @pytest.mark.parametrize("state", ["none", "file", "read-only", "fine"])
-def test_unusable_cache(tmp_path: Path, state: str) -> None:
-    """Without a cache that can be written, code lies in a temporary folder that is gone when the process ends."""
+def test_unusable_cache_folder(tmp_path: Path, state: str) -> None:
+    """Without a writable cache, kernels are in a temporary folder that is deleted when the process ends."""
     cache = tmp_path / "cache"
     if state == "file":
         cache.write_text("a file")
@@ -90,11 +90,11 @@ def test_unusable_cache(tmp_path: Path, state: str) -> None:
         if os.geteuid() == 0:
             pytest.skip("root writes anywhere")
         cache.mkdir(mode=0o500)
-    before = contents(tmp_path)
+    before = read_files(tmp_path)
     given = () if state == "none" else (cache,)
     temporary = tmp_path.parent / f"{tmp_path.name}-temporary"
     temporary.mkdir()
-    result = python("-c", WHERE, *given, NUMBA_CACHE_DIR=None, TMPDIR=str(temporary))
+    result = run_python("-c", WHERE, *given, NUMBA_CACHE_DIR=None, TMPDIR=str(temporary))
     assert result.returncode == 0, result.stderr
     folder = Path(result.stdout.strip())
     if state == "fine":
@@ -102,13 +102,13 @@ def test_unusable_cache(tmp_path: Path, state: str) -> None:
         assert [*folder.rglob("*.nbc")]
     else:
         assert folder.parent == temporary
-        assert contents(tmp_path) == before
+        assert read_files(tmp_path) == before
     assert [*temporary.iterdir()] == []
 
 
 @pytest.fixture
 def compiles(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The folders in which it would have compiled: a file is written there in place of code."""
+    """Return the folders that kernels are compiled in, where a file is written instead of code."""
     monkeypatch.delenv("NUMBA_CACHE_DIR")
     actual: list[Path] = []
 
@@ -128,10 +128,10 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     "damage",
     ["code", "truncated", "missing", "no list", "list of nothing", "list not ours", "half-written list", "none"],
 )
-def test_code_that_is_not_as_it_was(
+def test_damaged_kernels_are_recompiled(
     compiles: list[Path], tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Damaged code, or what a killed compilation left, is never given to numba: it is compiled anew, and said."""
+    """Damaged or incomplete kernels are never given to numba, but compiled again with a message."""
     folder = prepare_kernels(tmp_path, Reporter())
     listed, code = folder / "kernels.json", folder / "sub" / "code.nbc"
     whole = listed.read_bytes()
@@ -157,8 +157,8 @@ def test_code_that_is_not_as_it_was(
     assert (code.read_bytes(), listed.read_bytes()) == (b"code", whole)
 
 
-def test_a_full_disk_while_compiling(compiles: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be kept is compiled all the same, and not listed as if it were whole."""
+def test_full_disk_while_compiling(compiles: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that cannot be saved are still compiled, and not listed as complete."""
     monkeypatch.setattr(compiled_kernels, "_use_kernels", COMPILE)
     failures = iter([True, True, False])
 
@@ -173,17 +173,17 @@ def test_a_full_disk_while_compiling(compiles: list[Path], tmp_path: Path, monke
     assert not (folder / "kernels.json").exists()
 
 
-def test_clear_leaves_what_is_being_loaded(
+def test_clear_keeps_kernels_being_loaded(
     run: Run, compiles: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`cache clear` deletes compiled kernels, but not while another process loads them, and says so."""
+    """`cache clear` deletes kernels unless another process is loading them, and reports those."""
     cache = tmp_path / "cache"
     folder = prepare_kernels(cache, Reporter())
-    before, outputs = contents(folder), []
+    before, outputs = read_files(folder), []
 
     def load() -> bool:
         code = "import sys; from dlcv_cli.__main__ import main; sys.argv = ['dlcv', 'cache', 'clear']; main()"
-        outputs.append(python("-c", code, DLCV_CACHE=str(cache)))
+        outputs.append(run_python("-c", code, DLCV_CACHE=str(cache)))
         return True
 
     monkeypatch.setattr(compiled_kernels, "_use_kernels", load)
@@ -191,20 +191,20 @@ def test_clear_leaves_what_is_being_loaded(
     assert prepare_kernels(cache, Reporter()) == folder
     assert outputs[0].returncode == 0
     assert f"{folder} is in use by another dlcv process" in outputs[0].stderr
-    assert contents(folder) == before
+    assert read_files(folder) == before
     assert run("cache", "clear", "--cache", cache).exit_code == 0
     assert not folder.exists()
 
 
-def test_numbas_own_setting_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Who sets NUMBA_CACHE_DIR decides."""
+def test_numba_cache_dir_is_respected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """NUMBA_CACHE_DIR has priority."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     assert prepare_kernels(tmp_path / "cache", Reporter()) == tmp_path
-    assert contents(tmp_path) == {}
+    assert read_files(tmp_path) == {}
 
 
 def test_sequences_need_no_torch(tmp_path: Path) -> None:
-    """Nothing of the default way from data to table imports torch, nor scikit-learn; the other engine does."""
+    """With the default engine, no step from data to table imports torch or scikit-learn."""
     data, output, other = (str(tmp_path / f"{name}.safetensors") for name in ("data", "gru", "torch"))
     train = ["seq", "train", data, "--hidden-size", "3", "--epochs", "1", "-o"]
     lines = [
@@ -223,7 +223,7 @@ for line in {lines!r}:
     found.append(sorted({{"torch", "torchvision", "sklearn", "numba"}} & set(sys.modules)))
 print(json.dumps(found))
 """
-    result = python("-c", script)
+    result = run_python("-c", script)
     assert result.returncode == 0, result.stderr
     gen, *default, torch = json.loads(result.stdout.splitlines()[-1])
     assert gen == []
@@ -232,10 +232,10 @@ print(json.dumps(found))
 
 
 @pytest.mark.parametrize("seeds", [1, 50])
-def test_interrupted(data: Path, tmp_path: Path, seeds: int) -> None:
-    """Ctrl-C in the midst of it ends within seconds, with one line and nothing written but where it was."""
-    dlcv("seq", "train", data, "--hidden-size", 3, "-o", tmp_path / "before.safetensors")  # compiled from here on
-    before = contents(tmp_path)
+def test_interrupted_training(data: Path, tmp_path: Path, seeds: int) -> None:
+    """Ctrl-C ends a training within seconds, with one line and only a snapshot written."""
+    run_dlcv("seq", "train", data, "--hidden-size", 3, "-o", tmp_path / "before.safetensors")  # compiled from here on
+    before = read_files(tmp_path)
     settings = ("--seeds", seeds, "--epochs", 20_000, "--record-every", 1000, "-o", tmp_path / "new.safetensors")
     command = [sys.executable, "-m", "dlcv_cli", "seq", "train", data, *settings]
     with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -254,4 +254,4 @@ def test_interrupted(data: Path, tmp_path: Path, seeds: int) -> None:
     snapshot = tmp_path / "new.snapshot"
     assert message.splitlines()[-1].startswith(f"dlcv: interrupted: {snapshot} is saved (")
     assert "Traceback" not in message
-    assert {*contents(tmp_path)} - {*before} == {snapshot.name}
+    assert {*read_files(tmp_path)} - {*before} == {snapshot.name}

@@ -11,8 +11,8 @@ from dlcv_cli.config import TrainConfig
 
 @pytest.mark.parametrize("epochs", [1, 6])
 @pytest.mark.parametrize("schedule", ["exponential", "cosine", "constant"])
-def test_lr_at(schedule: str, epochs: int) -> None:
-    """Each epoch's learning rate is that of torch's scheduler of the name."""
+def test_lr_schedules_match_torch(schedule: str, epochs: int) -> None:
+    """The learning rate of each epoch is that of torch's scheduler of the same name."""
     config = TrainConfig(epochs=epochs, lr=0.3, decay=0.8, schedule=schedule)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
     schedulers = {

@@ -14,7 +14,7 @@ from dlcv_cli.files.recipes import RunInfo
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs processor affinity")
 def test_processors_that_are_allowed() -> None:
-    """A process that may use one processor (taskset, Slurm) counts one, whatever the machine has."""
+    """A process that may use one processor counts one, whatever the machine has."""
     allowed = os.sched_getaffinity(0)
     assert count_processors() == len(allowed)
     code = (
@@ -28,7 +28,7 @@ def test_processors_that_are_allowed() -> None:
 
 
 def test_processors_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system knows no affinity, all processors count; one if even that is unknown."""
+    """Without processor affinity all processors count; one if their number is unknown."""
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.delattr(os, "process_cpu_count", raising=False)
     for answer, expected in ((7, 7), (None, 1)):

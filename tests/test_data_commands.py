@@ -23,8 +23,8 @@ COUNTS = {"train": 22, "val": 6, "test": 7}
 DRAW = ("--classes", 2, "--per-class", 2, "--size", 16)
 
 
-def failed(result: Result, *texts: str, code: int = 1) -> str:
-    """The one line of a command that failed as it should: nothing on stdout, no traceback, and these words."""
+def assert_failure(result: Result, *texts: str, code: int = 1) -> str:
+    """Assert a failure with nothing on stdout, no traceback and these words, and return its line on stderr."""
     assert result.exit_code == code, result.output
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
@@ -36,7 +36,7 @@ def failed(result: Result, *texts: str, code: int = 1) -> str:
 
 
 def document(result: Result) -> dict[str, Any]:
-    """The one JSON document on stdout."""
+    """Return the JSON document on stdout."""
     assert result.exit_code == 0, result.stderr
     actual = json.loads(result.stdout)
     assert isinstance(actual, dict)
@@ -44,7 +44,7 @@ def document(result: Result) -> dict[str, Any]:
 
 
 def damage(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes a JSON file in place."""
+    """Change a JSON file in place."""
     content = json.loads(path.read_text("utf-8"))
     change(content)
     path.write_text(json.dumps(content), "utf-8")
@@ -54,14 +54,14 @@ def leftovers(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.name.startswith(".dlcv-")]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 # --- data split -----------------------------------------------------------------------------------------------------
 
 
-def test_split_file(split_file: Path, photos: Path) -> None:
+def test_split_file_content(split_file: Path, photos: Path) -> None:
     """The file names its schema, classes and settings, and each image with its label and true sha256, once."""
     content = json.loads(split_file.read_text("utf-8"))
     assert content["schema"] == "dlcv.split/1"
@@ -78,7 +78,7 @@ def test_split_file(split_file: Path, photos: Path) -> None:
 
 
 def test_split_json(run: Run, photos: Path, tmp_path: Path) -> None:
-    """--json prints one document with the status, the file and the counts; the second time it is up to date."""
+    """--json prints one document with status, file and counts, and the second time that it is up to date."""
     output = tmp_path / "x.split.json"
     made = document(run("data", "split", photos, "-o", output, "--json"))
     assert (made["status"], made["output"], made["counts"]) == ("made", str(output), COUNTS)
@@ -88,7 +88,7 @@ def test_split_json(run: Run, photos: Path, tmp_path: Path) -> None:
 
 
 def test_split_up_to_date(run: Run, photos: Path, split_file: Path) -> None:
-    """The same command again leaves the file alone and says so."""
+    """The same command again prints that the file is up to date and does not change it."""
     before = split_file.read_bytes(), split_file.stat().st_mtime_ns
     result = run("data", "split", photos, "-o", split_file)
     assert result.exit_code == 0
@@ -120,9 +120,9 @@ def test_split_repeats_itself(run: Run, photos: Path, tmp_path: Path) -> None:
 def test_split_made_differently_is_refused(
     run: Run, photos: Path, split_file: Path, options: tuple[object, ...], named: str
 ) -> None:
-    """Other settings: refused, naming the setting and --force, the file as it was; --force replaces it."""
+    """Other settings are refused by name and keep the file; --force replaces it."""
     before = split_file.read_bytes()
-    failed(run("data", "split", photos, "-o", split_file, *options), str(split_file), named, "--force")
+    assert_failure(run("data", "split", photos, "-o", split_file, *options), str(split_file), named, "--force")
     assert split_file.read_bytes() == before
     result = run("data", "split", photos, "-o", split_file, *options, "--force")
     assert result.exit_code == 0
@@ -141,7 +141,7 @@ def test_split_of_changed_images_is_refused(run: Run, photos: Path, split_file: 
         Image.new("RGB", (9, 9)).save(image)
     else:
         image.rename(photos / "cat/other.png")
-    failed(run("data", "split", photos, "-o", split_file), "different images", "--force")
+    assert_failure(run("data", "split", photos, "-o", split_file), "different images", "--force")
     assert run("data", "split", photos, "-o", split_file, "--force").exit_code == 0
 
 
@@ -150,33 +150,33 @@ def test_split_does_not_overwrite_another_file(run: Run, photos: Path, tmp_path:
     """A file of another kind under the output's name is refused and kept; --force replaces it."""
     output = tmp_path / "x.split.json"
     output.write_text(content)
-    failed(run("data", "split", photos, "-o", output), str(output), "--force")
+    assert_failure(run("data", "split", photos, "-o", output), str(output), "--force")
     assert output.read_text() == content
     assert run("data", "split", photos, "-o", output, "--force").exit_code == 0
 
 
 def test_split_mends_a_damaged_file_with_force(run: Run, photos: Path, split_file: Path) -> None:
-    """A damaged split of the same recipe is not called up to date, and --force makes it anew."""
+    """A damaged split of the same recipe is not up to date; --force writes it again."""
     before = split_file.read_bytes()
     damage(split_file, lambda content: content["parts"]["train"].pop())
-    failed(run("data", "split", photos, "-o", split_file), str(split_file), "--force")
+    assert_failure(run("data", "split", photos, "-o", split_file), str(split_file), "--force")
     assert run("data", "split", photos, "-o", split_file, "--force").exit_code == 0
     assert split_file.read_bytes() == before
 
 
 def test_split_after_the_images_moved(run: Run, photos: Path, split_file: Path) -> None:
-    """After the same images moved and were split again, the file is good for the next stage without --root."""
+    """A split written again after its images moved needs no --root in the next stage."""
     moved = photos.rename(photos.with_name("moved"))
     result = run("data", "split", moved, "-o", split_file)
     if result.exit_code:  # refusing would be honest as well
-        failed(result, "--force")
+        assert_failure(result, "--force")
         assert run("data", "split", moved, "-o", split_file, "--force").exit_code == 0
     root = document(run("data", "show", split_file, "--json"))["root"]
     assert Path(root).resolve() == moved.resolve()
 
 
 def test_split_makes_the_output_folder(run: Run, photos: Path, tmp_path: Path) -> None:
-    """Missing folders of the output are made, and the root is recorded as seen from there."""
+    """Missing folders of the output are created, and the root is relative to them."""
     output = tmp_path / "new/deep/x.split.json"
     assert run("data", "split", photos, "-o", output).exit_code == 0
     assert json.loads(output.read_text("utf-8"))["root"] == "../../photos"
@@ -186,46 +186,46 @@ def test_split_makes_the_output_folder(run: Run, photos: Path, tmp_path: Path) -
 @pytest.mark.parametrize("name", ["x.json", "x", ".split.json", "x.split.JSON.txt"])
 def test_split_output_needs_its_ending(run: Run, photos: Path, tmp_path: Path, name: str) -> None:
     """An output of another ending is refused before any work."""
-    failed(run("data", "split", photos, "-o", tmp_path / name), name, ".split.json")
+    assert_failure(run("data", "split", photos, "-o", tmp_path / name), name, ".split.json")
     assert not (tmp_path / name).exists()
 
 
 def test_split_output_is_a_folder(run: Run, photos: Path, tmp_path: Path) -> None:
     """An output that is a folder is refused."""
     (tmp_path / "x.split.json").mkdir()
-    failed(run("data", "split", photos, "-o", tmp_path / "x.split.json"), "folder")
+    assert_failure(run("data", "split", photos, "-o", tmp_path / "x.split.json"), "folder")
 
 
 @pytest.mark.parametrize("below", ["x.split.json", "deeper/x.split.json"])
 def test_split_output_cannot_be_written(run: Run, photos: Path, tmp_path: Path, below: str) -> None:
-    """A place where nothing can be written is one line with the output's name."""
+    """A folder that cannot be written to is one line with the output's name."""
     (tmp_path / "file").write_text("keep me")
-    failed(run("data", "split", photos, "-o", tmp_path / "file" / below), str(tmp_path / "file" / below))
+    assert_failure(run("data", "split", photos, "-o", tmp_path / "file" / below), str(tmp_path / "file" / below))
     assert (tmp_path / "file").read_text() == "keep me"
 
 
 @pytest.mark.parametrize("root", ["none", "photos/cat/000.png", "photos/cat"])
-def test_split_of_no_class_folders(run: Run, photos: Path, tmp_path: Path, root: str) -> None:
-    """A root that is missing, a file or without class folders is refused by name, and nothing is written."""
-    failed(run("data", "split", tmp_path / root, "-o", tmp_path / "x.split.json"), str(tmp_path / root))
+def test_root_without_class_folders_is_refused(run: Run, photos: Path, tmp_path: Path, root: str) -> None:
+    """A missing root, a file, and a root without class folders are refused by name."""
+    assert_failure(run("data", "split", tmp_path / root, "-o", tmp_path / "x.split.json"), str(tmp_path / root))
     assert not (tmp_path / "x.split.json").exists()
 
 
 def test_split_of_one_class(run: Run, tmp_path: Path) -> None:
-    """One class is nothing to learn: refused by its name."""
+    """A single class is refused by name."""
     root = make_photos(tmp_path / "one", {"only": 5})
-    failed(run("data", "split", root, "-o", tmp_path / "x.split.json"), "only one class", "'only'")
+    assert_failure(run("data", "split", root, "-o", tmp_path / "x.split.json"), "only one class", "'only'")
 
 
 def test_split_of_a_small_class(run: Run, tmp_path: Path) -> None:
     """A class too small to divide is named."""
     root = make_photos(tmp_path / "small", {"big": 5, "wee one": 2})
-    failed(run("data", "split", root, "-o", tmp_path / "x.split.json"), "'wee one' has 2, needs 3")
+    assert_failure(run("data", "split", root, "-o", tmp_path / "x.split.json"), "'wee one' has 2, needs 3")
 
 
 def test_split_without_caltech101(run: Run, tmp_path: Path) -> None:
-    """Caltech101 that is not there: the message says how to get it."""
-    failed(
+    """If Caltech101 is missing, the message says how to get it."""
+    assert_failure(
         run("data", "split", tmp_path, "--dataset", "caltech101", "-o", tmp_path / "x.split.json"),
         "--download",
         "https://data.caltech.edu",
@@ -234,7 +234,7 @@ def test_split_without_caltech101(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("background", [False, True])
 def test_split_of_caltech101(run: Run, tmp_path: Path, background: bool) -> None:
-    """Caltech101 is split without its background class, unless that is asked for."""
+    """Caltech101 is split without its background class unless it is requested."""
     names = {"BACKGROUND_Google": 3, "accordion": 3, "airplanes": 3}
     make_photos(tmp_path / "101_ObjectCategories", names)
     options = ["--background"] if background else []
@@ -244,7 +244,7 @@ def test_split_of_caltech101(run: Run, tmp_path: Path, background: bool) -> None
 
 
 def test_split_per_class(run: Run, photos: Path, tmp_path: Path) -> None:
-    """The literature's protocols: exactly so many images a class, and a note of how many are left over."""
+    """Protocols of the literature get exact numbers per class, and a note of the unused images."""
     options = ("--train-per-class", 4, "--val-per-class", 2, "--test-per-class", 3)
     result = run("data", "split", photos, "-o", tmp_path / "x.split.json", *options, "--json")
     made = document(result)
@@ -257,7 +257,7 @@ def test_split_per_class(run: Run, photos: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def bad(photos: Path) -> list[str]:
-    """Unreadable files among the photos, each in another way."""
+    """Write unreadable files of several kinds among the photos."""
     whole = (photos / "cat/000.png").read_bytes()
     (photos / "cat/empty.png").touch()
     (photos / "cat/page.jpg").write_text("<html>")
@@ -267,16 +267,16 @@ def bad(photos: Path) -> list[str]:
 
 
 def test_unreadable_images_are_all_listed(run: Run, photos: Path, tmp_path: Path, bad: list[str]) -> None:
-    """Every unreadable image is listed, by whatever stage finds it, the split is refused, and nothing is written."""
+    """Every unreadable image is listed, the split is refused, and nothing is written."""
     result = run("data", "split", photos, "-o", tmp_path / "x.split.json")
-    failed(result, "4 unreadable images", "--skip-bad")
+    assert_failure(result, "4 unreadable images", "--skip-bad")
     for path in bad:
         assert f"warning: {photos / path}: " in result.stderr
     assert not (tmp_path / "x.split.json").exists()
 
 
 def test_skip_bad_is_recorded(run: Run, photos: Path, tmp_path: Path, bad: list[str]) -> None:
-    """With --skip-bad they are left out, listed, and recorded with the reason; the rest is divided."""
+    """--skip-bad skips, lists and records unreadable images with the reason, and divides the rest."""
     output = tmp_path / "x.split.json"
     result = run("data", "split", photos, "-o", output, "--skip-bad", "--json")
     made = document(result)
@@ -294,11 +294,11 @@ def test_skip_bad_is_recorded(run: Run, photos: Path, tmp_path: Path, bad: list[
 
 @pytest.mark.parametrize("options", [(), ("--no-stratify",), ("--train-per-class", 1)], ids=str)
 def test_class_of_unreadable_images_alone(run: Run, photos: Path, tmp_path: Path, options: tuple[object, ...]) -> None:
-    """With --skip-bad, a class of which no image is left is refused by name, however the rest is divided."""
+    """With --skip-bad, a class without readable images is refused by name."""
     for path in (photos / "straße").iterdir():
         path.write_bytes(path.read_bytes()[:100])
     result = run("data", "split", photos, "-o", tmp_path / "x.split.json", "--skip-bad", *options)
-    failed(result, "'straße'")
+    assert_failure(result, "'straße'")
     assert not (tmp_path / "x.split.json").exists()
 
 
@@ -330,7 +330,7 @@ def test_duplicates_are_reported(run: Run, photos: Path, tmp_path: Path) -> None
 
 
 def test_label_conflict_is_reported(run: Run, photos: Path, tmp_path: Path) -> None:
-    """The same image in two classes is warned of, recorded, and kept in one part."""
+    """An image in two classes is a warning, is recorded, and is in one part only."""
     shutil.copy(photos / "cat/000.png", photos / "straße/cat.png")
     result = run("data", "split", photos, "-o", tmp_path / "x.split.json", "--json")
     made = document(result)
@@ -346,7 +346,7 @@ def test_label_conflict_is_reported(run: Run, photos: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["tree house", "straße", "猫", "e\u0301", "100%", "a'b\"c", "[red]", "-o", "{o}"])
 def test_class_names_survive(run: Run, tmp_path: Path, name: str) -> None:
-    """Whatever a class folder is called, its name comes back the same in file, table and JSON."""
+    """Any name of a class folder is the same in file, table and JSON."""
     root = make_photos(tmp_path / "photos", {name: 3, "zebra": 3})
     output = tmp_path / "x.split.json"
     made = document(run("data", "split", root, "-o", output, "--json"))
@@ -355,8 +355,8 @@ def test_class_names_survive(run: Run, tmp_path: Path, name: str) -> None:
     assert name in run("data", "show", output).stdout
 
 
-def test_name_that_is_no_text(run: Run, tmp_path: Path) -> None:
-    """A class folder whose name is no valid UTF-8 can be split, and is found again."""
+def test_class_name_that_is_not_utf8(run: Run, tmp_path: Path) -> None:
+    """A class folder whose name is not UTF-8 can be split, and its images are located again."""
     name = os.fsdecode(b"caf\xe9")
     try:
         root = make_photos(tmp_path / "photos", {name: 3, "zebra": 3})
@@ -370,7 +370,7 @@ def test_name_that_is_no_text(run: Run, tmp_path: Path) -> None:
 # --- data show ------------------------------------------------------------------------------------------------------
 
 
-def test_show(run: Run, split_file: Path) -> None:
+def test_show_table(run: Run, split_file: Path) -> None:
     """The table has each class's count in each part, and the smallest and the largest class."""
     result = run("data", "show", split_file)
     assert result.exit_code == 0
@@ -383,7 +383,7 @@ def test_show(run: Run, split_file: Path) -> None:
 
 
 def test_show_json(run: Run, split_file: Path, photos: Path) -> None:
-    """--json has the same, and nothing else on stdout."""
+    """--json has the same content, and nothing else on stdout."""
     shown = document(run("data", "show", split_file, "--json"))
     assert shown["counts"] == COUNTS
     assert shown["classes"]["tree house"] == {"train": 10, "val": 2, "test": 3}
@@ -394,7 +394,7 @@ def test_show_json(run: Run, split_file: Path, photos: Path) -> None:
 
 
 def test_split_moves_with_its_images(run: Run, split_file: Path, photos: Path, tmp_path: Path) -> None:
-    """Moved together, the split still finds its images."""
+    """A split that is moved together with its images stays valid."""
     (tmp_path / "new").mkdir()
     photos.rename(tmp_path / "new/photos")
     moved = split_file.rename(tmp_path / "new" / split_file.name)
@@ -402,7 +402,7 @@ def test_split_moves_with_its_images(run: Run, split_file: Path, photos: Path, t
 
 
 def test_moved_root(run: Run, split_file: Path, photos: Path, tmp_path: Path) -> None:
-    """Images moved alone: what a split holds is shown all the same, and who needs the images names --root."""
+    """If only the images move, the split is still shown, and commands that read images name --root."""
     moved = photos.rename(photos.with_name("elsewhere"))
     assert document(run("data", "show", split_file, "--json"))["counts"] == COUNTS
     shown = document(run("data", "show", split_file, "--root", moved, "--json"))
@@ -410,7 +410,7 @@ def test_moved_root(run: Run, split_file: Path, photos: Path, tmp_path: Path) ->
     train = ("vgg", "scratch", split_file, "--arch", "vgg16_mini", "-o", tmp_path / "x.safetensors")
     for options in ((), ("--root", moved / "nowhere")):
         result = run(*train, *options)
-        failed(result, str(split_file), "nowhere" if options else "photos", "--root")
+        assert_failure(result, str(split_file), "nowhere" if options else "photos", "--root")
         assert not (tmp_path / "x.safetensors").exists()
 
 
@@ -433,16 +433,16 @@ def test_moved_root(run: Run, split_file: Path, photos: Path, tmp_path: Path) ->
     ids=lambda value: repr(value)[:40],
 )
 def test_other_files_are_refused(run: Run, tmp_path: Path, content: bytes, named: str) -> None:
-    """What is no split file is refused in one line that says what it is."""
+    """A file that is no split is refused in one line that says what it is."""
     path = tmp_path / "x.split.json"
     path.write_bytes(content)
-    failed(run("data", "show", path), str(path), named)
+    assert_failure(run("data", "show", path), str(path), named)
 
 
 def test_missing_split_file(run: Run, tmp_path: Path) -> None:
     """A split file that is missing, or a folder, is refused by name."""
-    failed(run("data", "show", tmp_path / "x.split.json"), "x.split.json", "no such file")
-    failed(run("data", "show", tmp_path), str(tmp_path), "not a file")
+    assert_failure(run("data", "show", tmp_path / "x.split.json"), "x.split.json", "no such file")
+    assert_failure(run("data", "show", tmp_path), str(tmp_path), "not a file")
 
 
 @pytest.mark.parametrize(
@@ -460,13 +460,13 @@ def test_missing_split_file(run: Run, tmp_path: Path) -> None:
     ],
 )
 def test_paths_out_of_the_root_are_refused(run: Run, split_file: Path, path: str) -> None:
-    """A split file cannot lead out of its root, on any platform's terms."""
+    """A path in a split cannot lead out of its root on any platform."""
 
     def change(content: dict[str, Any]) -> None:
         content["parts"]["train"][0]["path"] = path
 
     damage(split_file, change)
-    failed(run("data", "show", split_file), repr(path), "out of the root")
+    assert_failure(run("data", "show", split_file), repr(path), "out of the root")
 
 
 DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -484,9 +484,9 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
 
 @pytest.mark.parametrize("change", DAMAGES.values(), ids=DAMAGES.keys())
 def test_fingerprint_finds_damage(run: Run, split_file: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Whatever was changed in classes or parts, the fingerprint does not fit any more."""
+    """Any change of classes or parts is detected by the fingerprint."""
     damage(split_file, change)
-    failed(run("data", "show", split_file), str(split_file), "fingerprint")
+    assert_failure(run("data", "show", split_file), str(split_file), "fingerprint")
 
 
 MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -514,9 +514,9 @@ MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {
 
 @pytest.mark.parametrize("change", MALFORMED.values(), ids=MALFORMED.keys())
 def test_malformed_split_is_refused(run: Run, split_file: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Anything malformed in a split file is one line, never a traceback."""
+    """A malformed split is refused in one line without a traceback."""
     damage(split_file, change)
-    failed(run("data", "show", split_file), str(split_file))
+    assert_failure(run("data", "show", split_file), str(split_file))
 
 
 # --- data digits and draw -------------------------------------------------------------------------------------------
@@ -524,7 +524,7 @@ def test_malformed_split_is_refused(run: Run, split_file: Path, change: Callable
 
 @pytest.fixture
 def figures(run: Run, tmp_path: Path) -> Path:
-    """Four drawn figures."""
+    """Return a folder of four drawn figures."""
     folder = tmp_path / "figures"
     assert run("data", "draw", *DRAW, "-o", folder).exit_code == 0
     return folder
@@ -544,13 +544,13 @@ def test_digits(run: Run, tmp_path: Path) -> None:
 
 
 def test_draw(run: Run, tmp_path: Path, figures: Path) -> None:
-    """Figures are written as class folders of PNGs of that size, the same bytes each time, and can be split."""
+    """Figures are written as class folders of PNGs of the requested size, the same bytes each time."""
     assert len(list(figures.glob("figure-00[01]/*.png"))) == 4
     for path in figures.glob("*/*.png"):
         with Image.open(path) as image:
             assert image.size == (16, 16)
     assert run("data", "draw", *DRAW, "-o", tmp_path / "again").exit_code == 0
-    assert contents(tmp_path / "again") == contents(figures)
+    assert read_files(tmp_path / "again") == read_files(figures)
     assert "up to date" in run("data", "draw", *DRAW, "-o", figures).stdout
 
 
@@ -560,55 +560,55 @@ def test_draw(run: Run, tmp_path: Path, figures: Path) -> None:
     ids=str,
 )
 def test_drawn_differently_is_refused(run: Run, figures: Path, options: tuple[object, ...], named: str) -> None:
-    """Other settings: refused by name, the folder as it was; --force replaces all of it."""
-    before = contents(figures)
+    """Other settings are refused by name and keep the folder; --force replaces it."""
+    before = read_files(figures)
     arguments = ("data", "draw", *DRAW, *options, "-o", figures)
-    failed(run(*arguments), str(figures), named, "--force")
-    assert contents(figures) == before
+    assert_failure(run(*arguments), str(figures), named, "--force")
+    assert read_files(figures) == before
     assert run(*arguments, "--force").exit_code == 0
-    assert contents(figures) != before
+    assert read_files(figures) != before
     assert leftovers(figures.parent) == []
 
 
 def test_digits_over_drawings_is_refused(run: Run, figures: Path) -> None:
-    """A folder made by another command is refused, saying by which."""
-    failed(run("data", "digits", "-o", figures), "data draw", "--force")
+    """A folder made by another command is refused, and the message names that command."""
+    assert_failure(run("data", "digits", "-o", figures), "data draw", "--force")
 
 
 @pytest.mark.parametrize("change", ["edit", "remove"])
 def test_changed_folder_is_not_up_to_date(run: Run, figures: Path, change: str) -> None:
-    """A file changed or removed since is found and named; --force makes the folder whole."""
-    before = contents(figures)
+    """A changed or removed file is named; --force restores the folder."""
+    before = read_files(figures)
     file = figures / "figure-001/00001.png"
     file.unlink() if change == "remove" else file.write_bytes(b"changed")
-    failed(run("data", "draw", *DRAW, "-o", figures), "figure-001/00001.png")
+    assert_failure(run("data", "draw", *DRAW, "-o", figures), "figure-001/00001.png")
     assert run("data", "draw", *DRAW, "-o", figures, "--force").exit_code == 0
-    assert contents(figures) == before
+    assert read_files(figures) == before
 
 
 @pytest.mark.parametrize("force", [[], ["--force"]], ids=str)
 def test_folder_of_something_else_is_left_alone(run: Run, tmp_path: Path, force: list[str]) -> None:
-    """A folder with other things in it, or a file, is never replaced, even with --force."""
+    """A folder with other content, or a file, is never replaced, even with --force."""
     folder, file = tmp_path / "mine", tmp_path / "file"
     folder.mkdir()
     (folder / "thesis.txt").write_text("years")
     file.write_text("keep me")
     for place in (folder, file):
-        failed(run("data", "draw", *DRAW, "-o", place, *force), str(place))
-    assert contents(tmp_path) == {"mine/thesis.txt": b"years", "file": b"keep me"}
+        assert_failure(run("data", "draw", *DRAW, "-o", place, *force), str(place))
+    assert read_files(tmp_path) == {"mine/thesis.txt": b"years", "file": b"keep me"}
 
 
 def test_force_keeps_what_dlcv_did_not_make(run: Run, figures: Path) -> None:
-    """A file of the user's in a folder that dlcv made is not deleted by --force without a word."""
+    """--force does not delete a user's file in a folder of dlcv."""
     (figures / "figure-000/thesis.txt").write_text("years")
     result = run("data", "draw", *DRAW, "--seed", 1, "-o", figures, "--force")
     if result.exit_code:
-        failed(result, "thesis.txt")
+        assert_failure(result, "thesis.txt")
     assert (figures / "figure-000/thesis.txt").read_text() == "years"
 
 
 def test_empty_folder_is_filled(run: Run, tmp_path: Path) -> None:
-    """An empty folder is a good output."""
+    """An empty folder is accepted as an output."""
     (tmp_path / "empty").mkdir()
     assert run("data", "draw", *DRAW, "-o", tmp_path / "empty").exit_code == 0
     assert len(list((tmp_path / "empty").glob("*/*.png"))) == 4
@@ -643,49 +643,49 @@ def full_disk(*_: object, **__: object) -> None:
 
 @pytest.fixture(params=[(os, "fsync"), (Path, "replace"), (Path, "write_bytes")], ids=lambda param: param[1])
 def no_space(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One step of writing fails for want of space."""
+    """Make one step of writing fail for lack of space."""
     monkeypatch.setattr(*request.param, full_disk)
     yield
     monkeypatch.undo()
 
 
 @pytest.fixture
-def made_before(run: Run, photos: Path, split_file: Path, figures: Path) -> dict[str, bytes]:
-    """What lies there before the disk is full."""
-    return contents(photos.parent)
+def before_full(run: Run, photos: Path, split_file: Path, figures: Path) -> dict[str, bytes]:
+    """Return the content of the folder before the disk is full."""
+    return read_files(photos.parent)
 
 
-def test_full_disk_leaves_nothing_behind(run: Run, photos: Path, made_before: dict[str, bytes], no_space: None) -> None:
-    """No space left: one line with the output's name, no output, no temporary file."""
+def test_full_disk_leaves_nothing_behind(run: Run, photos: Path, before_full: dict[str, bytes], no_space: None) -> None:
+    """Without free space there is one line with the output's name and no file."""
     folder = photos.parent
     for output, arguments in [
         (folder / "new.split.json", ("data", "split", photos)),
         (folder / "new figures", ("data", "draw", *DRAW)),
     ]:
-        failed(run(*arguments, "-o", output), str(output), "No space left on device")
+        assert_failure(run(*arguments, "-o", output), str(output), "No space left on device")
         assert not output.exists()
     assert leftovers(folder) == []
-    assert contents(folder) == made_before
+    assert read_files(folder) == before_full
 
 
-def test_full_disk_keeps_the_old_output(run: Run, photos: Path, made_before: dict[str, bytes], no_space: None) -> None:
-    """No space left while replacing: the old output is as it was."""
+def test_full_disk_keeps_the_old_output(run: Run, photos: Path, before_full: dict[str, bytes], no_space: None) -> None:
+    """Without free space, the old output is not changed."""
     folder = photos.parent
     for output, arguments in [
         (folder / "photos.split.json", ("data", "split", photos, "--seed", 1)),
         (folder / "figures", ("data", "draw", *DRAW, "--seed", 1)),
     ]:
-        failed(run(*arguments, "-o", output, "--force"), str(output), "No space left on device")
+        assert_failure(run(*arguments, "-o", output, "--force"), str(output), "No space left on device")
     assert leftovers(folder) == []
-    assert contents(folder) == made_before
+    assert read_files(folder) == before_full
 
 
 @pytest.mark.parametrize("failing", [1, 2])
 def test_folder_that_cannot_be_renamed_keeps_the_old(
     run: Run, figures: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    """Whichever rename fails while a folder is replaced, the old folder is there afterwards, and nothing else."""
-    before, rename, calls = contents(figures.parent), Path.rename, []
+    """If a rename fails while a folder is replaced, the old folder is restored."""
+    before, rename, calls = read_files(figures.parent), Path.rename, []
 
     def sometimes(self: Path, target: Path) -> Path:
         calls.append(target)
@@ -694,12 +694,12 @@ def test_folder_that_cannot_be_renamed_keeps_the_old(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", sometimes)
-    failed(run("data", "draw", *DRAW, "--seed", 1, "-o", figures, "--force"), "No space left on device")
-    assert contents(figures.parent) == before
+    assert_failure(run("data", "draw", *DRAW, "--seed", 1, "-o", figures, "--force"), "No space left on device")
+    assert read_files(figures.parent) == before
 
 
 def test_interrupted_drawing_leaves_nothing_behind(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupted while it writes: exit code 130, no output and no temporary folder."""
+    """An interruption while writing gives exit code 130 and no files."""
     from dlcv_cli.vision import drawing
 
     def interrupted(config: object) -> Iterator[tuple[str, bytes]]:
@@ -707,5 +707,5 @@ def test_interrupted_drawing_leaves_nothing_behind(run: Run, tmp_path: Path, mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr(drawing, "draw_figures", interrupted)
-    failed(run("data", "draw", *DRAW, "-o", tmp_path / "figures"), "interrupted", code=130)
+    assert_failure(run("data", "draw", *DRAW, "-o", tmp_path / "figures"), "interrupted", code=130)
     assert list(tmp_path.iterdir()) == []

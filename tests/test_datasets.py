@@ -22,36 +22,36 @@ from dlcv_cli.vision.datasets import list_folder
 
 
 @pytest.fixture
-def two(tmp_path: Path) -> Path:
-    """Two classes of two images."""
+def two_classes(tmp_path: Path) -> Path:
+    """Return a folder with two classes of two images."""
     return make_photos(tmp_path / "two", {"a": 2, "b": 2})
 
 
 GOOD = [("a/000.png", 0), ("a/001.png", 0), ("b/000.png", 1), ("b/001.png", 1)]
 
 
-def copy_as(root: Path, name: str) -> None:
-    """One of class a's images under another name."""
+def copy_image(root: Path, name: str) -> None:
+    """Copy an image of class a to another name."""
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).write_bytes((root / "a/000.png").read_bytes())
 
 
-def test_folder_in_order(two: Path) -> None:
-    """Classes are the folders by name, images are sorted, nothing is bad or ignored."""
-    listing = list_folder(two)
+def test_list_folder_sorts_classes_and_images(two_classes: Path) -> None:
+    """Classes are the folders by name and images are sorted; none is bad or ignored."""
+    listing = list_folder(two_classes)
     assert listing.classes == ["a", "b"]
     assert listing.images == GOOD
     assert (listing.bad, listing.ignored) == ([], [])
 
 
-def test_hidden_and_stray_files_are_ignored(two: Path) -> None:
-    """Hidden files and folders, files beside the classes and other kinds of file are ignored, and listed."""
+def test_hidden_and_stray_files_are_ignored(two_classes: Path) -> None:
+    """Hidden files, files outside classes and files of other kinds are listed as ignored."""
     for name in ("a/.hidden.png", "a/.thumbs/x.png", ".git/x.png", "stray.png"):
-        copy_as(two, name)
+        copy_image(two_classes, name)
     for name in ("b/notes.txt", "b/Thumbs.db", "README"):
-        (two / name).write_text("words")
-    (two / "b/empty").touch()
-    listing = list_folder(two)
+        (two_classes / name).write_text("words")
+    (two_classes / "b/empty").touch()
+    listing = list_folder(two_classes)
     assert listing.classes == ["a", "b"]
     assert listing.images == GOOD
     assert listing.bad == []
@@ -60,52 +60,52 @@ def test_hidden_and_stray_files_are_ignored(two: Path) -> None:
     )
 
 
-def test_own_manifest_is_not_mentioned(two: Path) -> None:
-    """The file that data digits and data draw leave is not reported as stray."""
-    (two / datasets.MANIFEST).write_text("{}")
-    assert list_folder(two).ignored == []
+def test_own_manifest_is_not_mentioned(two_classes: Path) -> None:
+    """The manifest of data digits and data draw is not listed as ignored."""
+    (two_classes / datasets.MANIFEST).write_text("{}")
+    assert list_folder(two_classes).ignored == []
 
 
 @pytest.mark.parametrize(
     "name", ["a/x.JPG", "a/x.Jpeg", "a/x.txt", "a/x", "a/x.tiff", "a/deep/er/x.png", "a/x y/ö.png"]
 )
-def test_content_decides_what_is_an_image(two: Path, name: str) -> None:
-    """An image counts whatever its ending and however deep it lies, and belongs to its class folder."""
-    copy_as(two, name)
-    listing = list_folder(two)
+def test_content_decides_what_is_an_image(two_classes: Path, name: str) -> None:
+    """Images count with any ending and at any depth, and belong to their class folder."""
+    copy_image(two_classes, name)
+    listing = list_folder(two_classes)
     assert sorted(listing.images) == sorted([*GOOD, (name, 0)])
     assert (listing.bad, listing.ignored) == ([], [])
 
 
 @pytest.mark.parametrize("ending", [".jpg", ".JPG", ".Jpeg", ".png", ".PNG", ".gif", ".bmp", ".webp"])
 @pytest.mark.parametrize(("content", "reason"), [(b"", "empty"), (b"<html>404</html>", "not an image")])
-def test_named_like_an_image_but_none(two: Path, ending: str, content: bytes, reason: str) -> None:
-    """A file that is named like an image, in any letter case, and is none is bad, with the reason."""
-    (two / f"a/x{ending}").write_bytes(content)
-    listing = list_folder(two)
+def test_bad_image_file_is_listed(two_classes: Path, ending: str, content: bytes, reason: str) -> None:
+    """A file with an image's ending, in any case, that is no image is bad, with the reason."""
+    (two_classes / f"a/x{ending}").write_bytes(content)
+    listing = list_folder(two_classes)
     assert listing.images == GOOD
     [(path, problem)] = listing.bad
     assert path == f"a/x{ending}"
     assert reason in problem
 
 
-def test_broken_link_is_bad(two: Path) -> None:
-    """A link to nothing is bad, not a crash; below the root it is ignored like any other stray entry."""
-    (two / "a/x.png").symlink_to(two / "gone.png")
-    (two / "c").symlink_to(two / "gone")
-    listing = list_folder(two)
+def test_broken_link_is_bad(two_classes: Path) -> None:
+    """A broken link is bad; directly below the root it is ignored."""
+    (two_classes / "a/x.png").symlink_to(two_classes / "gone.png")
+    (two_classes / "c").symlink_to(two_classes / "gone")
+    listing = list_folder(two_classes)
     assert listing.images == GOOD
     assert [path for path, _ in listing.bad] == ["a/x.png"]
     assert listing.ignored == ["c"]
 
 
-def test_links_to_images_and_folders_are_followed(two: Path, tmp_path: Path) -> None:
-    """Linked files and folders count as if they lay there."""
+def test_links_to_images_and_folders_are_followed(two_classes: Path, tmp_path: Path) -> None:
+    """Links to files and folders count like files and folders."""
     elsewhere = make_photos(tmp_path / "elsewhere", {"more": 1})
-    (two / "a/x.png").symlink_to(elsewhere / "more/000.png")
-    (two / "b/more").symlink_to(elsewhere / "more")
-    (two / "c").symlink_to(elsewhere / "more")
-    listing = list_folder(two)
+    (two_classes / "a/x.png").symlink_to(elsewhere / "more/000.png")
+    (two_classes / "b/more").symlink_to(elsewhere / "more")
+    (two_classes / "c").symlink_to(elsewhere / "more")
+    listing = list_folder(two_classes)
     assert listing.classes == ["a", "b", "c"]
     extra = [("a/x.png", 0), ("b/more/000.png", 1), ("c/000.png", 2)]
     assert sorted(listing.images) == sorted(GOOD + extra)
@@ -113,31 +113,31 @@ def test_links_to_images_and_folders_are_followed(two: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("target", ["a", "."], ids=["to the class", "to the root"])
 @pytest.mark.parametrize("link", ["a/up", "a/deep/up"])
-def test_link_loop_ends(two: Path, link: str, target: str) -> None:
-    """A link back to a folder above is not followed: each image is listed once, under its own class."""
-    copy_as(two, "a/deep/x.png")
-    (two / link).symlink_to(two / target, target_is_directory=True)
-    assert sorted(list_folder(two).images) == sorted([*GOOD, ("a/deep/x.png", 0)])
+def test_link_loop_ends(two_classes: Path, link: str, target: str) -> None:
+    """A link to a parent folder is not followed: each image is listed once, in its own class."""
+    copy_image(two_classes, "a/deep/x.png")
+    (two_classes / link).symlink_to(two_classes / target, target_is_directory=True)
+    assert sorted(list_folder(two_classes).images) == sorted([*GOOD, ("a/deep/x.png", 0)])
 
 
-def test_link_cycle_between_classes_ends(two: Path) -> None:
-    """Two folders that link to each other do not send the listing in circles."""
-    (two / "a/b").symlink_to(two / "b", target_is_directory=True)
-    (two / "b/a").symlink_to(two / "a", target_is_directory=True)
-    assert set(GOOD) <= set(list_folder(two).images)
+def test_link_cycle_between_classes_ends(two_classes: Path) -> None:
+    """Two folders that link to each other are listed once."""
+    (two_classes / "a/b").symlink_to(two_classes / "b", target_is_directory=True)
+    (two_classes / "b/a").symlink_to(two_classes / "a", target_is_directory=True)
+    assert set(GOOD) <= set(list_folder(two_classes).images)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_a_pipe_is_not_waited_for(two: Path) -> None:
-    """A named pipe among the images is ignored, not opened (which would wait for ever)."""
-    os.mkfifo(two / "a/x.png")
-    listing = list_folder(two)
+def test_pipe_is_ignored(two_classes: Path) -> None:
+    """A named pipe among the images is ignored and not opened, which would block."""
+    os.mkfifo(two_classes / "a/x.png")
+    listing = list_folder(two_classes)
     assert listing.images == GOOD
     assert listing.ignored == ["a/x.png"]
 
 
-def test_no_folder_or_no_classes(tmp_path: Path) -> None:
-    """A root that is missing, a file, or without class folders is refused with its name."""
+def test_root_without_classes_is_refused(tmp_path: Path) -> None:
+    """A root that is missing, a file, or without class folders is refused by name."""
     (tmp_path / "file").touch()
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat/x.png").touch()
@@ -146,20 +146,20 @@ def test_no_folder_or_no_classes(tmp_path: Path) -> None:
             list_folder(tmp_path / name)
 
 
-def test_empty_class_is_named(two: Path) -> None:
+def test_empty_class_is_named(two_classes: Path) -> None:
     """A class folder without an image is refused by its name."""
-    (two / "empty class").mkdir()
-    (two / "text").mkdir()
-    (two / "text/x.txt").write_text("words")
+    (two_classes / "empty class").mkdir()
+    (two_classes / "text").mkdir()
+    (two_classes / "text/x.txt").write_text("words")
     with pytest.raises(DlcvError, match=r"'empty class', 'text'"):
-        list_folder(two)
+        list_folder(two_classes)
 
 
 @pytest.mark.parametrize(
     "parts", [("train", "test"), ("Train", "VAL", "Test"), ("training", "validation"), ("test", "valid")]
 )
 def test_divided_data_set_is_refused(tmp_path: Path, parts: tuple[str, ...]) -> None:
-    """Folders named after parts that hold class folders are no classes: the message names both, and what to give."""
+    """Folders named after parts that hold class folders are refused; the message names both."""
     for part in parts:
         make_photos(tmp_path / part, {"cat": 2, "dog": 2})
     with pytest.raises(DlcvError, match="divided already") as error:
@@ -181,9 +181,9 @@ def test_classes_may_be_named_like_parts(tmp_path: Path, classes: tuple[str, ...
     assert list_folder(tmp_path / "photos").classes == sorted(classes)
 
 
-def test_class_left_out(two: Path) -> None:
-    """A class left out on purpose is neither a class nor reported as ignored, and labels close the gap."""
-    listing = list_folder(two, exclude=("a",))
+def test_class_left_out(two_classes: Path) -> None:
+    """An excluded class is neither a class nor ignored, and labels have no gap."""
+    listing = list_folder(two_classes, exclude=("a",))
     assert listing.classes == ["b"]
     assert listing.images == [("b/000.png", 0), ("b/001.png", 0)]
     assert listing.ignored == []
@@ -194,15 +194,15 @@ def test_class_left_out(two: Path) -> None:
 
 @pytest.mark.parametrize("below", ["", "101_ObjectCategories", "caltech101/101_ObjectCategories"])
 def test_caltech101_is_found(tmp_path: Path, below: str) -> None:
-    """The unpacked folder itself, its parent, and where torchvision puts it are all found."""
+    """The unpacked folder, its parent, and torchvision's folder are all located."""
     place = tmp_path / below
     make_photos(place, {"accordion": 1, "airplanes": 1})
     assert datasets.find_caltech101(tmp_path, download=False) == place
 
 
 @pytest.mark.parametrize("root", ["", "not made yet"])
-def test_caltech101_missing(tmp_path: Path, root: str) -> None:
-    """Without it the message names the folder, --download and the manual way."""
+def test_missing_caltech101(tmp_path: Path, root: str) -> None:
+    """If Caltech101 is missing, the message names the folder, --download and the manual way."""
     with pytest.raises(DlcvError) as caught:
         datasets.find_caltech101(tmp_path / root, download=False)
     for text in (str(tmp_path / root), "101_ObjectCategories", "--download", datasets.CALTECH101_PAGE):
@@ -218,8 +218,8 @@ def test_caltech101_missing(tmp_path: Path, root: str) -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_caltech101_download_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """A download that fails, in any of the ways a network fails, says so and gives the manual way."""
+def test_failed_caltech101_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """A download that fails for any reason is reported with the manual way."""
 
     def fail(self: object) -> None:
         raise error
@@ -231,8 +231,8 @@ def test_caltech101_download_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert datasets.CALTECH101_PAGE in str(caught.value)
 
 
-def test_caltech101_is_downloaded_where_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A download that works is found where torchvision put it, and not made again."""
+def test_caltech101_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download is located in torchvision's folder and not repeated."""
     calls = []
 
     def download(self: torchvision.datasets.Caltech101) -> None:
@@ -251,8 +251,8 @@ def test_caltech101_is_downloaded_where_it_is_found(tmp_path: Path, monkeypatch:
 # --- built in -------------------------------------------------------------------------------------------------------
 
 
-def test_digits_are_scikit_learns() -> None:
-    """1,797 gray PNGs of 8 x 8, the values 0..16 of scikit-learn spread over 0..255, each in its digit's folder."""
+def test_digits_match_scikit_learn() -> None:
+    """1,797 gray PNGs of 8 x 8 in class folders have scikit-learn's values, scaled to 0..255."""
     data = load_digits()
     files = list(datasets.read_digits())
     assert len({name for name, _ in files}) == len(files) == len(data.images) == 1797
@@ -263,30 +263,30 @@ def test_digits_are_scikit_learns() -> None:
         assert (np.asarray(image) == np.round(pixels / 16 * 255)).all()
 
 
-def drawn(**settings: int) -> dict[str, bytes]:
+def draw(**settings: int) -> dict[str, bytes]:
     return dict(drawing.draw_figures(DrawConfig(**{"classes": 3, "per_class": 3, "size": 32, "seed": 0} | settings)))
 
 
 def test_drawing_depends_on_seed_class_and_number_alone() -> None:
-    """The same figure has the same bytes again, however many classes and images are drawn with it."""
-    assert drawn() == drawn()
-    more = drawn(classes=4, per_class=5)
+    """A figure has the same bytes with any number of classes and images."""
+    assert draw() == draw()
+    more = draw(classes=4, per_class=5)
     assert len(more) == 20
-    assert drawn().items() <= more.items()
+    assert draw().items() <= more.items()
 
 
 def test_drawings_differ() -> None:
     """No two drawings are the same, within a set and between seeds."""
-    contents = [*drawn().values(), *drawn(seed=1).values()]
-    assert len(set(contents)) == len(contents) == 18
-    corners = [Image.open(io.BytesIO(png)).crop((0, 0, 2, 2)).tobytes() for png in contents]
+    drawings = [*draw().values(), *draw(seed=1).values()]
+    assert len(set(drawings)) == len(drawings) == 18
+    corners = [Image.open(io.BytesIO(png)).crop((0, 0, 2, 2)).tobytes() for png in drawings]
     assert len(set(corners)) == 18  # paper and noise as well, not the figure alone
 
 
 @pytest.mark.parametrize("size", [16, 33, 64])
 def test_drawing_size(size: int) -> None:
-    """Drawings are RGB squares of the size asked for, in one folder a class."""
-    files = drawn(size=size, classes=2, per_class=2)
+    """Drawings are RGB squares of the requested size in one folder per class."""
+    files = draw(size=size, classes=2, per_class=2)
     assert {name.split("/")[0] for name in files} == {"figure-000", "figure-001"}
     for png in files.values():
         image = Image.open(io.BytesIO(png))
@@ -294,13 +294,13 @@ def test_drawing_size(size: int) -> None:
 
 
 def test_drawings_of_a_class_are_alike() -> None:
-    """Two drawings of one figure share more ink than drawings of two figures: there is a class to learn."""
+    """Two drawings of one figure share more ink than drawings of two figures."""
 
     def ink(png: bytes) -> np.ndarray:
         gray = np.asarray(Image.open(io.BytesIO(png)).convert("L"), float)
         return np.abs(gray - np.median(gray)).ravel()
 
-    files = drawn(classes=6, per_class=12, size=32)
+    files = draw(classes=6, per_class=12, size=32)
     shapes = np.array([ink(png) for png in files.values()]).reshape(6, 12, -1)
     mean = shapes.mean(1)  # of each class
     within = np.mean([[np.corrcoef(one, mean[c])[0, 1] for one in shapes[c]] for c in range(6)])

@@ -18,7 +18,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob
 
 @pytest.fixture(scope="module")
 def make_reference() -> ModuleType:
-    """The script that writes the reference; it is no part of the package."""
+    """Return the script that writes the reference, which is no part of the package."""
     spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs" / "make_reference.py")
     assert spec
     assert spec.loader
@@ -28,13 +28,13 @@ def make_reference() -> ModuleType:
 
 
 def test_reference_is_current(make_reference: ModuleType) -> None:
-    """docs/reference.md is what the commands say today."""
+    """docs/reference.md equals the output of its script."""
     current = make_reference.REFERENCE.read_text("utf-8") == make_reference.render_reference()
     assert current, "run python docs/make_reference.py"
 
 
 def test_every_command_is_documented(make_reference: ModuleType) -> None:
-    """README names every command as it is typed; so does some page other than the reference."""
+    """README names every command as it is typed, and so does another page than the reference."""
     names = [" ".join(["dlcv", *words]) for words, _ in make_reference.list_commands(typer.main.get_command(app))]
     assert len(names) > 10
     texts = {page.name: page.read_text("utf-8") for page in PAGES}
@@ -44,7 +44,7 @@ def test_every_command_is_documented(make_reference: ModuleType) -> None:
 
 
 def test_every_long_option_in_the_docs_exists(make_reference: ModuleType) -> None:
-    """No guide names an option of dlcv that is gone."""
+    """The docs name no option that dlcv lacks."""
     commands = make_reference.list_commands(typer.main.get_command(app))
     options = {option for _, command in commands for p in command.params if not p.hidden for option in p.opts}
     guides = [page for page in PAGES if page.name in ("tutorial.md", "how-to.md", "files.md", "statistics.md")]
@@ -56,7 +56,7 @@ def test_every_long_option_in_the_docs_exists(make_reference: ModuleType) -> Non
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    """Links between pages name a page that exists, and a heading of it."""
+    """Links between pages lead to an existing page and heading."""
     for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", page.read_text("utf-8")):
         if "://" in target:
             continue

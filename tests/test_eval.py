@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run, contents, dlcv, make_photos
+from conftest import Run, make_photos, read_files, run_dlcv
 from PIL import Image
 from sklearn import metrics as sklearn_metrics
 from torchvision.transforms import v2
@@ -33,50 +33,50 @@ THREADS = ("--threads", 1)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both studies' data and checkpoints, nothing evaluated. Not to be changed: see `folder`."""
+    """Return a folder with data and checkpoints of both studies, not evaluated. Tests must not change it."""
     folder = tmp_path_factory.mktemp("made")
     make_photos(folder / "photos", {"cat": 10, "straße": 10, "tree house": 15})
     split = folder / "photos.split.json"
-    dlcv("data", "split", folder / "photos", "-o", split)
+    run_dlcv("data", "split", folder / "photos", "-o", split)
     common = (split, "--arch", "vgg16_mini", "--precision", "float32", *THREADS, "-o")
-    dlcv("vgg", "scratch", *common, folder / "scratch.safetensors", "--epochs", 2, "--lr", 0.001, "--batch-size", 8)
+    run_dlcv("vgg", "scratch", *common, folder / "scratch.safetensors", "--epochs", 2, "--lr", 0.001, "--batch-size", 8)
     weights = ("--weights", folder / "scratch.safetensors")
-    dlcv("vgg", "head", *common, folder / "head.safetensors", "--epochs", 1, *weights)
-    dlcv("seq", "gen", "--count", 100, "-o", folder / "data.safetensors")
+    run_dlcv("vgg", "head", *common, folder / "head.safetensors", "--epochs", 1, *weights)
+    run_dlcv("seq", "gen", "--count", 100, "-o", folder / "data.safetensors")
     for cell in CELLS:
         output = folder / f"{cell}.safetensors"
-        dlcv("seq", "train", folder / "data.safetensors", "--cell", cell, "--hidden-size", 4, "-o", output)
+        run_dlcv("seq", "train", folder / "data.safetensors", "--cell", cell, "--hidden-size", 4, "-o", output)
     return folder
 
 
 @pytest.fixture
 def folder(made: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be changed."""
+    """Return a copy of it that a test may change."""
     return Path(shutil.copytree(made, tmp_path / "folder"))
 
 
 @pytest.fixture(scope="module")
 def evaluated(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of it with every checkpoint evaluated on test. Not to be changed."""
+    """Return a copy of it with every checkpoint evaluated on test. Tests must not change it."""
     folder = Path(shutil.copytree(made, tmp_path_factory.mktemp("evaluated") / "folder"))
-    dlcv("eval", *checkpoints(folder, IMAGES), *THREADS)
-    dlcv("eval", *checkpoints(folder, CELLS))
+    run_dlcv("eval", *list_checkpoints(folder, IMAGES), *THREADS)
+    run_dlcv("eval", *list_checkpoints(folder, CELLS))
     return folder
 
 
-def checkpoints(folder: Path, names: tuple[str, ...]) -> list[Path]:
-    """Paths of checkpoints by name."""
+def list_checkpoints(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """Return the paths of checkpoints by name."""
     return [folder / f"{name}.safetensors" for name in names]
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A JSON file."""
+    """Return the document in a JSON file."""
     document: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return document
 
 
-def refused(result: Result, *words: object) -> None:
-    """Exit 1 with nothing on stdout, and a last line on stderr that has these words."""
+def assert_refused(result: Result, *words: object) -> None:
+    """Assert exit code 1, nothing on stdout, and a last line on stderr that contains these words."""
     assert result.exit_code == 1
     assert result.stdout == ""
     last = result.stderr.splitlines()[-1]
@@ -88,14 +88,14 @@ def refused(result: Result, *words: object) -> None:
 # ----------------------------------------------------------------------------------------------------------- metrics
 
 
-def classified(logits: Floats, labels: Labels) -> dict[str, float]:
+def score_images(logits: Floats, labels: Labels) -> dict[str, float]:
     """Return the metrics of logits."""
     scores = score_logits(logits, labels)
     applying = [m for m in image_study.METRICS if not m.applies or m.applies(scores)]
     return {metric.column.key: metric.value(scores) for metric in applying}
 
 
-def regression(predictions: Floats, targets: Floats) -> dict[str, float]:
+def score_numbers(predictions: Floats, targets: Floats) -> dict[str, float]:
     """Return the metrics of numbers."""
     pair = sequence_study.Predicted(predictions, targets)
     return {metric.column.key: metric.value(pair) for metric in sequence_study.METRICS}
@@ -103,13 +103,13 @@ def regression(predictions: Floats, targets: Floats) -> dict[str, float]:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("n", "k"), [(60, 8), (40, 40), (7, 6)])
-def test_classification_is_scikit_learns(seed: int, n: int, k: int) -> None:
+def test_classification_metrics_match_scikit_learn(seed: int, n: int, k: int) -> None:
     """Loss, top-1, top-5 and per-class recall are scikit-learn's, on random cases where classes may be absent."""
     rng = np.random.default_rng((seed, n))
     logits = rng.normal(0, 2, (n, k)).astype(np.float32)
     labels = rng.integers(0, k - 1, n)  # the last class never occurs
     softmax = torch.from_numpy(logits).double().softmax(1).numpy()
-    metrics = classified(logits, labels)
+    metrics = score_images(logits, labels)
     every, answers, present = np.arange(k), logits.argmax(1), np.unique(labels)
     assert len(metrics) == 5
     assert metrics["loss"] == pytest.approx(sklearn_metrics.log_loss(labels, softmax, labels=every))
@@ -122,30 +122,30 @@ def test_classification_is_scikit_learns(seed: int, n: int, k: int) -> None:
 
 @pytest.mark.parametrize(("classes", "applies"), [(2, False), (5, False), (6, True)])
 def test_top5_needs_six_classes(classes: int, applies: bool) -> None:
-    """With five classes or fewer, the top five hold every label: there is no such metric."""
+    """With five classes or fewer there is no top-5 metric, which would always be 1."""
     logits = np.random.default_rng(0).normal(size=(12, classes)).astype(np.float32)
-    assert ("top5_accuracy" in classified(logits, np.arange(12) % classes)) is applies
+    assert ("top5_accuracy" in score_images(logits, np.arange(12) % classes)) is applies
 
 
-def test_ties_count_for_the_lower_class() -> None:
-    """A network that answers the same for all classes is right where the label is 0, as argmax has it."""
-    metrics = classified(np.zeros((10, 10), np.float32), np.arange(10))
+def test_ties_predict_the_lower_class() -> None:
+    """Of equal logits the lowest class is predicted, as by argmax."""
+    metrics = score_images(np.zeros((10, 10), np.float32), np.arange(10))
     assert (metrics["top1_accuracy"], metrics["top5_accuracy"]) == (0.1, 0.5)
     assert metrics["loss"] == pytest.approx(np.log(10))
 
 
 def test_extreme_logits() -> None:
-    """Logits far beyond exp's range give their true loss, not infinity."""
+    """Logits beyond the range of exp give their true, finite loss."""
     logits = np.array([[1e4, 0], [0, 1e4], [-1e4, -1e4]], np.float32)
-    assert classified(logits, np.array([1, 1, 0]))["loss"] == pytest.approx((1e4 + 0 + np.log(2)) / 3)
+    assert score_images(logits, np.array([1, 1, 0]))["loss"] == pytest.approx((1e4 + 0 + np.log(2)) / 3)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_regression_is_scikit_learns(seed: int) -> None:
+def test_regression_metrics_match_scikit_learn(seed: int) -> None:
     """MSE, MAE and R2 are scikit-learn's; close is the share of errors below 0.04."""
     rng = np.random.default_rng(seed)
     predictions, targets = rng.normal(0, 0.1, (2, 50)).astype(np.float32)
-    metrics = regression(predictions, targets)
+    metrics = score_numbers(predictions, targets)
     assert list(metrics) == ["mse", "mae", "close", "r2"]
     exact = targets.astype(np.float64), predictions.astype(np.float64)
     assert metrics["mse"] == pytest.approx(sklearn_metrics.mean_squared_error(*exact))
@@ -155,14 +155,14 @@ def test_regression_is_scikit_learns(seed: int) -> None:
     assert 0.1 < metrics["close"] < 0.4, "the case has both"
 
 
-def test_close_is_nearer_than_the_bound() -> None:
-    """An error of 0.04 and more is not close, on either side."""
+def test_bound_of_close_predictions() -> None:
+    """An error of 0.04 or more is not close, on either side."""
     predictions = np.array([0.0390625, -0.0390625, 0.0400391, -0.0400391, 0], np.float32)
-    assert regression(predictions, np.zeros(5, np.float32))["close"] == 0.6
+    assert score_numbers(predictions, np.zeros(5, np.float32))["close"] == 0.6
 
 
 def test_largest_class() -> None:
-    """The most frequent training class is the baseline's; the lowest of equal ones."""
+    """The baseline predicts the most frequent training class; of equal ones the lowest."""
     assert find_largest_class(np.array([2, 0, 2, 1])) == 2
     assert find_largest_class(np.array([2, 1, 2, 1])) == 1
 
@@ -172,7 +172,7 @@ def test_largest_class() -> None:
 
 @pytest.mark.parametrize("name", [*IMAGES, *CELLS])
 def test_eval_keys(evaluated: Path, name: str) -> None:
-    """The evaluation file's keys, at every level, in their order, and what it says of its inputs."""
+    """The evaluation file has these keys in this order, at every level, and records its inputs."""
     checkpoint = evaluated / f"{name}.safetensors"
     evaluation = read(evaluated / f"{name}.test.eval.json")
     images = name in IMAGES
@@ -239,7 +239,7 @@ def test_eval_keys(evaluated: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_image_predictions(evaluated: Path, name: str) -> None:
-    """The predictions give the metrics again, and are what torchvision's transforms and the weights give."""
+    """Predictions give the metrics again, and are those of torchvision's transforms with the weights."""
     evaluation = read(evaluated / f"{name}.test.eval.json")
     arrays = tensors.read(evaluated / f"{name}.test.predictions.safetensors", tensors.PREDICTIONS).arrays
     assert {key: (a.shape, a.dtype) for key, a in arrays.items()} == {
@@ -253,7 +253,7 @@ def test_image_predictions(evaluated: Path, name: str) -> None:
     assert [row.tobytes().hex() for row in arrays["examples"]] == [example["sha256"] for example in test]
     assert arrays["baselines"].tolist() == [[2] * 7], "tree house, the most frequent in train"
     assert evaluation["metrics"]["top1_accuracy"] == np.mean(arrays["logits"].argmax(1) == arrays["labels"])
-    assert evaluation["metrics"] == classified(arrays["logits"], arrays["labels"])
+    assert evaluation["metrics"] == score_images(arrays["logits"], arrays["labels"])
     transform = v2.Compose(
         [
             v2.Resize(64, antialias=True),
@@ -272,7 +272,7 @@ def test_image_predictions(evaluated: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", CELLS)
 def test_sequence_predictions(evaluated: Path, name: str) -> None:
-    """The predictions and targets, in the data's order, give the metrics again."""
+    """Predictions and targets, in the order of the data, give the metrics again."""
     evaluation = read(evaluated / f"{name}.test.eval.json")
     arrays = tensors.read(evaluated / f"{name}.test.predictions.safetensors", tensors.PREDICTIONS).arrays
     test = sequences.read(evaluated / "data.safetensors").parts["test"]
@@ -303,7 +303,7 @@ def test_sequence_predictions(evaluated: Path, name: str) -> None:
 
 
 def test_baselines(evaluated: Path) -> None:
-    """Each study's baselines, named: the largest training class; the task's constant, and one mark of two known."""
+    """Each study has its baselines: the largest class; the constant, and the guess."""
     test = [example["label"] for example in read(evaluated / "photos.split.json")["parts"]["test"]]
     [images] = read(evaluated / "head.test.eval.json")["baselines"]
     assert images["name"] == "always tree house"
@@ -320,9 +320,9 @@ def test_baselines(evaluated: Path) -> None:
     assert half["metrics"]["mae"] == pytest.approx(np.mean(np.abs(errors)), rel=1e-5)
 
 
-def test_twice_the_same(evaluated: Path, folder: Path) -> None:
-    """Evaluating in another folder gives the same predictions byte by byte, and files that differ in `run`."""
-    dlcv("eval", *checkpoints(folder, IMAGES), *THREADS)
+def test_evaluation_is_reproducible(evaluated: Path, folder: Path) -> None:
+    """Evaluating in another folder gives equal predictions, and files that differ in `run` only."""
+    run_dlcv("eval", *list_checkpoints(folder, IMAGES), *THREADS)
     for name in IMAGES:
         file = f"{name}.test.predictions.safetensors"
         assert (folder / file).read_bytes() == (evaluated / file).read_bytes()
@@ -332,20 +332,20 @@ def test_twice_the_same(evaluated: Path, folder: Path) -> None:
 
 
 def test_up_to_date(run: Run, evaluated: Path) -> None:
-    """The same command again says so and touches nothing; what it prints is the same."""
-    before = contents(evaluated)
+    """The same command again prints the same and changes no file."""
+    before = read_files(evaluated)
     result = run("eval", evaluated / "head.safetensors")
     assert result.exit_code == 0
     assert result.stderr == f"{evaluated / 'head.test.eval.json'}: up to date\n"
     assert result.stdout.startswith(f"{evaluated / 'head.safetensors'}: test n=7  top-1 % ")
-    assert contents(evaluated) == before
+    assert read_files(evaluated) == before
     assert result.stdout == run("eval", evaluated / "head.safetensors").stdout
 
 
 @pytest.mark.parametrize("state", ["missing", "changed"])
-def test_without_its_predictions_it_evaluates_again(run: Run, folder: Path, state: str) -> None:
-    """An evaluation whose predictions are gone or changed is made again, and says why."""
-    dlcv("eval", folder / "gru.safetensors")
+def test_missing_predictions_are_computed_again(run: Run, folder: Path, state: str) -> None:
+    """Missing or changed predictions are computed again, with the reason."""
+    run_dlcv("eval", folder / "gru.safetensors")
     predictions = folder / "gru.test.predictions.safetensors"
     good = predictions.read_bytes()
     if state == "missing":
@@ -358,8 +358,8 @@ def test_without_its_predictions_it_evaluates_again(run: Run, folder: Path, stat
     assert predictions.read_bytes() == good
 
 
-def test_other_parts(run: Run, folder: Path) -> None:
-    """Each part has its own files; an image checkpoint's validation metrics are those it was selected by."""
+def test_train_and_val_parts(run: Run, folder: Path) -> None:
+    """Each part has its own files, and the validation metrics are those of the training."""
     for part in ("val", "train"):
         assert run("eval", folder / "scratch.safetensors", "--part", part, *THREADS).exit_code == 0
     val, train = (read(folder / f"scratch.{part}.eval.json") for part in ("val", "train"))
@@ -373,11 +373,11 @@ def test_other_parts(run: Run, folder: Path) -> None:
 
 @pytest.mark.parametrize("options", [(), ("--compare",)])
 def test_retrained_checkpoint(run: Run, folder: Path, options: tuple[str, ...]) -> None:
-    """An evaluation of a checkpoint that has since been trained again is out of date, and is written anew."""
+    """An evaluation of a checkpoint that was trained again is out of date and made again."""
     gru = folder / "gru.safetensors"
-    dlcv("eval", gru)
+    run_dlcv("eval", gru)
     before = read(folder / "gru.test.eval.json")
-    dlcv("seq", "train", folder / "data.safetensors", "--cell", "gru", "--hidden-size", 5, "-o", gru, "--force")
+    run_dlcv("seq", "train", folder / "data.safetensors", "--cell", "gru", "--hidden-size", 5, "-o", gru, "--force")
     result = run("eval", gru, *options)
     assert result.exit_code == 0, result.stderr
     assert f"{folder / 'gru.test.eval.json'}: out of date" in result.stderr
@@ -387,7 +387,7 @@ def test_retrained_checkpoint(run: Run, folder: Path, options: tuple[str, ...]) 
 
 
 def test_earlier_schema(run: Run, folder: Path) -> None:
-    """An evaluation of an earlier version is derived: it is written anew, with a note."""
+    """An evaluation of an earlier version is made again, with a note."""
     path = folder / "gru.test.eval.json"
     path.write_text('{"schema": "dlcv.eval/1"}')
     result = run("eval", folder / "gru.safetensors")
@@ -396,12 +396,12 @@ def test_earlier_schema(run: Run, folder: Path) -> None:
     assert read(path)["schema"] == "dlcv.eval/2"
 
 
-def test_other_data_after_an_evaluation(run: Run, folder: Path) -> None:
-    """--data is an input: other content is evaluated anew, and the old data again afterwards."""
+def test_data_option_is_an_input(run: Run, folder: Path) -> None:
+    """Other content of --data is evaluated anew, and so is the old data afterwards."""
     gru, other = folder / "gru.safetensors", folder / "other.safetensors"
-    dlcv("eval", gru)
+    run_dlcv("eval", gru)
     first = read(folder / "gru.test.eval.json")
-    dlcv("seq", "gen", "--count", 100, "--seed", 7, "-o", other)
+    run_dlcv("seq", "gen", "--count", 100, "--seed", 7, "-o", other)
     result = run("eval", gru, "--data", other)
     assert result.exit_code == 0, result.stderr
     assert "out of date" in result.stderr
@@ -412,33 +412,33 @@ def test_other_data_after_an_evaluation(run: Run, folder: Path) -> None:
     assert read(folder / "gru.test.eval.json")["data"] == first["data"]
 
 
-def test_root_after_an_evaluation(run: Run, folder: Path) -> None:
-    """--root is an input: images that are missing or differ are refused, the same ones are up to date."""
+def test_root_option_is_an_input(run: Run, folder: Path) -> None:
+    """With --root, missing or different images are refused, and equal ones are up to date."""
     head = folder / "head.safetensors"
-    dlcv("eval", head, *THREADS)
-    before = contents(folder)
+    run_dlcv("eval", head, *THREADS)
+    before = read_files(folder)
     shutil.copytree(folder / "photos", folder / "pictures")
     assert "up to date" in run("eval", head, "--root", folder / "pictures").stderr
     image = read(folder / "photos.split.json")["parts"]["test"][0]["path"]
     (folder / "pictures" / image).write_bytes(b"changed")
-    refused(run("eval", head, "--root", folder / "pictures"), f"{image} (changed)")
-    refused(run("eval", head, "--root", folder / "nowhere"), folder / "nowhere", "--root")
+    assert_refused(run("eval", head, "--root", folder / "pictures"), f"{image} (changed)")
+    assert_refused(run("eval", head, "--root", folder / "nowhere"), folder / "nowhere", "--root")
     shutil.rmtree(folder / "pictures")
-    assert contents(folder) == before
+    assert read_files(folder) == before
 
 
 # ------------------------------------------------------------------------------------------------------ moved and gone
 
 
 def test_moved_files(run: Run, evaluated: Path, folder: Path, tmp_path: Path) -> None:
-    """After a split and its images have moved, --data and --root give the same numbers."""
+    """After a split and its images moved, --data and --root give the same numbers."""
     moved = tmp_path / "moved"
     moved.mkdir()
     split = folder / "photos.split.json"
     split.rename(moved / "p.split.json")
     head = folder / "head.safetensors"
-    refused(run("eval", head), split, "no such file", str(head), "--data")
-    refused(run("eval", head, "--data", moved / "p.split.json"), "--root")
+    assert_refused(run("eval", head), split, "no such file", str(head), "--data")
+    assert_refused(run("eval", head, "--data", moved / "p.split.json"), "--root")
     (folder / "photos").rename(moved / "pictures")
     result = run("eval", head, "--data", moved / "p.split.json", "--root", moved / "pictures", *THREADS)
     assert result.exit_code == 0, result.stderr
@@ -449,29 +449,29 @@ def test_moved_files(run: Run, evaluated: Path, folder: Path, tmp_path: Path) ->
 
 
 def test_root_of_the_training_is_remembered(run: Run, folder: Path) -> None:
-    """A checkpoint trained with --root is evaluated on those images without repeating the option."""
+    """A checkpoint trained with --root is evaluated on those images without the option."""
     (folder / "photos").rename(folder / "pictures")
     output, split = folder / "new.safetensors", folder / "photos.split.json"
     weights = ("--weights", folder / "scratch.safetensors", "--arch", "vgg16_mini", "--epochs", 1, *THREADS)
-    dlcv("vgg", "head", split, *weights, "--root", folder / "pictures", "-o", output)
+    run_dlcv("vgg", "head", split, *weights, "--root", folder / "pictures", "-o", output)
     result = run("eval", output, *THREADS)
     assert result.exit_code == 0, result.stderr
-    refused(run("eval", folder / "head.safetensors"), "--root")
+    assert_refused(run("eval", folder / "head.safetensors"), "--root")
 
 
 @pytest.mark.parametrize("name", ["head", "gru"])
 def test_changed_data(run: Run, folder: Path, name: str) -> None:
-    """Data that changed since the training is refused; with --data it is used, and a note says that it changed."""
+    """Data that changed since the training is refused; with --data it is used, with a note."""
     checkpoint = folder / f"{name}.safetensors"
     if name == "head":
         data = folder / "photos.split.json"
-        dlcv("data", "split", folder / "photos", "-o", data, "--seed", 1, "--force")
+        run_dlcv("data", "split", folder / "photos", "-o", data, "--seed", 1, "--force")
     else:
         data = folder / "data.safetensors"
-        dlcv("seq", "gen", "--count", 90, "-o", data, "--force")
-    before = contents(folder)
-    refused(run("eval", checkpoint), data, f"has changed since {checkpoint} was trained with it", "--data")
-    assert contents(folder) == before
+        run_dlcv("seq", "gen", "--count", 90, "-o", data, "--force")
+    before = read_files(folder)
+    assert_refused(run("eval", checkpoint), data, f"has changed since {checkpoint} was trained with it", "--data")
+    assert read_files(folder) == before
     result = run("eval", checkpoint, "--data", data)
     assert result.exit_code == 0
     assert f"{data} is not the file that {checkpoint} was trained with" in result.stderr
@@ -481,29 +481,29 @@ def test_changed_image(run: Run, folder: Path) -> None:
     """A test image that changed since the split is refused by name."""
     image = read(folder / "photos.split.json")["parts"]["test"][0]["path"]
     (folder / "photos" / image).write_bytes(b"changed")
-    refused(run("eval", folder / "head.safetensors"), f"{image} (changed)", folder / "photos.split.json")
+    assert_refused(run("eval", folder / "head.safetensors"), f"{image} (changed)", folder / "photos.split.json")
     assert not (folder / "head.test.eval.json").exists()
 
 
 def test_other_classes(run: Run, folder: Path) -> None:
-    """A split of other classes is refused with the difference."""
+    """A split with other classes is refused with the difference."""
     make_photos(folder / "animals", {"cat": 10, "dog": 10, "straße": 10}, size=(25, 20))
-    dlcv("data", "split", folder / "animals", "-o", folder / "animals.split.json")
+    run_dlcv("data", "split", folder / "animals", "-o", folder / "animals.split.json")
     result = run("eval", folder / "head.safetensors", "--data", folder / "animals.split.json")
-    refused(result, "trained on other classes", "'tree house'", "'dog'")
+    assert_refused(result, "trained on other classes", "'tree house'", "'dog'")
 
 
 def test_other_task(run: Run, folder: Path) -> None:
     """A checkpoint is not evaluated on another task's sequences."""
     other = folder / "product.safetensors"
-    dlcv("seq", "gen", "--task", "multiplication", "--count", 20, "-o", other)
-    refused(run("eval", folder / "gru.safetensors", "--data", other), "'adding'", "'multiplication'", other)
+    run_dlcv("seq", "gen", "--task", "multiplication", "--count", 20, "-o", other)
+    assert_refused(run("eval", folder / "gru.safetensors", "--data", other), "'adding'", "'multiplication'", other)
 
 
 @pytest.mark.parametrize(("name", "data"), [("head", "data.safetensors"), ("gru", "photos.split.json")])
 def test_data_of_the_other_study(run: Run, folder: Path, name: str, data: str) -> None:
     """Sequences for an image network, and a split for a cell, are refused by name."""
-    refused(run("eval", folder / f"{name}.safetensors", "--data", folder / data), folder / data)
+    assert_refused(run("eval", folder / f"{name}.safetensors", "--data", folder / data), folder / data)
 
 
 @pytest.mark.parametrize(
@@ -519,15 +519,15 @@ def test_data_of_the_other_study(run: Run, folder: Path, name: str, data: str) -
     ],
 )
 def test_not_a_checkpoint(run: Run, folder: Path, kind: str, words: str) -> None:
-    """What is no checkpoint is refused in one line that says what it is, and nothing is written."""
-    dlcv("eval", folder / "gru.safetensors")
+    """A file that is no checkpoint is refused in one line that says what it is."""
+    run_dlcv("eval", folder / "gru.safetensors")
     (folder / "empty").touch()
     (folder / "truncated").write_bytes((folder / "gru.safetensors").read_bytes()[:-4])
-    before = contents(folder)
+    before = read_files(folder)
     result = run("eval", folder / kind)
-    refused(result, folder / kind, words)
+    assert_refused(result, folder / kind, words)
     assert len(result.stderr.splitlines()) == 1
-    assert contents(folder) == before
+    assert read_files(folder) == before
 
 
 Change = Callable[[dict[str, Any], tensors.Arrays], Any]
@@ -559,15 +559,15 @@ DAMAGE: dict[str, Change] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_checkpoint(run: Run, folder: Path, damage: str) -> None:
-    """A cell's checkpoint with anything wrong in its record or its tensors is refused in one line that names it."""
+    """A damaged checkpoint of a cell is refused in one line that names it."""
     stored = tensors.read(folder / "gru.safetensors", tensors.CHECKPOINT)
     record = {key: value for key, value in stored.metadata.items() if key != "schema"}
     DAMAGE[damage](record, stored.arrays)
     bad = folder / "bad.safetensors"
     tensors.write(bad, tensors.CHECKPOINT, stored.arrays, record)
-    before = contents(folder)
-    refused(run("eval", bad), bad)
-    assert contents(folder) == before
+    before = read_files(folder)
+    assert_refused(run("eval", bad), bad)
+    assert read_files(folder) == before
 
 
 @pytest.mark.parametrize("key", ["data", "metrics", "baselines", "predictions", "runs", "seeds", "by_length"])
@@ -575,8 +575,8 @@ def test_damaged_checkpoint(run: Run, folder: Path, damage: str) -> None:
     "value", [None, 3, {}, [3], {"mse": {}}, {"study": "audio", "split": "test", "n": 1, "path": "", "fingerprint": ""}]
 )
 def test_damaged_evaluation(run: Run, folder: Path, key: str, value: object) -> None:
-    """An evaluation file that lacks something is refused by name or made again, never a traceback."""
-    dlcv("eval", *checkpoints(folder, ("gru", "elman")))
+    """A damaged evaluation is refused by name or made again, without a traceback."""
+    run_dlcv("eval", *list_checkpoints(folder, ("gru", "elman")))
     path = folder / "gru.test.eval.json"
     document = read(path)
     good = document["metrics"]
@@ -585,19 +585,19 @@ def test_damaged_evaluation(run: Run, folder: Path, key: str, value: object) -> 
     else:
         document[key] = value
     path.write_text(json.dumps(document))
-    result = run("eval", "--compare", *checkpoints(folder, ("elman", "gru")))
+    result = run("eval", "--compare", *list_checkpoints(folder, ("elman", "gru")))
     if result.exit_code:
-        refused(result, "gru")
+        assert_refused(result, "gru")
     else:
         assert read(path)["metrics"] == good
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"schema": "dlcv.metrics/1"}', "[]"])
 def test_foreign_evaluation(run: Run, folder: Path, content: str) -> None:
-    """A file under the evaluation's name that is none is left alone without --force."""
+    """A foreign file with the evaluation's name is kept without --force."""
     path = folder / "gru.test.eval.json"
     path.write_text(content)
-    refused(run("eval", folder / "gru.safetensors"), f"{path} already exists", "--force")
+    assert_refused(run("eval", folder / "gru.safetensors"), f"{path} already exists", "--force")
     assert path.read_text() == content
     assert run("eval", folder / "gru.safetensors", "--force").exit_code == 0
     assert read(path)["schema"] == "dlcv.eval/2"
@@ -606,19 +606,19 @@ def test_foreign_evaluation(run: Run, folder: Path, content: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ tables
 
 
-def test_json_of_one_and_many(run: Run, evaluated: Path) -> None:
-    """--json prints the evaluation file's document, a list of them for several checkpoints, and nothing else."""
+def test_json_of_checkpoints(run: Run, evaluated: Path) -> None:
+    """--json prints the evaluation, or a list of them for several checkpoints, and nothing else."""
     result = run("eval", evaluated / "gru.safetensors", "--json")
     assert json.loads(result.stdout) == read(evaluated / "gru.test.eval.json")
-    two = run("eval", *checkpoints(evaluated, ("gru", "elman")), "--json")
+    two = run("eval", *list_checkpoints(evaluated, ("gru", "elman")), "--json")
     assert json.loads(two.stdout) == [read(evaluated / f"{name}.test.eval.json") for name in ("gru", "elman")]
 
 
 @pytest.mark.parametrize("more", [("--json",), ("--format", "json")])
 @pytest.mark.parametrize("names", [IMAGES, CELLS])
 def test_comparison_keys(run: Run, evaluated: Path, names: tuple[str, ...], more: tuple[str, ...]) -> None:
-    """The comparison's keys, at every level, in their order; rows as given, the baseline last; who is best."""
-    result = run("eval", "--compare", *checkpoints(evaluated, names), *more)
+    """The comparison has these keys in this order; rows as given, the baseline last."""
+    result = run("eval", "--compare", *list_checkpoints(evaluated, names), *more)
     comparison = json.loads(result.stdout)
     documents = [read(evaluated / f"{name}.test.eval.json") for name in names]
     assert set(comparison) == {
@@ -659,8 +659,8 @@ def test_comparison_keys(run: Run, evaluated: Path, names: tuple[str, ...], more
 
 @pytest.mark.parametrize("names", [IMAGES, CELLS])
 def test_csv(run: Run, evaluated: Path, names: tuple[str, ...]) -> None:
-    """The csv table has plain numbers in full, fractions and no percent, and the JSON's values, intervals and p."""
-    paths = checkpoints(evaluated, names)
+    """The csv table has full numbers, fractions and no percent, and the JSON's values, intervals and p."""
+    paths = list_checkpoints(evaluated, names)
     document = json.loads(run("eval", "--compare", *paths, "--json").stdout)
     rows, pairs = document["rows"], document["pairs"]
     lines = list(csv.DictReader(run("eval", "--compare", *paths, "--format", "csv").stdout.splitlines()))
@@ -689,8 +689,8 @@ def test_csv(run: Run, evaluated: Path, names: tuple[str, ...]) -> None:
     ("table", "begins"), [("plain", "test, n = 20"), ("github", "| test, n = 20"), ("latex", r"\begin{tabular}")]
 )
 def test_tables(run: Run, evaluated: Path, table: str, begins: str) -> None:
-    """Each text table: a row a network and the baseline, a star on each best, interval, difference to the first, p."""
-    paths = checkpoints(evaluated, CELLS)
+    """Each text table has a row per network and baseline, a star on each best, interval, difference and p."""
+    paths = list_checkpoints(evaluated, CELLS)
     result = run("eval", "--compare", *paths, "--format", table)
     lines = result.stdout.rstrip().splitlines()
     assert lines[0].startswith(begins)
@@ -724,8 +724,8 @@ def test_tables(run: Run, evaluated: Path, table: str, begins: str) -> None:
 
 
 def test_percent_on_screen(run: Run, evaluated: Path) -> None:
-    """On the screen accuracies are percent, under headings that say so, with the baseline's gaps left empty."""
-    result = run("eval", "--compare", *checkpoints(evaluated, IMAGES), "--format", "github")
+    """Accuracies are printed as percent with a heading that says so; a baseline's gaps are empty."""
+    result = run("eval", "--compare", *list_checkpoints(evaluated, IMAGES), "--format", "github")
     header, _, scratch, *_ = result.stdout.splitlines()
     assert [cell.strip() for cell in header.split("|")[1:-1]] == [
         "test, n = 7", "top-1 %", "95 % interval", "per-class recall %", "ECE %", "loss", "top-1 - scratch",
@@ -736,18 +736,20 @@ def test_percent_on_screen(run: Run, evaluated: Path) -> None:
 
 
 def test_comparing_different_data(run: Run, folder: Path) -> None:
-    """Checkpoints trained on different data are not compared; the message names both, and --data is the way."""
+    """Checkpoints on different data are not compared; the message names both, and --data."""
     other = folder / "other.safetensors"
-    dlcv("seq", "gen", "--count", 100, "--seed", 1, "-o", other)
-    dlcv("seq", "train", other, "--cell", "baseline", "-o", folder / "b.safetensors")
-    paths = checkpoints(folder, ("gru", "b"))
-    refused(run("eval", "--compare", *paths), "b and gru", "other.safetensors", "data.safetensors", "--data")
+    run_dlcv("seq", "gen", "--count", 100, "--seed", 1, "-o", other)
+    run_dlcv("seq", "train", other, "--cell", "baseline", "-o", folder / "b.safetensors")
+    paths = list_checkpoints(folder, ("gru", "b"))
+    assert_refused(run("eval", "--compare", *paths), "b and gru", "other.safetensors", "data.safetensors", "--data")
     assert run("eval", "--compare", *paths, "--data", other, "--force").exit_code == 0
-    refused(run("eval", "--compare", *checkpoints(folder, ("baseline", "head"))), "head and baseline", "another study")
+    assert_refused(
+        run("eval", "--compare", *list_checkpoints(folder, ("baseline", "head"))), "head and baseline", "another study"
+    )
 
 
 def test_same_name_in_two_folders(run: Run, folder: Path, tmp_path: Path) -> None:
-    """Checkpoints of one name are told apart by their paths."""
+    """Checkpoints with the same name are distinguished by their paths."""
     other = Path(shutil.copytree(folder, tmp_path / "other"))
     result = run("eval", "--compare", folder / "gru.safetensors", other / "gru.safetensors", "--json")
     assert result.exit_code == 0, result.stderr
@@ -757,22 +759,22 @@ def test_same_name_in_two_folders(run: Run, folder: Path, tmp_path: Path) -> Non
 
 
 def test_checkpoint_given_twice(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same checkpoint under two spellings is wrong usage, and nothing is evaluated."""
+    """The same checkpoint under two spellings is wrong usage."""
     monkeypatch.chdir(folder)
-    before = contents(folder)
+    before = read_files(folder)
     Path("link.safetensors").symlink_to("gru.safetensors")
     for second in (folder / "gru.safetensors", "./gru.safetensors", "photos/../gru.safetensors", "link.safetensors"):
         result = run("eval", "--compare", "gru.safetensors", second)
         assert (result.exit_code, result.stdout) == (2, "")
         assert "listed twice" in result.stderr
     (folder / "link.safetensors").unlink()
-    assert contents(folder) == before
+    assert read_files(folder) == before
 
 
 @pytest.mark.parametrize(
     "options", ["", "gru.safetensors --format html", "gru.safetensors --format csv", "gru.safetensors --part all"]
 )
-def test_usage(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, options: str) -> None:
+def test_wrong_usage(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, options: str) -> None:
     """No checkpoint, an unknown format and an unknown part are wrong usage."""
     monkeypatch.chdir(folder)
     result = run("eval", *options.split())

@@ -15,10 +15,10 @@ import pytest
 from conftest import BOTH, COMMON, Run, Train, count_sound_entries, flip_bit
 from PIL import Image
 
-from dlcv_cli.files import feature_cache as stores
+from dlcv_cli.files import feature_cache
 from dlcv_cli.stages import snapshots as resume
 from dlcv_cli.stages import train_images as vgg
-from dlcv_cli.studies.images import features as activations
+from dlcv_cli.studies.images import features as image_features
 
 
 @pytest.mark.parametrize(
@@ -32,23 +32,23 @@ from dlcv_cli.studies.images import features as activations
     ],
     ids=["truncated", "gone", "flipped", "index", "garbage"],
 )
-def test_a_damaged_store(train: Train, cache_folder: Path, damage: Callable[[Path], Any]) -> None:
-    """Damage is named in one warning and made good; the training is the undisturbed one."""
+def test_damaged_cache_is_refilled(train: Train, cache_folder: Path, damage: Callable[[Path], Any]) -> None:
+    """Damage is named in one warning and the cache filled again; the checkpoint does not change."""
     first = train("head")
-    [listing] = stores.list_feature_caches(cache_folder)
+    [listing] = feature_cache.list_feature_caches(cache_folder)
     damage(listing.cache.folder)
     actual = train("head")
     [warning] = actual.warnings
     assert str(listing.cache.folder) in warning
     assert warning.endswith("; dropped, computing the features again")
-    assert (actual.data, actual.store["computed"]) == (first.data, BOTH)
+    assert (actual.data, actual.features["computed"]) == (first.data, BOTH)
     assert count_sound_entries(cache_folder) == [BOTH]
     again = train("head")
-    assert (again.data, again.store["computed"], again.warnings) == (first.data, 0, [])
+    assert (again.data, again.features["computed"], again.warnings) == (first.data, 0, [])
 
 
-def test_too_little_disk(train: Train, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the store would take more than nine tenths of what is free, it is not begun: a warning has both figures."""
+def test_little_disk_space_skips_the_cache(train: Train, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of more than nine tenths of the free space is not filled; a warning has both sizes."""
     first = train("head", "--no-cache", "--precision", "float32")
     free = [1000]
     monkeypatch.setattr(resume, "measure_free_space", lambda _: 10**12)
@@ -59,18 +59,18 @@ def test_too_little_disk(train: Train, cache_folder: Path, monkeypatch: pytest.M
         [warning] = actual.warnings
         assert f"38.9 kB to add, {printed} free on its disk; going on without it" in warning
         assert actual.data == first.data
-        assert actual.store == {
+        assert actual.features == {
             "used": False, "why": f"38.9 kB to add, {printed} free on its disk", "before": "classifier.2",
             "bytes_per_image": 2048,
         }  # fmt: skip
         assert not [path for path in cache_folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
     free[0] = int(need / 0.9) + 10
-    assert train("head", "--precision", "float32").store["computed"] == BOTH
+    assert train("head", "--precision", "float32").features["computed"] == BOTH
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "activations is a file"])
-def test_a_cache_that_cannot_be(train: Train, tmp_path: Path, place: str) -> None:
-    """Where no photo_folder can be made, a warning says so, and the training is the same."""
+def test_unusable_cache_folder_is_skipped(train: Train, tmp_path: Path, place: str) -> None:
+    """If no cache folder can be created, a warning says so, and the checkpoint does not change."""
     (tmp_path / "file").write_text("mine")
     cache = tmp_path / place
     if place.startswith("act"):
@@ -80,67 +80,65 @@ def test_a_cache_that_cannot_be(train: Train, tmp_path: Path, place: str) -> Non
     [warning] = actual.warnings
     assert str(cache) in warning
     assert "going on without it" in warning
-    assert (actual.store["used"], actual.data) == (False, train("head", "--no-cache").data)
+    assert (actual.features["used"], actual.data) == (False, train("head", "--no-cache").data)
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize(("calls", "left"), [(1, []), (2, []), (3, [16]), (4, [16])])
-def test_the_disk_is_full(
-    train: Train, cache_folder: Path, calls: int, left: list[int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("calls", "entries"), [(1, []), (2, []), (3, [16]), (4, [16])])
+def test_full_disk_keeps_complete_entries(
+    train: Train, cache_folder: Path, calls: int, entries: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the disk takes no more in the middle, a warning says so, and what is complete serves the next run."""
-    first, flush, done = train("head", "--no-cache"), stores._flush, []
+    """If the disk fills up, a warning says so, and the next run uses the complete entries."""
+    first, flush, done = train("head", "--no-cache"), feature_cache._flush, []
 
-    def full(file: Any) -> None:
+    def fail_when_full(file: Any) -> None:
         done.append(file)
         if len(done) >= calls:
             raise OSError(errno.ENOSPC, "No space left on device")
         flush(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stores, "_flush", full)
-        patch.setattr(stores, "COMMIT_SECONDS", -1.0)
+        patch.setattr(feature_cache, "_flush", fail_when_full)
+        patch.setattr(feature_cache, "COMMIT_SECONDS", -1.0)
         actual = train("head")
     [warning] = actual.warnings
     assert "the disk is full; going on without it" in warning
-    assert (actual.data, actual.store["why"]) == (first.data, "the disk is full")
-    assert sum(count_sound_entries(cache_folder)) >= sum(left)
+    assert (actual.data, actual.features["why"]) == (first.data, "the disk is full")
+    assert sum(count_sound_entries(cache_folder)) >= sum(entries)
     again = train("head")
     assert (again.data, again.warnings) == (first.data, [])
     assert count_sound_entries(cache_folder) == [BOTH]
 
 
 @pytest.mark.parametrize("name", ["hold_lock", "_open_and_check"])
-def test_what_others_keep_is_not_deleted(
-    train: Train, cache_folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A store that cannot be locked or read just now is gone on without, and is there the next time."""
+def test_unreadable_cache_is_kept(train: Train, cache_folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that cannot be locked or read at the moment is not used and not deleted."""
     first = train("head")
 
     def failing(*_: object) -> Any:
         raise OSError(errno.EIO, "input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(activations, name, failing)
+        patch.setattr(image_features, name, failing)
         actual = train("head")
-    assert (len(actual.warnings), actual.store["used"], actual.data) == (1, False, first.data)
+    assert (len(actual.warnings), actual.features["used"], actual.data) == (1, False, first.data)
     assert count_sound_entries(cache_folder) == [BOTH]
-    assert train("head").store["computed"] == 0
+    assert train("head").features["computed"] == 0
 
 
 @pytest.mark.parametrize("more", [(), ("--no-cache",)], ids=["store", "no store"])
-def test_an_image_that_changes_meanwhile(
+def test_image_changed_during_training_is_refused(
     run: Run, photo_folder: Path, cache_folder: Path, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An image that is another one when it is decoded than when it was checked is refused by name; none is kept."""
+    """An image that changes between check and decoding is refused by name and not cached."""
     name = json.loads((photo_folder / "photos.split.json").read_text())["parts"]["val"][0]["path"]
     open_sources = vgg.open_sources
 
-    def late(*args: Any) -> Any:
+    def change_late(*args: Any) -> Any:
         Image.new("RGB", (64, 64)).save(photo_folder / "photos" / name)
         return open_sources(*args)
 
-    monkeypatch.setattr(vgg, "open_sources", late)
+    monkeypatch.setattr(vgg, "open_sources", change_late)
     args = (photo_folder / "photos.split.json", "--arch", "vgg16_mini", *COMMON, "-o", photo_folder / "new.safetensors")
     result = run("vgg", "head", *args, *more)
     assert (result.exit_code, result.stdout) == (1, "")
@@ -150,15 +148,15 @@ def test_an_image_that_changes_meanwhile(
     assert sum(count_sound_entries(cache_folder)) < BOTH
 
 
-def test_cleared_while_it_trains(run: Run, train: Train, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training keeps what it has begun to read, though `cache clear` deletes it."""
+def test_clear_during_training(run: Run, train: Train, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training keeps the cache that it has opened, even if `cache clear` deletes it."""
     first, training = train("head"), vgg.Training
 
-    def late(*args: Any) -> Any:
+    def change_late(*args: Any) -> Any:
         assert run("cache", "clear").exit_code == 0
         assert count_sound_entries(cache_folder) == []
         return training(*args)
 
-    monkeypatch.setattr(vgg, "Training", late)
+    monkeypatch.setattr(vgg, "Training", change_late)
     actual = train("head")
-    assert (actual.store["computed"], actual.warnings, actual.data) == (0, [], first.data)
+    assert (actual.features["computed"], actual.warnings, actual.data) == (0, [], first.data)

@@ -58,8 +58,8 @@ def training_metrics(records: list[dict[str, Any]]) -> TrainingMetrics:
     return msgspec.convert(document, TrainingMetrics)
 
 
-def test_a_hundred_classes_stay_small() -> None:
-    """A page of three networks over 101 classes without photos is below 1 MB, with every class named twice."""
+def test_page_of_a_hundred_classes_is_small() -> None:
+    """A page of three networks over 101 classes is below 1 MB and names every class."""
     rng = np.random.default_rng(0)
     evaluations = {f"net{k}": random_evaluation(101, rng) for k in range(3)}
     row = {"baseline": False, "intervals": {}, "intervals_over": "examples", "contaminated": False, "difference": 0}
@@ -84,7 +84,7 @@ def test_a_hundred_classes_stay_small() -> None:
 
 
 def test_confusion_shows_every_cell() -> None:
-    """A matrix has one square per cell of the evaluation, and its table starts with the most frequent error."""
+    """A matrix has one square per cell, and its table starts with the most frequent error."""
     evaluation = random_evaluation(5, np.random.default_rng(1))
     figure = draw_confusion("net", evaluation)
     root = ElementTree.fromstring(render_inline(figure, "f"))
@@ -109,7 +109,7 @@ def test_learning_curves_over_seeds() -> None:
 
 
 def test_density_counts_every_prediction() -> None:
-    """Each prediction of each run is in one cell, those beyond the axis at its end."""
+    """Each prediction of each run is in one cell, outliers in the last one."""
     targets = np.linspace(0, 2, 50, dtype=np.float32)
     predictions = np.stack([targets, targets + 100]).astype(np.float32)
     figure = draw_predictions("net", predictions, targets)
@@ -136,8 +136,8 @@ def test_figures_are_reproducible() -> None:
     assert render_inline(figure, "f") == render_inline(figure, "f")
 
 
-def test_edges_are_the_direct_ones() -> None:
-    """An edge that a longer path implies is not drawn, but the table lists it."""
+def test_lineage_draws_direct_edges_only() -> None:
+    """An edge that a longer path implies is not drawn, but is in the table."""
     nodes = (Node("split", "", "1"), Node("head", "", "2", (0,)), Node("fine", "", "3", (0, 1)))
     graph = Graph("line", "", "", nodes)
     assert graph.edges() == [(0, 1), (1, 2)]
@@ -147,8 +147,8 @@ def test_edges_are_the_direct_ones() -> None:
 
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("values", [(0.1, 0.9), (5e-5, 0.3), (3.0,), (1e-9, 1e9), (0.97, 1.0), (-2.0, 5.0)])
-def test_axes(values: tuple[float, ...], log: bool) -> None:
-    """An axis holds its values, has two to six ticks within its ends (one value: at least one), and all in order."""
+def test_axis_covers_values_and_ticks(values: tuple[float, ...], log: bool) -> None:
+    """An axis covers its values and has two to six ticks, in order (one value: one or more)."""
     axis = spanning_axis("x", values, log=log, percent=values[0] < 1 < 3 and values[-1] <= 1 and values[0] > 0)
     assert axis.low <= min(values) <= max(values) <= axis.high
     assert 0 <= axis.place(min(values)) <= axis.place(max(values)) <= 1
@@ -159,8 +159,8 @@ def test_axes(values: tuple[float, ...], log: bool) -> None:
 
 
 @pytest.mark.parametrize("char", ["\x1b", "\u202e", "\u2028", "\u2066"])
-def test_control_characters_are_escapes(char: str) -> None:
-    """Characters that control a terminal or reverse the text around them are shown as escapes."""
+def test_control_characters_are_escaped(char: str) -> None:
+    """Characters that control a terminal or the direction of text are shown as escapes."""
     figure = Forest("key", f"a{char}b", char, (char,), (Panel(Axis("x", 0, 1), ((0.5, None),)),))
     svg = render_inline(figure, "f")
     assert char not in svg
@@ -169,7 +169,7 @@ def test_control_characters_are_escapes(char: str) -> None:
 
 @pytest.mark.parametrize("name", ["straße", "猫", "فارسی\u200cها", "👩\u200d🔬", "नमस्ते", "$x_1$", "<b>&"])
 def test_names_are_drawn_as_they_are(name: str) -> None:
-    """Names in any script are text in the figure, joiners, emoji, formulas and markup included."""
+    """Names in any script, with joiners, emoji, formulas or markup, are text in the figure."""
     figure = Forest("key", "title", "text", (name,), (Panel(Axis("x", 0, 1), ((0.5, None),)),))
     root = ElementTree.fromstring(render_inline(figure, "f"))
     assert name in [element.text for element in root.iter("text")]

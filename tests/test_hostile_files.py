@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run, dlcv, make_photos, refused
+from conftest import Run, assert_refused, make_photos, run_dlcv
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -32,17 +32,17 @@ Bytes = st.builds(  # where (a share of the file), how much, what instead
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One file of each kind."""
+    """Return a folder with a valid file of each kind."""
     folder = tmp_path_factory.mktemp("sound")
     make_photos(folder / "photos", {"cat": 5, "dog": 5}, (64, 64))
     split, data, head, gru = (
         folder / n for n in ("s.split.json", "data.safetensors", "head.safetensors", "gru.safetensors")
     )
-    dlcv("data", "split", folder / "photos", "-o", split)
-    dlcv("vgg", "head", split, "--arch", "vgg16_mini", "--epochs", 1, "--threads", 1, "-o", head)
-    dlcv("seq", "gen", "--count", 60, "-o", data)
-    dlcv("seq", "train", data, "--hidden-size", 3, "--epochs", 1, "-o", gru)
-    dlcv("eval", gru)
+    run_dlcv("data", "split", folder / "photos", "-o", split)
+    run_dlcv("vgg", "head", split, "--arch", "vgg16_mini", "--epochs", 1, "--threads", 1, "-o", head)
+    run_dlcv("seq", "gen", "--count", 60, "-o", data)
+    run_dlcv("seq", "train", data, "--hidden-size", 3, "--epochs", 1, "-o", gru)
+    run_dlcv("eval", gru)
     torch.save(open_checkpoint(head).network.state_dict(), folder / "head.pth")
     return folder
 
@@ -72,8 +72,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_any_change(sound: Path, tmp_path: Path, name: str) -> None:
-    """Bytes replaced, taken out or put in anywhere: refused by the file's name, or read as the same content."""
+def test_any_change_is_refused_or_harmless(sound: Path, tmp_path: Path, name: str) -> None:
+    """A change anywhere is refused by the file's name, or does not change the content."""
     whole, path = (sound / name).read_bytes(), tmp_path / name
     path.write_bytes(whole)
     expected = READERS[name](path)
@@ -98,8 +98,8 @@ def test_any_change(sound: Path, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if name.endswith(".safetensors")])
-def test_any_single_byte(sound: Path, tmp_path: Path, name: str) -> None:
-    """One other byte, anywhere in a file of tensors: refused."""
+def test_any_changed_byte_is_refused(sound: Path, tmp_path: Path, name: str) -> None:
+    """A changed byte anywhere in a file of tensors is refused."""
     whole, path = (sound / name).read_bytes(), tmp_path / name
     for at in np.random.default_rng(0).integers(len(whole), size=60).tolist():
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
@@ -107,8 +107,8 @@ def test_any_single_byte(sound: Path, tmp_path: Path, name: str) -> None:
             READERS[name](path)
 
 
-def test_a_header_of_any_length(tmp_path: Path) -> None:
-    """A header said to be longer than any of ours is refused before it is read."""
+def test_too_long_header_is_refused(tmp_path: Path) -> None:
+    """A header longer than any of ours is refused before it is read."""
     path = tmp_path / "x.safetensors"
     for length in (2**26 + 1, 2**40, 2**63):
         path.write_bytes(length.to_bytes(8, "little") + b"{}")
@@ -138,8 +138,8 @@ BOMBS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_weights_that_claim_more(tmp_path: Path, kind: str) -> None:
-    """A small .pth cannot take the memory that it claims to need."""
+def test_weights_cannot_claim_memory(tmp_path: Path, kind: str) -> None:
+    """A small .pth cannot allocate the memory that it claims to need."""
     path = tmp_path / "w.pth"
     BOMBS[kind](path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -149,11 +149,11 @@ def test_weights_that_claim_more(tmp_path: Path, kind: str) -> None:
 
 
 def test_names_cannot_command_a_terminal(run: Run, tmp_path: Path) -> None:
-    """Control characters in names of classes and files are printed as escapes, in results and in messages."""
+    """Control characters in names are printed as escapes, in results and messages."""
     make_photos(tmp_path / "photos", {"a\x1b[2J": 3, "b": 3})
     split = tmp_path / "s\x07.split.json"
     assert run("data", "split", tmp_path / "photos", "-o", split).exit_code == 0
     shown = run("data", "show", split)
     assert "a\\x1b[2J" in shown.stdout
     assert "\x1b" not in shown.stdout
-    refused(run("data", "show", tmp_path / "none\x1b.split.json"), "none\\x1b.split.json: no such file")
+    assert_refused(run("data", "show", tmp_path / "none\x1b.split.json"), "none\\x1b.split.json: no such file")

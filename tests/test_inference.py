@@ -38,12 +38,12 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The new networks for 64 pixels, vit_b_16 a small one."""
+    """Shrink the newer networks to 64 pixels."""
     shrink_networks(monkeypatch)
 
 
-def split_of(name: str) -> SplitNetwork:
-    """Return a network, split, its head to train; every tensor random, biases and statistics too."""
+def split_random_network(name: str) -> SplitNetwork:
+    """Return a network split before its head, with random tensors including biases and statistics."""
     architecture = OTHERS.get(name) or ARCHITECTURES[name]
     network = build_random_network(architecture, 3, seed=0)
     rng = torch.Generator().manual_seed(0)
@@ -55,19 +55,19 @@ def split_of(name: str) -> SplitNetwork:
     return split_at_frozen(network, architecture)
 
 
-def made(layers: Sequence[nn.Module], precision: str, side: int = 224) -> FeatureExtractor:
-    """The layers, for images of so many pixels."""
+def build_extractor(layers: Sequence[nn.Module], precision: str, side: int = 224) -> FeatureExtractor:
+    """Return the extractor of these layers for images of this size."""
     return FeatureExtractor(layers, Preprocessing(side, side), CPU, precision)
 
 
 @pytest.fixture(scope="module")
 def pixels() -> Tensor:
-    """(19, 64, 64, 3) uint8: more than one group, and a last one that is short."""
+    """Return (19, 64, 64, 3) uint8: more than one batch, the last of them short."""
     return torch.randint(0, 256, (19, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-def plain(prefix: nn.Sequential, pixels: Tensor) -> Tensor:
-    """What torch's own layers make of pixels, all at once, in float32."""
+def compute_plainly(prefix: nn.Sequential, pixels: Tensor) -> Tensor:
+    """Return the output of torch's own layers for pixels, all at once, in float32."""
     normal = Preprocessing()
     mean, std = (torch.tensor(t).view(1, 3, 1, 1) for t in (normal.mean, normal.std))
     with torch.inference_mode():
@@ -75,8 +75,8 @@ def plain(prefix: nn.Sequential, pixels: Tensor) -> Tensor:
     return actual
 
 
-def passed(forward: FeatureExtractor, pixels: Tensor, order: Sequence[int], size: int, threads: int) -> Tensor:
-    """Outputs of the images in that order, so many a group, put back in the images' own order."""
+def extract(forward: FeatureExtractor, pixels: Tensor, order: Sequence[int], size: int, threads: int) -> Tensor:
+    """Return the features of the images, computed in this order and batch size, in the images' own order."""
     actual = extract_in_threads(forward, split_batches(order, size), lambda group: pixels[list(group)], threads)
     y = torch.cat([x for _, x in actual])
     back: Tensor = y[torch.tensor(order).argsort()]
@@ -85,7 +85,7 @@ def passed(forward: FeatureExtractor, pixels: Tensor, order: Sequence[int], size
 
 @pytest.fixture(params=[True, False], ids=["fused", "not fused"])
 def fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether convolution and ReLU are one operation; skips where the platform has none."""
+    """Return whether convolution and ReLU are fused; skip if the platform cannot."""
     works = module.fusion_works
     if not request.param:
         monkeypatch.setattr(module, "fusion_works", lambda _: False)
@@ -96,19 +96,19 @@ def fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
 
 @pytest.mark.parametrize(("name", "side"), CASES)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_an_image_depends_on_itself_alone(name: str, precision: str, side: int, fused: bool, pixels: Tensor) -> None:
-    """Alone, among others, anywhere in any group, with any number of threads: the same bytes."""
-    forward = made(split_of(name).frozen, precision, side)
+def test_features_do_not_depend_on_the_batch(name: str, precision: str, side: int, fused: bool, pixels: Tensor) -> None:
+    """Alone, in any batch, at any place and with any number of threads, features have the same bytes."""
+    forward = build_extractor(split_random_network(name).frozen, precision, side)
     expected = forward(pixels)
     assert not torch.equal(expected[0], expected[1]), "the case can tell images apart"
     shuffled = np.random.default_rng(0).permutation(19).tolist()
     for order, size, threads in ((range(19), 1, 2), (shuffled, 3, 1), (shuffled, 16, 3), (range(18, -1, -1), 5, 2)):
-        assert torch.equal(passed(forward, pixels, list(order), size, threads), expected), (size, threads)
+        assert torch.equal(extract(forward, pixels, list(order), size, threads), expected), (size, threads)
 
 
-def test_torchs_own_threads_do_not_matter(pixels: Tensor) -> None:
-    """Frozen layers compute without torch's own threads, however many the training step has, and leave it those."""
-    forward = made(split_of("vgg16_mini").frozen, "float32")
+def test_features_do_not_depend_on_torch_threads(pixels: Tensor) -> None:
+    """Frozen layers do not use torch's own threads, and do not change their number."""
+    forward = build_extractor(split_random_network("vgg16_mini").frozen, "float32")
     seen = set()
 
     def load(group: Sequence[int]) -> Tensor:
@@ -126,13 +126,13 @@ def test_torchs_own_threads_do_not_matter(pixels: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_numbers_are_the_plain_layers(name: str, fused: bool, pixels: Tensor) -> None:
+def test_features_match_plain_layers(name: str, fused: bool, pixels: Tensor) -> None:
     """float32 agrees with torch's own layers to 1e-5 of the largest number, bfloat16 to a few percent."""
-    prefix = split_of(name).frozen
-    expected = plain(prefix, pixels)
+    prefix = split_random_network(name).frozen
+    expected = compute_plainly(prefix, pixels)
     most = expected.abs().max()
     for precision, bound in (("float32", 1e-5), ("bfloat16", 0.05)):
-        forward = made(prefix, precision)
+        forward = build_extractor(prefix, precision)
         assert forward.fused == fused
         actual = forward(pixels)
         assert (actual.dtype, actual.shape) == (module.DTYPES[precision], expected.shape)
@@ -150,20 +150,20 @@ def test_the_numbers_are_the_plain_layers(name: str, fused: bool, pixels: Tensor
     ],
     ids=["fire", "stride, dilation, groups", "1 x 3", "no padding"],
 )
-def test_fused_layers_are_right(layer: nn.Module, fused: bool) -> None:
-    """A fire module, and convolutions of every kind with the ReLU behind them, give what the layers give."""
+def test_fused_layers_match_plain_layers(layer: nn.Module, fused: bool) -> None:
+    """A fire module, and each kind of convolution with its ReLU, give the output of the plain layers."""
     x = torch.randn(5, 8, 9, 11, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
     layers = nn.Sequential(layer) if isinstance(layer, Fire) else nn.Sequential(layer, nn.ReLU(inplace=True))
     with torch.no_grad():
         expected = layers(x)
-    torch.testing.assert_close(made(layers, "float32")(x), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(build_extractor(layers, "float32")(x), expected, rtol=1e-5, atol=1e-6)
     assert (expected == 0).any()
     assert (expected > 0.1).any()
 
 
 @pytest.mark.parametrize("wrong", ["absent", "wrong", "signature"])
-def test_fusion_is_tried_first(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where torch's private operation is missing, takes other arguments, or is wrong, it is not used."""
+def test_broken_fusion_is_detected(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's private operation is not used if it is missing, has other arguments, or is wrong."""
 
     def broken(x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d) -> Tensor:
         if wrong == "absent":
@@ -174,47 +174,47 @@ def test_fusion_is_tried_first(wrong: str, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(module, "_apply_conv_relu", broken)
     assert not module.fusion_works(torch.float32)
-    assert not made([nn.Conv2d(3, 4, 3), nn.ReLU()], "float32").fused
+    assert not build_extractor([nn.Conv2d(3, 4, 3), nn.ReLU()], "float32").fused
 
 
 @pytest.mark.parametrize(("name", "side"), CASES)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_going_on_is_going_all_the_way(name: str, precision: str, side: int, pixels: Tensor) -> None:
-    """From what is kept before any layer with weights, the layers behind give the bytes of the whole way."""
-    prefix = list(split_of(name).frozen)
-    expected = made(prefix, precision, side)(pixels)
+def test_extraction_from_earlier_features(name: str, precision: str, side: int, pixels: Tensor) -> None:
+    """From the features before any layer with weights, the later layers give the same bytes."""
+    prefix = list(split_random_network(name).frozen)
+    expected = build_extractor(prefix, precision, side)(pixels)
     places = [i for i, layer in enumerate(prefix) if i and [*layer.parameters()]]
     assert places
     for place in places[::-3]:
-        kept = to_rows(made(prefix[:place], precision, side)(pixels))
+        kept = to_rows(build_extractor(prefix[:place], precision, side)(pixels))
         rest = FeatureExtractor(prefix, Preprocessing(side, side), CPU, precision, place)
-        for some in (slice(0, 19), slice(7, 9)):  # whole groups, and too few for one
-            actual = torch.cat([x for _, x in extract_in_threads(rest, split_batches(kept[some], 16), from_rows, 2)])
-            assert torch.equal(actual, expected[some]), prefix[place]
+        for indices in (slice(0, 19), slice(7, 9)):  # whole groups, and too few for one
+            actual = torch.cat([x for _, x in extract_in_threads(rest, split_batches(kept[indices], 16), from_rows, 2)])
+            assert torch.equal(actual, expected[indices]), prefix[place]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_network_is_left_alone(precision: str, pixels: Tensor) -> None:
-    """Computing changes no value, type, mode or gradient flag of the layers it was given, nor the pixels."""
+def test_extraction_does_not_change_the_network(precision: str, pixels: Tensor) -> None:
+    """Extraction changes no value, dtype, mode or gradient flag of the layers, nor the pixels."""
     for name in NAMES:
-        split = split_of(name)
+        split = split_random_network(name)
         split.train()
         tensors = [*split.frozen.named_parameters(), *split.frozen.named_buffers()]
         before = [(key, t.detach().clone(), t.dtype, t.requires_grad) for key, t in tensors]
         modes = [layer.training for layer in split.tail.modules()]
-        given = pixels.clone()
-        actual = made(split.frozen, precision)(pixels)
+        original = pixels.clone()
+        actual = build_extractor(split.frozen, precision)(pixels)
         assert not actual.requires_grad
         for (key, old, dtype, grad), (_, now) in zip(before, tensors, strict=True):
             assert torch.equal(old, now.detach()), key
             assert (now.dtype, now.requires_grad, now.grad) == (dtype, grad, None), key
         assert [layer.training for layer in split.tail.modules()] == modes
-        assert torch.equal(pixels, given)
+        assert torch.equal(pixels, original)
 
 
-def test_outputs_come_in_order_and_errors_come_out() -> None:
-    """Groups come in their order however long each takes to load; what loading raises reaches the caller."""
-    forward = made([nn.Identity()], "float32")
+def test_extraction_keeps_order_and_raises_errors() -> None:
+    """Batches come in order whatever the loading time, and loading errors reach the caller."""
+    forward = build_extractor([nn.Identity()], "float32")
 
     def load(group: Sequence[int]) -> Tensor:
         if group[0] == 9:
@@ -231,8 +231,8 @@ def test_outputs_come_in_order_and_errors_come_out() -> None:
 # ------------------------------------------------------------------------------------------------- by content
 
 
-def test_chain_has_a_key_for_every_place() -> None:
-    """Prefixes that begin alike share the beginning of the list, whatever comes after and whatever trains."""
+def test_hash_steps_has_a_key_for_every_split_point() -> None:
+    """Networks that begin alike share the first keys, whatever follows and whatever trains."""
     one = build_random_network(MINI, 3, seed=0)
     other = build_random_network(MINI, 5, seed=1)
     other.features.load_state_dict(one.features.state_dict())
@@ -248,9 +248,9 @@ def test_chain_has_a_key_for_every_place() -> None:
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "batchnorm"])
-def test_chain_changes_with_any_number(name: str) -> None:
-    """The last bit of any weight, bias or statistic changes every key behind its layer and none before."""
-    prefix = split_of(name).frozen
+def test_hash_steps_depends_on_every_tensor(name: str) -> None:
+    """The last bit of any tensor changes every key after its layer and none before."""
+    prefix = split_random_network(name).frozen
     before = hash_steps(prefix, b"")
     for key, tensor in prefix.state_dict().items():
         number = tensor[(-1,) * tensor.ndim]
@@ -274,9 +274,9 @@ def test_chain_changes_with_any_number(name: str) -> None:
         (0, nn.Conv2d(3, 8, 3, 2, 1, padding_mode="reflect")),
     ],
 )
-def test_chain_changes_with_any_layer(at: int, layer: nn.Module) -> None:
-    """Another kind of layer or another setting, with the same weights, changes every key behind it."""
-    prefix = split_of("batchnorm").frozen
+def test_hash_steps_depends_on_every_layer(at: int, layer: nn.Module) -> None:
+    """Another layer or setting with the same weights changes every key after it."""
+    prefix = split_random_network("batchnorm").frozen
     before = hash_steps(prefix, b"")
     if layer.state_dict():
         layer.load_state_dict(prefix[at].state_dict())
@@ -304,8 +304,8 @@ VGG16 = [
     ],
     ids=["head", "finetune", "classifier", "scratch"],
 )
-def test_work_of_vgg16(layers: tuple[str, ...], shape: tuple[int, ...], convolutions: int, linear: list[int]) -> None:
-    """Shape and operations before the cut are those counted by hand, two for each multiplication and addition."""
+def test_cost_of_vgg16(layers: tuple[str, ...], shape: tuple[int, ...], convolutions: int, linear: list[int]) -> None:
+    """Shape and operations of the frozen layers are those counted by hand, two per multiplication and addition."""
     with torch.device("meta"):
         network = build_network(ARCHITECTURES["vgg16"], 101)
     unfreeze(network, layers)
@@ -318,11 +318,11 @@ def test_work_of_vgg16(layers: tuple[str, ...], shape: tuple[int, ...], convolut
     assert total == pytest.approx(30.9e9, rel=2e-3)
 
 
-def test_work_is_that_of_the_outputs(pixels: Tensor) -> None:
-    """The shape foretold is the shape computed, for every network; the network itself stays real."""
+def test_cost_shape_matches_features(pixels: Tensor) -> None:
+    """The predicted shape is the computed one for every network, and the network keeps its numbers."""
     for name in NAMES:
-        split = split_of(name)
-        assert measure_cost(split, 64).shape == tuple(made(split.frozen, "float32")(pixels[:1]).shape[1:])
+        split = split_random_network(name)
+        assert measure_cost(split, 64).shape == tuple(build_extractor(split.frozen, "float32")(pixels[:1]).shape[1:])
         assert all(t.device == CPU for t in (*split.frozen.state_dict().values(), *split.tail.state_dict().values()))
 
 
@@ -330,8 +330,8 @@ def test_work_is_that_of_the_outputs(pixels: Tensor) -> None:
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_auto_follows_the_device(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is asked for is what is computed in; auto is bfloat16 exactly where the device has it."""
+def test_auto_precision_follows_the_device(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An explicit precision is used as it is; auto is bfloat16 exactly if the device has it."""
     monkeypatch.setattr(module, "has_bfloat16", lambda device: native)
     assert resolve_precision("auto", CPU) == ("bfloat16" if native else "float32")
     assert [resolve_precision(p, CPU) for p in PRECISIONS] == [*PRECISIONS]  # type: ignore[arg-type]
@@ -341,7 +341,7 @@ def test_auto_follows_the_device(native: bool, monkeypatch: pytest.MonkeyPatch) 
     ("answers", "native"), [((False, False), False), ((True, False), True), ((False, True), True), (None, False)]
 )
 def test_has_bfloat16(answers: tuple[bool, bool] | None, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU has it when it has AVX-512's or AMX's instructions, or says nothing of the kind; Apple's GPU has not."""
+    """A CPU has bfloat16 with AVX-512 or AMX instructions for it; Apple's GPU has not."""
     for i, name in enumerate(("_is_avx512_bf16_supported", "_is_amx_tile_supported")):
         if answers is None:
             monkeypatch.delattr(torch.cpu, name, raising=False)
@@ -355,7 +355,7 @@ def test_has_bfloat16(answers: tuple[bool, bool] | None, native: bool, monkeypat
 @pytest.mark.parametrize("shape", [(5, 7), (5, 3, 4, 6), (1, 3, 1, 1), (2, 1, 4, 4)])
 @pytest.mark.parametrize("last", [True, False], ids=["channels last", "channels first"])
 def test_rows_round_trip(dtype: torch.dtype, shape: tuple[int, ...], last: bool) -> None:
-    """What is kept comes back bit by bit, NaN and infinities too; channels lie last on the disk."""
+    """Features are read back bit by bit, including NaN and infinities; channels are last on disk."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     x.view(-1)[:3] = torch.tensor([float("nan"), float("inf"), -0.0])
     if x.dim() == 4 and last:

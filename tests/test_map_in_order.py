@@ -15,7 +15,7 @@ from dlcv_cli.vision.transforms import map_in_order
 
 @pytest.mark.parametrize(("threads", "ahead"), [(1, 1), (2, 5), (4, 4), (3, 100)])
 def test_results_come_in_order(threads: int, ahead: int) -> None:
-    """Each job comes with its result, in the order of the jobs, though the earlier ones take longer."""
+    """Jobs and results come in the order of the jobs, even if earlier jobs take longer."""
 
     def work(job: int) -> int:
         time.sleep(0.002 * (12 - job))
@@ -24,14 +24,14 @@ def test_results_come_in_order(threads: int, ahead: int) -> None:
     assert list(map_in_order(work, range(12), threads, ahead)) == [(job, job * job) for job in range(12)]
 
 
-def test_results_of_nothing() -> None:
+def test_no_jobs_give_no_results() -> None:
     """No jobs, no results."""
     assert list(map_in_order(len, [], 2, 4)) == []
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 8])
-def test_no_more_than_so_many_ahead(ahead: int) -> None:
-    """While one result is in use, exactly `ahead` later jobs have begun, while jobs remain."""
+def test_jobs_ahead_are_limited(ahead: int) -> None:
+    """While a result is in use, exactly `ahead` later jobs have begun, if there are as many."""
     taken: list[int] = []
 
     def jobs() -> Iterator[int]:
@@ -43,14 +43,14 @@ def test_no_more_than_so_many_ahead(ahead: int) -> None:
         assert len(taken) == min(20, job + ahead)
 
 
-def test_two_work_at_a_time() -> None:
-    """With two threads two jobs are under way at once."""
+def test_threads_work_in_parallel() -> None:
+    """Two threads work on two jobs at once."""
     both = threading.Barrier(2, timeout=20)
     assert [job for job, _ in map_in_order(lambda _: both.wait(), range(6), 2, 4)] == [*range(6)]
 
 
-def test_an_error_comes_where_its_job_stood() -> None:
-    """What a job raises is raised in its place, behind the results before it, and nothing is taken up any more."""
+def test_errors_keep_their_place() -> None:
+    """An error is raised in place of its job's result, and no further job begins."""
     started: list[int] = []
 
     def work(job: int) -> int:
@@ -71,7 +71,7 @@ def test_an_error_comes_where_its_job_stood() -> None:
 
 
 def test_stopping_early_stops_the_work() -> None:
-    """When nobody wants more, what has not begun is never begun, and no thread is left."""
+    """After the caller stops, no further job begins and no thread remains."""
     started: list[int] = []
 
     def work(job: int) -> int:
@@ -87,8 +87,8 @@ def test_stopping_early_stops_the_work() -> None:
     assert threading.active_count() == before
 
 
-def test_each_thread_computes_alone() -> None:
-    """The threads use none of torch's own, and whoever called them keeps his."""
+def test_threads_use_one_torch_thread() -> None:
+    """The threads use one torch thread each, and the caller keeps its number."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

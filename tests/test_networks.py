@@ -37,7 +37,7 @@ def build_on_meta(arch: str, classes: int) -> nn.Module:
 
 
 def randomise(module: nn.Module) -> nn.Module:
-    """Give a network made on meta numbers that keep the scale of what passes, BatchNorm's statistics included."""
+    """Give a network built on meta random numbers, also in BatchNorm statistics, that keep the scale of activations."""
     module = module.to_empty(device="cpu").eval()
     torch.manual_seed(0)
     with torch.no_grad():
@@ -52,12 +52,12 @@ def randomise(module: nn.Module) -> nn.Module:
 
 
 def random_images(count: int, side: int) -> Tensor:
-    """Return (count, 3, side, side), the same every time."""
+    """Return (count, 3, side, side) float32, the same in every call."""
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("arch", IN_TORCHVISION)
-def test_tensors_are_torchvisions(arch: str) -> None:
+def test_tensors_match_torchvision(arch: str) -> None:
     """A network's tensors load strictly into torchvision's own network of that name."""
     with torch.device("meta"):
         theirs = torchvision.models.get_model(arch, num_classes=7)
@@ -67,7 +67,7 @@ def test_tensors_are_torchvisions(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", IN_TORCHVISION)
-def test_size_is_torchvisions(arch: str) -> None:
+def test_size_matches_torchvision(arch: str) -> None:
     """With ImageNet's 1000 classes, a network has as many parameters as torchvision publishes for its weights."""
     published = get_model_weights(arch).IMAGENET1K_V1.meta["num_params"]
     assert count_parameters(build_on_meta(arch, 1000))["total"] == published
@@ -86,13 +86,13 @@ def test_size_is_torchvisions(arch: str) -> None:
         ("vit_b_16", 86_567_656),
     ],
 )
-def test_size_is_the_published_one(arch: str, total: int) -> None:
-    """Sizes are those in the literature, whatever torchvision says."""
+def test_size_matches_publication(arch: str, total: int) -> None:
+    """Sizes are those in the literature."""
     assert count_parameters(build_on_meta(arch, 1000)) == {"total": total, "trainable": total}
 
 
 @pytest.mark.parametrize("arch", ["alexnet", "squeezenet1_1", "vgg11_bn", "vgg16_mini", *NEW])
-def test_steps_are_the_forward_pass(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_match_the_forward_pass(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The steps one after the other give the logits of torchvision's forward pass, bit by bit."""
     shrink_networks(monkeypatch)
     network = randomise(build_on_meta(arch, 7))
@@ -118,8 +118,8 @@ def test_every_parameter_is_in_one_step(arch: str) -> None:
     assert len({name for name, _ in steps}) == len(steps)
 
 
-def test_a_forgotten_step_is_named() -> None:
-    """An entry whose steps leave out a layer with weights is refused by that layer, other gaps in torch.s words."""
+def test_missing_step_is_named() -> None:
+    """An entry whose steps lack a layer with weights is refused by that layer, other gaps in torch's words."""
     network = build_network(ARCHITECTURES["resnet18"], 5)
     entry = replace(ARCHITECTURES["resnet18"], steps=tuple(s for s in RESNET if s != "bn1"))
     with pytest.raises(DlcvError, match=r"steps of resnet18 .* bn1\.weight, bn1\.bias"):
@@ -138,7 +138,7 @@ def test_a_forgotten_step_is_named() -> None:
     ],
     ids=["head", "finetune", "scratch"],
 )
-def test_what_trains_on_caltech101(layers: tuple[str, ...], trainable: int) -> None:
+def test_trainable_parameters_on_caltech101(layers: tuple[str, ...], trainable: int) -> None:
     """vgg16 on 101 classes has the published totals of head, finetune and scratch."""
     network = build_on_meta("vgg16", 101)
     unfreeze(network, layers)
@@ -156,7 +156,7 @@ def test_mini_has_the_layers_of_vgg16() -> None:
 
 
 @pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
-def test_every_entry_names_layers_it_has(arch: str) -> None:
+def test_entries_name_existing_layers(arch: str) -> None:
     """An entry's head gives the logits; its default for finetune trains the head too, but not all."""
     architecture, network = ARCHITECTURES[arch], build_on_meta(arch, 13)
     assert network.get_submodule(architecture.head).weight.shape[0] == 13
@@ -170,7 +170,7 @@ def test_every_entry_names_layers_it_has(arch: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["classifier.9", "features.1", "feat", "", "flatten", "features.0.weights"])
-def test_unfreeze_unknown(name: str) -> None:
+def test_unfreeze_unknown_layer(name: str) -> None:
     """A name that fits no layer with weights is refused, and the message names the layers of the network."""
     network = build_on_meta("vgg16_mini", 3)
     with pytest.raises(DlcvError, match=r"no layer .* features\.28, classifier\.0") as caught:
@@ -227,8 +227,8 @@ HEAD, DEFAULT = "head", "default"
         ("vit_b_16", ("class_token",), "patch_embedding"),
     ],
 )
-def test_where_a_network_is_split(arch: str, layers: str | tuple[str, ...], boundary: str) -> None:
-    """The frozen layers end before the first step that trains or is random, and hold all steps before it."""
+def test_split_point(arch: str, layers: str | tuple[str, ...], boundary: str) -> None:
+    """The frozen layers end before the first step that trains or is random."""
     network, architecture = build_on_meta(arch, 3), ARCHITECTURES[arch]
     names = {HEAD: (architecture.head,), DEFAULT: architecture.unfreeze}
     unfreeze(network, names[layers] if isinstance(layers, str) else layers)
@@ -266,7 +266,7 @@ def test_frozen_layers_and_tail_are_the_network(arch: str, stage: str, monkeypat
     ],
 )
 def test_frozen_batchnorm_keeps_its_statistics(layers: tuple[str, ...], moving: set[str]) -> None:
-    """A training pass moves the running statistics of the BatchNorm layers that train, and of no other."""
+    """A training pass changes the running statistics of exactly the BatchNorm layers that train."""
     network = build_random_network(NARROW_VGG11_BN, 3, seed=0)
     unfreeze(network, layers)
     before = copy.deepcopy(network.state_dict())
@@ -291,7 +291,7 @@ def test_frozen_batchnorm_inside_a_block_keeps_its_statistics() -> None:
 
 @pytest.mark.parametrize("layers", [("classifier.6",), ("classifier", "features.28"), ("classifier.6", "features.0")])
 def test_dropout_stays_live(layers: tuple[str, ...]) -> None:
-    """In training, frozen fully connected layers still drop out: two passes differ, with one seed they agree."""
+    """In training, frozen fully connected layers use dropout: two passes differ, and agree with one seed."""
     network = build_random_network(ARCHITECTURES["vgg16_mini"], 4, seed=0).eval()
     unfreeze(network, layers)
     split = split_at_frozen(network, ARCHITECTURES["vgg16_mini"])
@@ -339,13 +339,13 @@ def test_stochastic_depth_is_live_where_its_block_trains(arch: str) -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_is_random(layer: nn.Module, expected: bool) -> None:
-    """Random layers are recognised by what they are, with a probability above 0, wherever they are nested."""
+    """Random layers are recognised by class, with a probability above 0, at any depth."""
     assert is_random(layer) is expected
 
 
 @pytest.mark.parametrize("arch", ["vgg16_mini", "squeezenet1_1", "resnet18"])
 def test_random_network_follows_its_seed(arch: str) -> None:
-    """The seed decides every weight, and the caller's random numbers are left alone."""
+    """The seed determines every weight, and the caller's random numbers do not change."""
     state = torch.get_rng_state()
     first, same, other = (build_random_network(ARCHITECTURES[arch], 3, seed).state_dict() for seed in (5, 5, 6))
     assert torch.equal(torch.get_rng_state(), state)
@@ -355,7 +355,7 @@ def test_random_network_follows_its_seed(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ["squeezenet1_1", "resnet18"])
-def test_random_weights_are_torchvisions(arch: str) -> None:
+def test_random_weights_match_torchvision(arch: str) -> None:
     """With the same seed the random weights are torchvision's, bit by bit."""
     torch.manual_seed(3)
     theirs = torchvision.models.get_model(arch, num_classes=101).state_dict()
@@ -382,7 +382,7 @@ def test_loaded_network_takes_exactly_its_tensors(damage: str) -> None:
 
 
 def test_copy_weights_says_what_fits() -> None:
-    """All but the head is copied where name and shape agree; the others are listed as missing and unused."""
+    """All but the head is copied if name and shape fit; the rest is listed as missing and unused."""
     architecture = ARCHITECTURES["vgg16_mini"]
     source = build_random_network(architecture, 9, seed=1).state_dict()
     source["features.0.weight"] = torch.zeros(1)
@@ -398,7 +398,7 @@ def test_copy_weights_says_what_fits() -> None:
 
 
 def test_batchnorm_counters_may_be_missing() -> None:
-    """Weights from before BatchNorm counted its batches fit all the same."""
+    """Weights without BatchNorm's counters of batches fit."""
     network = build_random_network(NARROW_VGG11_BN, 3, seed=0)
     other = build_random_network(NARROW_VGG11_BN, 3, 1).state_dict()
     source = {name: t for name, t in other.items() if "num_batches" not in name}

@@ -19,7 +19,7 @@ ON_CPU = ("--threads", 1, "--device", "cpu")
 
 @pytest.fixture
 def head(run: Run, split_file: Path) -> Path:
-    """A head trained for one epoch."""
+    """Return a head trained for one epoch."""
     output = split_file.parent / "head.safetensors"
     result = run("vgg", "head", split_file, "--arch", "vgg16_mini", "--epochs", 1, *ON_CPU, "-o", output)
     assert result.exit_code == 0, result.stderr
@@ -46,7 +46,7 @@ def test_predictor_gives_the_logits_of_eval(
 
 
 def test_an_open_checkpoint_says_what_it_holds(head: Path) -> None:
-    """Network, layers that were trained, classes and preprocessing come out of the file."""
+    """An open checkpoint has network, trained layers, classes and preprocessing."""
     checkpoint = open_checkpoint(head)
     assert (checkpoint.path, checkpoint.arch, checkpoint.trained) == (head, "vgg16_mini", ("classifier.6",))
     assert checkpoint.classes == ["cat", "straße", "tree house"]
@@ -62,7 +62,7 @@ def test_only_image_checkpoints_are_opened(tmp_path: Path) -> None:
 
 
 def test_other_classes_are_refused_with_the_difference() -> None:
-    """The message names the classes that only one of the two files has, or says that the order differs."""
+    """The message names the classes that differ, or their order."""
     a, b = Path("a.safetensors"), Path("b.split.json")
     require_classes(a, ["x", "y"], b, ["x", "y"])
     with pytest.raises(DlcvError, match=r"only in a\.safetensors: 'z'; only in b\.split\.json: 'y'"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run, dlcv, make_photos
+from conftest import Run, make_photos, run_dlcv
 from PIL import Image
 
 from dlcv_cli.report.axes import format_number
@@ -27,7 +27,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """A page as a parser sees it: elements with their attributes and text; fails on what is not closed in order."""
+    """A page as a parser reads it: elements with attributes and text. Fails on elements closed out of order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -57,58 +57,58 @@ class Page(HTMLParser):
         self.text.append(data)
 
     def all(self, tag: str) -> list[dict[str, str]]:
-        """The attributes of every element of that name."""
+        """Return the attributes of every element with this name."""
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def svgs(text: str) -> list[ElementTree.Element]:
-    """Every <svg> of a page, parsed as XML."""
+def parse_svgs(text: str) -> list[ElementTree.Element]:
+    """Return every <svg> of a page, parsed as XML."""
     return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
 
 
-def checkpoints(folder: Path, names: tuple[str, ...]) -> list[Path]:
-    """Paths of checkpoints by name."""
+def list_checkpoints(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """Return the paths of checkpoints by name."""
     return [folder / f"{name}.safetensors" for name in names]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both studies, evaluated, with hostile names. Not to be changed: see `folder`."""
+    """Return a folder with both studies, evaluated, with hostile names. Tests must not change it."""
     folder = tmp_path_factory.mktemp("made")
     photos = make_photos(folder / "photos", {HOSTILE: 10, QUOTED: 10, "tree house": 15})
     for number_, path in enumerate(sorted(photos.rglob("*.png"))):
         path.rename(path.with_name(f"{number_}<b onload='x'>\n.png"))
     split = folder / "photos.split.json"
-    dlcv("data", "split", photos, "-o", split)
+    run_dlcv("data", "split", photos, "-o", split)
     common = (split, "--arch", "vgg16_mini", "--precision", "float32", "--threads", 1, "-o")
-    dlcv("vgg", "scratch", *common, folder / "scratch.safetensors", "--epochs", 2, "--lr", 0.001, "--batch-size", 8)
-    dlcv(
+    run_dlcv("vgg", "scratch", *common, folder / "scratch.safetensors", "--epochs", 2, "--lr", 0.001, "--batch-size", 8)
+    run_dlcv(
         "vgg", "head", *common, folder / "head.safetensors", "--epochs", 1, "--weights", folder / "scratch.safetensors"
     )
-    dlcv("seq", "gen", "--count", 100, "-o", folder / "data.safetensors")
+    run_dlcv("seq", "gen", "--count", 100, "-o", folder / "data.safetensors")
     train = ("seq", "train", folder / "data.safetensors", "--hidden-size", 4, "--record-every", 50)
-    dlcv(*train, "--cell", "elman", "-o", folder / "elman.safetensors")
-    dlcv(*train, "--cell", "gru", "--seeds", 3, "-o", folder / "gru.safetensors")
-    dlcv("eval", *checkpoints(folder, IMAGES), "--threads", 1)
-    dlcv("eval", *checkpoints(folder, CELLS))
-    dlcv("report", *checkpoints(folder, IMAGES + CELLS), "-o", folder / "report.html", "--threads", 1)
+    run_dlcv(*train, "--cell", "elman", "-o", folder / "elman.safetensors")
+    run_dlcv(*train, "--cell", "gru", "--seeds", 3, "-o", folder / "gru.safetensors")
+    run_dlcv("eval", *list_checkpoints(folder, IMAGES), "--threads", 1)
+    run_dlcv("eval", *list_checkpoints(folder, CELLS))
+    run_dlcv("report", *list_checkpoints(folder, IMAGES + CELLS), "-o", folder / "report.html", "--threads", 1)
     return folder
 
 
 @pytest.fixture
 def folder(made: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be changed."""
+    """Return a copy of it that a test may change."""
     return Path(shutil.copytree(made, tmp_path / "folder"))
 
 
 @pytest.fixture(scope="module")
 def text(made: Path) -> str:
-    """The page of both studies."""
+    """Return the page of both studies."""
     return (made / "report.html").read_text("utf-8")
 
 
-def evaluation(folder: Path, name: str) -> dict[str, Any]:
-    """The evaluation file of a checkpoint."""
+def read_evaluation(folder: Path, name: str) -> dict[str, Any]:
+    """Return the evaluation of a checkpoint."""
     document: dict[str, Any] = json.loads((folder / f"{name}.test.eval.json").read_text("utf-8"))
     return document
 
@@ -117,14 +117,14 @@ def evaluation(folder: Path, name: str) -> dict[str, Any]:
 
 
 def test_page_is_well_formed(text: str) -> None:
-    """Every element is closed in order, no attribute or id is there twice, and each picture is XML."""
+    """Elements are closed in order, attributes and ids are unique, and pictures are XML."""
     ids = [attributes["id"] for _, attributes in Page(text).elements if "id" in attributes]
     assert len(set(ids)) == len(ids) > 10
-    assert len(svgs(text)) > 20
+    assert len(parse_svgs(text)) > 20
 
 
 def test_page_stands_alone(text: str) -> None:
-    """Nothing is loaded and nothing runs: no script, no style sheet, no address but pictures held in the page."""
+    """The page has no script and no style sheet, and loads nothing from any address."""
     actual = Page(text)
     tags = {tag for tag, _ in actual.elements}
     assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form", "foreignobject", "use"}
@@ -138,8 +138,8 @@ def test_page_stands_alone(text: str) -> None:
     assert "https:" not in text
 
 
-def test_names_from_data_are_text(made: Path, text: str) -> None:
-    """Class names and file names with markup, quotation marks and line breaks are shown as they are, and do nothing."""
+def test_names_are_escaped(made: Path, text: str) -> None:
+    """Names of classes and files with markup, quotation marks and line breaks are shown as text."""
     actual = Page(text)
     assert HOSTILE in "".join(actual.text)
     assert QUOTED in "".join(actual.text)
@@ -151,9 +151,9 @@ def test_names_from_data_are_text(made: Path, text: str) -> None:
 
 
 def test_every_figure_has_a_text_alternative(text: str) -> None:
-    """Each picture has a title and a description that its svg points to (or is hidden, beside the same number)."""
+    """Each picture has a title and a description, or is hidden beside the same number."""
     printed = 0
-    for svg in svgs(text):
+    for svg in parse_svgs(text):
         if svg.get("aria-hidden") == "true":
             continue
         title, description = svg.find("title"), svg.find("desc")
@@ -169,7 +169,7 @@ def test_every_figure_has_a_text_alternative(text: str) -> None:
 
 
 def test_tables_and_regions_can_be_read_and_reached(text: str) -> None:
-    """Tables have captions and scopes, what scrolls is a labelled region for the keyboard, headings skip no level."""
+    """Tables have captions, scrolling regions take the keyboard, headings skip no level."""
     actual = Page(text)
     tags = [tag for tag, _ in actual.elements]
     assert tags.count("table") == tags.count("caption") > 10
@@ -188,17 +188,17 @@ def test_tables_and_regions_can_be_read_and_reached(text: str) -> None:
     assert {"id": "main"} in actual.all("main")
 
 
-def test_one_section_a_study(text: str) -> None:
-    """Both studies are there, each with its heading, in the order of the checkpoints."""
+def test_studies_have_sections(text: str) -> None:
+    """Both studies have a section with a heading, in the order of the checkpoints."""
     shown = "".join(Page(text).text)
     assert shown.index("Images: test, n = 7") < shown.index("Sequences: test, n = 20")
     assert len(Page(text).all("section")) == 2
 
 
-def test_numbers_are_those_of_the_evaluations(made: Path, text: str) -> None:
-    """Each metric of each network, with its interval, is in the page as the evaluation file has it."""
+def test_page_has_the_metrics(made: Path, text: str) -> None:
+    """The page has each metric of each network, with its interval, as in the evaluation file."""
     for name in IMAGES + CELLS:
-        document = evaluation(made, name)
+        document = read_evaluation(made, name)
         for metric in study_named(document["data"]["study"]).metrics:
             column = metric.column
             if column.key not in document["metrics"]:  # top-5 of three classes
@@ -213,10 +213,10 @@ def test_numbers_are_those_of_the_evaluations(made: Path, text: str) -> None:
             assert re.search(cell, text, re.DOTALL), (name, column.key, value)
 
 
-def test_sentences_and_their_questions(made: Path, run: Run, text: str) -> None:
-    """The page has each pair's sentence, and which question its p-value answers, as the comparison says."""
+def test_page_has_comparison_sentences(made: Path, run: Run, text: str) -> None:
+    """The page has the sentence of each pair, and the question that its p-value answers."""
     for names in (IMAGES, CELLS):
-        compared = run("eval", "--compare", "--json", *checkpoints(made, names), "--threads", 1)
+        compared = run("eval", "--compare", "--json", *list_checkpoints(made, names), "--threads", 1)
         pairs = json.loads(compared.stdout)["pairs"]
         assert pairs
         shown = "".join(Page(text).text)
@@ -225,11 +225,11 @@ def test_sentences_and_their_questions(made: Path, run: Run, text: str) -> None:
             assert pair["question"] in shown
 
 
-def test_settings_and_hashes_are_there(made: Path, text: str) -> None:
-    """The settings of each training, and the whole hash of each file in the line, are in the page."""
+def test_page_has_settings_and_hashes(made: Path, text: str) -> None:
+    """The page has the settings of each training, and the full hash of each file of the lineage."""
     shown = "".join(Page(text).text)
     for name in IMAGES + CELLS:
-        document = evaluation(made, name)
+        document = read_evaluation(made, name)
         assert document["inputs"]["checkpoint"]["sha256"] in shown
         assert document["inputs"]["data"]["sha256"] in shown
         assert hashlib.sha256((made / f"{name}.test.eval.json").read_bytes()).hexdigest() in shown
@@ -240,44 +240,44 @@ def test_settings_and_hashes_are_there(made: Path, text: str) -> None:
 # ----------------------------------------------------------------------------------------------- collapse, leaks, gone
 
 
-def edited(folder: Path, name: str, **changes: Any) -> None:
-    """Changes keys of an evaluation file, and removes the report made from it."""
-    document = evaluation(folder, name) | changes
+def edit_evaluation(folder: Path, name: str, **changes: Any) -> None:
+    """Change keys of an evaluation file, and delete the report made from it."""
+    document = read_evaluation(folder, name) | changes
     (folder / f"{name}.test.eval.json").write_text(json.dumps(document), "utf-8")
     (folder / "report.html").unlink(missing_ok=True)
 
 
-def reported(run: Run, folder: Path, names: tuple[str, ...], *options: object) -> str:
-    """The report of these checkpoints, made anew."""
+def write_report_again(run: Run, folder: Path, names: tuple[str, ...], *options: object) -> str:
+    """Write the report of these checkpoints again, and return it."""
     result = run(
-        "report", *checkpoints(folder, names), "-o", folder / "report.html", "--force", "--threads", 1, *options
+        "report", *list_checkpoints(folder, names), "-o", folder / "report.html", "--force", "--threads", 1, *options
     )
     assert result.exit_code == 0, result.stderr
     return (folder / "report.html").read_text("utf-8")
 
 
 def test_collapse_and_contamination_have_banners(run: Run, folder: Path) -> None:
-    """A collapsed network and one that was trained on what it is measured on are called so, by name; others are not."""
+    """Collapsed and contaminated networks have a banner with their name; others have none."""
     honest = {"collapsed": False, "why": None, "classes_predicted": 3, "most_frequent": QUOTED, "share": 0.4}
-    clean = evaluation(folder, "head")["contamination"]
+    clean = read_evaluation(folder, "head")["contamination"]
     assert clean["examples"] == 0
-    edited(folder, "head", collapse=honest)
-    edited(folder, "scratch", collapse=honest)
-    assert '<p class="banner"' not in reported(run, folder, IMAGES)
-    edited(folder, "scratch", collapse=honest | {"collapsed": True, "why": "it has one answer", "share": 1.0})
-    edited(folder, "head", contamination=clean | {"examples": 3, "allowed": True})
-    shown = "".join(Page(reported(run, folder, IMAGES, "--allow-contaminated")).text)
+    edit_evaluation(folder, "head", collapse=honest)
+    edit_evaluation(folder, "scratch", collapse=honest)
+    assert '<p class="banner"' not in write_report_again(run, folder, IMAGES)
+    edit_evaluation(folder, "scratch", collapse=honest | {"collapsed": True, "why": "it has one answer", "share": 1.0})
+    edit_evaluation(folder, "head", contamination=clean | {"examples": 3, "allowed": True})
+    shown = "".join(Page(write_report_again(run, folder, IMAGES, "--allow-contaminated")).text)
     assert "scratch has collapsed: it has one answer" in shown
     assert f"100.0 % of its predictions are {QUOTED}" in shown
     assert "head was trained on 3 of the 7 examples" in shown
 
 
-def test_images_that_are_gone_or_changed(run: Run, folder: Path) -> None:
-    """A picture that is missing or is not the one evaluated is a frame that says so, and the page says how many."""
-    first, second = [entry["path"] for entry in evaluation(folder, "head")["details"]["highest_loss"]][:2]
+def test_missing_and_changed_images(run: Run, folder: Path) -> None:
+    """A missing or changed picture is an empty frame with the reason, and the page has their number."""
+    first, second = [entry["path"] for entry in read_evaluation(folder, "head")["details"]["highest_loss"]][:2]
     (folder / "photos" / first).unlink()
     Image.new("RGB", (20, 20), "red").save(folder / "photos" / second)
-    actual = Page(reported(run, folder, ("head",)))
+    actual = Page(write_report_again(run, folder, ("head",)))
     [banner] = re.findall("Pictures missing.*", "".join(actual.text))
     assert "2 images" in banner
     assert "(changed, missing)" in banner
@@ -286,7 +286,7 @@ def test_images_that_are_gone_or_changed(run: Run, folder: Path) -> None:
 
 
 def test_thumbnails_are_upright_and_small(tmp_path: Path) -> None:
-    """A thumbnail is a JPEG of at most 96 pixels a side, turned as EXIF says; a few pixels are enlarged."""
+    """A thumbnail is an upright JPEG of at most 96 pixels a side; small images are enlarged."""
     path = tmp_path / "wide.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying down
@@ -304,36 +304,36 @@ def test_thumbnails_are_upright_and_small(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- like make, and sure
 
 
-def test_same_inputs_same_bytes(run: Run, folder: Path) -> None:
-    """Made again from the same files, in another place, the page has the same bytes."""
+def test_report_is_reproducible(run: Run, folder: Path) -> None:
+    """The same files in another folder give the same bytes."""
     first = (folder / "report.html").read_bytes()
-    assert reported(run, folder, IMAGES + CELLS).encode() == first
+    assert write_report_again(run, folder, IMAGES + CELLS).encode() == first
 
 
 def test_up_to_date_and_refusals(run: Run, folder: Path) -> None:
-    """From the same inputs a report is up to date; from others, or where dlcv made none, refused unless forced."""
+    """A report of the same inputs is up to date; a different or foreign one is refused unless forced."""
     report = folder / "report.html"
     ask = ("report", "--threads", 1, "-o", report)
-    result = run(*ask, *checkpoints(folder, IMAGES + CELLS))
+    result = run(*ask, *list_checkpoints(folder, IMAGES + CELLS))
     assert (result.exit_code, result.stdout) == (0, f"{report}: up to date\n")
     before = report.read_bytes()
     messages = []
     for names in (IMAGES, ("head", "scratch", *CELLS)):
-        result = run(*ask, *checkpoints(folder, names))
+        result = run(*ask, *list_checkpoints(folder, names))
         assert (result.exit_code, result.stdout) == (1, "")
         messages.append(result.stderr.splitlines()[-1])
     assert "different elman" in messages[0]
     assert "networks was" in messages[1]
     assert report.read_bytes() == before
     report.write_text("<!DOCTYPE html><title>mine</title>", "utf-8")
-    result = run(*ask, *checkpoints(folder, IMAGES))
+    result = run(*ask, *list_checkpoints(folder, IMAGES))
     assert result.exit_code == 1
     assert "is no report that dlcv wrote" in result.stderr
     assert report.read_text("utf-8") == "<!DOCTYPE html><title>mine</title>"
-    assert run(*ask, *checkpoints(folder, IMAGES), "--force").stdout == f"wrote {report}\n"
+    assert run(*ask, *list_checkpoints(folder, IMAGES), "--force").stdout == f"wrote {report}\n"
 
 
-def test_evaluates_what_is_not_evaluated(run: Run, folder: Path) -> None:
+def test_report_evaluates_checkpoints(run: Run, folder: Path) -> None:
     """A checkpoint without an evaluation is evaluated first; --json says what was made."""
     (folder / "elman.test.eval.json").unlink()
     result = run("report", folder / "elman.safetensors", "-o", folder / "one.html", "--json")
@@ -343,19 +343,19 @@ def test_evaluates_what_is_not_evaluated(run: Run, folder: Path) -> None:
 
 
 def test_changed_checkpoint_is_evaluated_again(run: Run, folder: Path) -> None:
-    """`report` evaluates a checkpoint that was trained again by itself, and needs --force only to replace the page."""
-    before = evaluation(folder, "elman")["inputs"]["checkpoint"]["sha256"]
+    """A checkpoint that was trained again is evaluated again; replacing the page needs --force."""
+    before = read_evaluation(folder, "elman")["inputs"]["checkpoint"]["sha256"]
     train = ("seq", "train", folder / "data.safetensors", "--hidden-size", 5, "--record-every", 50, "--cell", "elman")
-    dlcv(*train, "-o", folder / "elman.safetensors", "--force")
-    ask = ("report", *checkpoints(folder, CELLS), "-o", folder / "report.html")
+    run_dlcv(*train, "-o", folder / "elman.safetensors", "--force")
+    ask = ("report", *list_checkpoints(folder, CELLS), "-o", folder / "report.html")
     assert run(*ask).exit_code == 1
     assert run(*ask, "--force").exit_code == 0
-    assert evaluation(folder, "elman")["inputs"]["checkpoint"]["sha256"] != before
+    assert read_evaluation(folder, "elman")["inputs"]["checkpoint"]["sha256"] != before
     assert run(*ask).stdout.endswith("up to date\n")
 
 
-def test_bad_inputs_are_one_line(run: Run, folder: Path) -> None:
-    """No checkpoint, metrics missing, another's or damaged, or a wrong ending: exit 1 and one line that says it."""
+def test_bad_inputs_are_refused(run: Run, folder: Path) -> None:
+    """Missing checkpoints, missing or damaged metrics and wrong endings are refused in one line."""
     (folder / "elman.metrics.json").unlink()
     shutil.copy(folder / "gru.metrics.json", folder / "scratch.metrics.json")
     damaged = json.loads((folder / "head.metrics.json").read_text("utf-8")) | {"records": [{"epoch": 1}]}
@@ -377,8 +377,8 @@ def test_bad_inputs_are_one_line(run: Run, folder: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- for papers
 
 
-def test_figures_for_papers(run: Run, folder: Path) -> None:
-    """--figures writes each figure as SVG with text, PDF and PNG; again, it is up to date; the bytes are the same."""
+def test_figures_option(run: Run, folder: Path) -> None:
+    """--figures writes each figure as SVG, PDF and PNG, reproducibly, and is up to date the second time."""
     papers = folder / "papers"
     ask = ("report", folder / "gru.safetensors", folder / "elman.safetensors", "-o", folder / "gru.html", "--figures")
     result = run(*ask, papers)
@@ -400,8 +400,8 @@ def test_figures_for_papers(run: Run, folder: Path) -> None:
             assert path.read_bytes() == (folder / "again" / path.name).read_bytes(), path
 
 
-def test_figures_folder_of_others_is_left_alone(run: Run, folder: Path) -> None:
-    """A folder with something that dlcv did not make is refused, and no report is written either."""
+def test_foreign_figures_folder_is_kept(run: Run, folder: Path) -> None:
+    """A figures folder with foreign files is refused, and no report is written."""
     (folder / "mine").mkdir()
     (folder / "mine" / "notes.txt").write_text("mine", "utf-8")
     result = run("report", folder / "gru.safetensors", "-o", folder / "g.html", "--figures", folder / "mine")

@@ -16,7 +16,7 @@ CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 
 @pytest.mark.parametrize("name", ["gru", "baseline", "vgg16_mini"])
 def test_shipped_metrics_keep_their_bytes(name: str, tmp_path: Path) -> None:
-    """Reading and writing the metrics of a shipped checkpoint gives the same file."""
+    """Reading and writing the metrics of a shipped checkpoint gives the same bytes."""
     checkpoint = CHECKPOINTS / f"{name}.safetensors"
     document = metrics.read_metrics(checkpoint, hash_file(checkpoint))
     metrics.write_metrics(tmp_path / checkpoint.name, document)
@@ -36,7 +36,7 @@ def test_shipped_metrics_keep_their_bytes(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_damaged_metrics(keys: tuple[str | int, ...], value: object, where: str, tmp_path: Path) -> None:
-    """A field of a wrong type or out of its range is named, with the file."""
+    """A field with a wrong type or range is named, with the file."""
     checkpoint = CHECKPOINTS / "gru.safetensors"
     document = json.loads(metrics.metrics_path(checkpoint).read_text("utf-8"))
     parent = document
@@ -50,8 +50,8 @@ def test_damaged_metrics(keys: tuple[str | int, ...], value: object, where: str,
     assert str(error.value).startswith(f"{path}: damaged: `{where}`: ")
 
 
-def test_not_finite_is_not_written(tmp_path: Path) -> None:
-    """NaN never gets into a file."""
+def test_nan_is_not_written(tmp_path: Path) -> None:
+    """NaN is never written."""
     checkpoint = CHECKPOINTS / "gru.safetensors"
     document = metrics.read_metrics(checkpoint, hash_file(checkpoint))
     bad = codec.encode(document) | {"run": {"seconds": float("nan")}}

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Run, contents, dlcv, make_photos, metrics_of, refused
+from conftest import Run, assert_refused, make_photos, read_files, read_metrics, run_dlcv
 
 from dlcv_cli.errors import Interrupted
 from dlcv_cli.files import tensors
@@ -40,32 +40,32 @@ INPUTS = ("photos", "photos.split.json", "start.safetensors", "data.safetensors"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Inputs of every stage, and what each makes of them undisturbed."""
+def expected_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the inputs of every stage, and their outputs without an interruption."""
     folder = tmp_path_factory.mktemp("base")
     make_photos(folder / "photos", {"cat": 12, "dog": 12}, (64, 64))
     with contextlib.chdir(folder):
-        dlcv("data", "split", "photos", "-o", "photos.split.json")
-        dlcv("vgg", "head", "photos.split.json", *MINI, *COMMON, "-o", "start.safetensors")
-        dlcv("seq", "gen", "--count", 200, "-o", "data.safetensors")
+        run_dlcv("data", "split", "photos", "-o", "photos.split.json")
+        run_dlcv("vgg", "head", "photos.split.json", *MINI, *COMMON, "-o", "start.safetensors")
+        run_dlcv("seq", "gen", "--count", 200, "-o", "data.safetensors")
         for name, command in STAGES.items():
-            dlcv(*command, "-o", f"{name}.safetensors")
+            run_dlcv(*command, "-o", f"{name}.safetensors")
     return folder
 
 
 @pytest.fixture
-def place(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the inputs alone, and small steps of sequence training, so that it may be left often."""
+def place(expected_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change to a folder with the inputs alone, and return it."""
     for name in INPUTS:
-        copy = shutil.copytree if (base / name).is_dir() else shutil.copyfile
-        copy(base / name, tmp_path / name)
+        copy = shutil.copytree if (expected_folder / name).is_dir() else shutil.copyfile
+        copy(expected_folder / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sequence training so slow that it is looked at often: 7 steps at a time, each time 4 milliseconds or more."""
+def slow_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow down sequence training to 7 steps at a time and 4 ms each, so that it can be interrupted often."""
     monkeypatch.setattr(runs, "TICK", 0.01)
     for engine in (Compiled, Reference):
         monkeypatch.setattr(engine, "choose_pace", lambda _: 7)
@@ -74,15 +74,15 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, looks: int, number: int = signal.SIGTERM) -> None:
-    """Has the signal come when the training looks for one for the time after so many."""
-    seen = [0]
+def stop_after(monkeypatch: pytest.MonkeyPatch, checks: int, number: int = signal.SIGTERM) -> None:
+    """Make the signal arrive after training has checked for one `checks` times."""
+    count = [0]
 
     @contextlib.contextmanager
     def hold_signals() -> Iterator[Callable[[], int | None]]:
         def caught() -> int | None:
-            seen[0] += 1
-            return number if seen[0] > looks else None
+            count[0] += 1
+            return number if count[0] > checks else None
 
         yield caught
 
@@ -90,40 +90,42 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, looks: int, number: int = signal
         monkeypatch.setattr(stage, "hold_signals", hold_signals)
 
 
-def same(place: Path, base: Path, name: str) -> None:
-    """Asserts that a stage's files are those of the undisturbed run, and that nothing else is there."""
-    assert (place / f"{name}.safetensors").read_bytes() == (base / f"{name}.safetensors").read_bytes()
-    ours, theirs = (metrics_of(folder / f"{name}.safetensors") for folder in (place, base))
+def assert_same(place: Path, expected_folder: Path, name: str) -> None:
+    """Assert that the files of a stage are those of the uninterrupted run, and that there are no others."""
+    assert (place / f"{name}.safetensors").read_bytes() == (expected_folder / f"{name}.safetensors").read_bytes()
+    ours, theirs = (read_metrics(folder / f"{name}.safetensors") for folder in (place, expected_folder))
     assert {**ours, "run": None} == {**theirs, "run": None}
     assert {p.name for p in place.iterdir()} == {*INPUTS, f"{name}.safetensors", f"{name}.metrics.json"}
 
 
-# an epoch is 3 steps, a batch of validation and the record: 5 looks; epoch 0 of finetune is the last two
-@pytest.mark.parametrize("looks", [0, 1, 3, 4, 7, 14])
+# an epoch is 3 steps, a batch of validation and the record: 5 checks; epoch 0 of finetune is the last two
+@pytest.mark.parametrize("checks", [0, 1, 3, 4, 7, 14])
 @pytest.mark.parametrize("name", ["head", "finetune", "scratch"])
-def test_images_go_on(
-    run: Run, place: Path, base: Path, monkeypatch: pytest.MonkeyPatch, name: str, looks: int
+def test_image_training_resumes(
+    run: Run, place: Path, expected_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, checks: int
 ) -> None:
-    """Left in an epoch's steps, before or after its validation, or at the very end, it ends with the same bytes."""
+    """Interrupted in the steps, around validation or at the end of an epoch, training ends with the same bytes."""
     command = (*STAGES[name], "-o", f"{name}.safetensors")
     with monkeypatch.context() as patch:
-        stop_after(patch, looks)
+        stop_after(patch, checks)
         result = run(*command)
     assert (result.exit_code, result.stdout) == (143, "")
-    at = f"{max(0, looks + 1 - 2 * (name == 'finetune')) // 5} of 3 epochs done"
+    at = f"{max(0, checks + 1 - 2 * (name == 'finetune')) // 5} of 3 epochs done"
     assert f"interrupted: {name}.snapshot is saved ({at}" in result.stderr
     assert {p.name for p in place.iterdir()} == {*INPUTS, f"{name}.snapshot"}
     again = run(*command)
     assert (again.exit_code, again.stdout[:5]) == (0, "wrote")
     assert f"continuing from {name}.snapshot: {at}" in again.stderr
-    same(place, base, name)
-    assert metrics_of(place / f"{name}.safetensors")["run"]["resumed"] == 1
+    assert_same(place, expected_folder, name)
+    assert read_metrics(place / f"{name}.safetensors")["run"]["resumed"] == 1
 
 
-@pytest.mark.usefixtures("slow")
+@pytest.mark.usefixtures("slow_training")
 @pytest.mark.parametrize("name", ["head", "scratch", "seq", "torch", "seeds"])
-def test_stopped_at_every_step(run: Run, place: Path, base: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Stopped again and again, each time after one step more, it comes to the same end."""
+def test_training_resumes_at_every_step(
+    run: Run, place: Path, expected_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Interrupted again and again, one step later each time, training ends with the same bytes."""
     command = (*STAGES[name], "-o", f"{name}.safetensors")
     with monkeypatch.context() as patch:
         codes = []
@@ -132,11 +134,11 @@ def test_stopped_at_every_step(run: Run, place: Path, base: Path, monkeypatch: p
             codes.append(run(*command).exit_code)
     assert codes[-1] == 0
     assert len(codes) > 3
-    same(place, base, name)
+    assert_same(place, expected_folder, name)
 
 
-def test_only_what_was_taken_is_saved(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A snapshot is a dlcv file with weights, Adam's means and steps, best weights and place; nothing is pickled."""
+def test_snapshot_content(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot holds weights, Adam's moments and steps, best weights and position, and no pickle."""
     with monkeypatch.context() as patch:
         stop_after(patch, 6)
         run(*STAGES["head"], "-o", "head.safetensors")
@@ -149,25 +151,27 @@ def test_only_what_was_taken_is_saved(run: Run, place: Path, monkeypatch: pytest
     assert (actual.metadata["stage"], actual.metadata["resumed"]) == ("vgg.head", 0)
 
 
-def test_another_commands_snapshot(run: Run, place: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is refused by name, with what differs, and stays; --force begins anew."""
+def test_snapshot_of_another_training_is_refused(
+    run: Run, place: Path, expected_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refusal names the differences and keeps the snapshot; --force starts again."""
     command = (*STAGES["head"], "-o", "head.safetensors")
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         run(*command, "--lr", 0.1)
-    before = contents(place)
-    refused(run(*command), "head.snapshot belongs to a different training: --lr was 0.1, now 0.005", "--force")
-    assert contents(place) == before
+    before = read_files(place)
+    assert_refused(run(*command), "head.snapshot belongs to a different training: --lr was 0.1, now 0.005", "--force")
+    assert read_files(place) == before
     result = run(*command, "--force")
     assert result.exit_code == 0
     assert "going on" not in result.stderr
-    same(place, base, "head")
+    assert_same(place, expected_folder, "head")
 
 
-@pytest.mark.usefixtures("slow")
+@pytest.mark.usefixtures("slow_training")
 @pytest.mark.parametrize("name", ["head", "seeds"])
-def test_damaged_snapshot(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Cut short, changed by a bit, not ours, or sealed with another content: one line, and it stays."""
+def test_damaged_snapshot_is_refused(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A truncated, changed, foreign or resealed snapshot is refused in one line and kept."""
     command = (*STAGES[name], "-o", f"{name}.safetensors")
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
@@ -201,8 +205,8 @@ def test_damaged_snapshot(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
         assert last.endswith("remove it, or use --force to start again")
 
 
-def test_other_circumstances_are_told(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Going on with another thread count is possible, and said to differ in the last bits."""
+def test_resume_with_other_threads(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training resumes with another thread count, with a warning about the last bits."""
     command = (*STAGES["head"], "-o", "head.safetensors")
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
@@ -215,8 +219,8 @@ def test_other_circumstances_are_told(run: Run, place: Path, monkeypatch: pytest
     )
 
 
-def test_saved_now_and_then(run: Run, place: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Saved within epochs when --save-every is over and at their ends, unless that would take too much of the time."""
+def test_save_interval(run: Run, place: Path, expected_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots are saved after --save-every and at the end of epochs, unless that takes too much time."""
     saved: list[str] = []
     save = resume.SnapshotFile.save
 
@@ -238,17 +242,19 @@ def test_saved_now_and_then(run: Run, place: Path, base: Path, monkeypatch: pyte
         patch.setattr(resume, "SHARE", 0)
         assert run(*command, "--save-every", 0).exit_code == 0
     assert len(saved) == 1, "the first costs nothing known"
-    same(place, base, "head")
+    assert_same(place, expected_folder, "head")
 
 
 @pytest.mark.parametrize("moment", ["while it trains", "at the signal"])
-def test_full_disk(run: Run, place: Path, base: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    """A save that finds the disk full leaves the one before; training goes on, and a stop names file and disk."""
+def test_full_disk_keeps_the_snapshot(
+    run: Run, place: Path, expected_folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """A failed save keeps the snapshot before; training continues, and a stop names file and disk."""
     command = (*STAGES["finetune"], "-o", "finetune.safetensors")
     with monkeypatch.context() as patch:
         stop_after(patch, 6)
         run(*command)
-    before, write = contents(place), tensors.write
+    before, write = read_files(place), tensors.write
 
     def full(path: Path, *args: Any) -> None:
         if path.suffix == ".snapshot":
@@ -263,7 +269,7 @@ def test_full_disk(run: Run, place: Path, base: Path, monkeypatch: pytest.Monkey
     if moment == "at the signal":
         assert (result.exit_code, result.stdout) == (1, "")
         assert "dlcv: finetune.snapshot: No space left on device on the disk at /" in result.stderr.splitlines()[-1]
-        assert contents(place) == before
+        assert read_files(place) == before
         assert run(*command).exit_code == 0
     else:
         assert result.exit_code == 0
@@ -271,12 +277,12 @@ def test_full_disk(run: Run, place: Path, base: Path, monkeypatch: pytest.Monkey
             "warning: finetune.snapshot: No space left on device; the training continues, the previous snapshot stays"
             in result.stderr
         )
-    same(place, base, "finetune")
+    assert_same(place, expected_folder, "finetune")
 
 
-def test_too_little_space(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What checkpoint and snapshots will take is known before the training, and refused when the disk has it not."""
-    before = contents(place)
+def test_too_little_disk_space_is_refused(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little space for checkpoint and snapshots is refused before training."""
+    before = read_files(place)
     monkeypatch.setattr(resume, "measure_free_space", lambda _: 1_000_000)
     result = run(*STAGES["scratch"], "-o", "scratch.safetensors")
     assert (result.exit_code, result.stdout) == (1, "")
@@ -285,12 +291,12 @@ def test_too_little_space(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
     assert (
         f"scratch.safetensors: needs {need:.3g} MB of temporary space, and the disk at / has 1 MB free" in result.stderr
     )
-    assert contents(place) == before
+    assert read_files(place) == before
 
 
-@pytest.mark.usefixtures("slow")
-def test_what_a_killed_run_left(run: Run, place: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Temporary files, locks and a snapshot that nobody needs any more are cleared away, made anew or up to date."""
+@pytest.mark.usefixtures("slow_training")
+def test_leftovers_are_deleted(run: Run, place: Path, expected_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old temporary files, locks and snapshots are deleted, whether the output is written or up to date."""
     command = (*STAGES["seq"], "-o", "seq.safetensors")
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
@@ -306,7 +312,7 @@ def test_what_a_killed_run_left(run: Run, place: Path, base: Path, monkeypatch: 
             (place / stray).write_bytes(b"half")
         (place / "seq.snapshot").write_bytes(snapshot)
         assert run(*command).stdout.startswith(status)
-        same(place, base, "seq")
+        assert_same(place, expected_folder, "seq")
     (place / ".seq.safetensors.notes").write_text("mine")
     (place / ".other.safetensors.x_1.tmp").write_text("not ours to judge")
     run(*command, "--force")
@@ -317,7 +323,7 @@ def test_what_a_killed_run_left(run: Run, place: Path, base: Path, monkeypatch: 
 # ------------------------------------------------------------------------------------------------- real processes
 
 
-def started(*command: object, **environment: str) -> subprocess.Popen[str]:
+def start_process(*command: object, **environment: str) -> subprocess.Popen[str]:
     """dlcv in a process of its own."""
     words = [sys.executable, "-m", "dlcv_cli", *map(str, command)]
     pipe = subprocess.PIPE
@@ -328,9 +334,9 @@ LONG = ("seq", "train", "data.safetensors", "--epochs", 5000, "--record-every", 
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_signals(place: Path, number: int, code: int) -> None:
-    """SIGINT, SIGTERM and SIGHUP each save, say so in one line, and end with their exit code."""
-    process = started(*LONG)
+def test_signals_save_a_snapshot(place: Path, number: int, code: int) -> None:
+    """SIGINT, SIGTERM and SIGHUP each save a snapshot, print one line, and end with their exit code."""
+    process = start_process(*LONG)
     assert process.stderr
     while not process.stderr.readline().startswith("iteration"):
         assert process.poll() is None
@@ -343,7 +349,7 @@ def test_signals(place: Path, number: int, code: int) -> None:
 
 
 def test_second_interruption_ends_at_once(place: Path) -> None:
-    """A second Ctrl-C does not wait for the save; what it leaves half-written is cleared away by the next run."""
+    """A second Ctrl-C does not wait for the save; the next run deletes what it leaves."""
     script = """
 import signal, sys, time
 from dlcv_cli.__main__ import main
@@ -370,10 +376,10 @@ main()
 
 
 def test_ignored_signals_stay_ignored(place: Path) -> None:
-    """Under nohup a training survives the end of its terminal."""
+    """Under nohup, training survives the end of its terminal."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        process = started(*LONG)
+        process = start_process(*LONG)
     finally:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     assert process.stderr
@@ -386,13 +392,13 @@ def test_ignored_signals_stay_ignored(place: Path) -> None:
     process.communicate()
 
 
-def test_twins(place: Path) -> None:
-    """Of two that write the same output, one goes on, and the other stops with one line and harms nothing."""
-    first = started(*LONG)
+def test_two_runs_of_one_output(place: Path) -> None:
+    """Of two runs with the same output one continues, and the other stops with one line."""
+    first = start_process(*LONG)
     assert first.stderr
     while not first.stderr.readline().startswith("iteration"):
         assert first.poll() is None
-    second = started(*LONG)
+    second = start_process(*LONG)
     out, message = second.communicate(timeout=30)
     assert (second.returncode, out) == (1, "")
     assert message == "dlcv: long.safetensors is in use by another dlcv process: let it finish, or choose another -o\n"
@@ -401,14 +407,14 @@ def test_twins(place: Path) -> None:
     assert first.returncode == 143
 
 
-def test_interrupted_is_an_interruption() -> None:
-    """Whoever handles KeyboardInterrupt handles it too; its exit code is the shell's."""
+def test_interrupted_is_a_keyboard_interrupt() -> None:
+    """A handler of KeyboardInterrupt handles Interrupted too; its exit code is the shell's."""
     assert isinstance(Interrupted(15), KeyboardInterrupt)
     assert [Interrupted(number).exit_code for number in (2, 15, 1)] == [130, 143, 129]
 
 
-def test_metrics_add_up_the_time(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under `run`: how often it went on, the seconds before that, and those spent saving."""
+def test_metrics_of_a_resumed_run(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`run` has the number of resumptions, the seconds before them, and the seconds spent saving."""
     command = (*STAGES["scratch"], "-o", "scratch.safetensors")
     for _ in range(2):
         with monkeypatch.context() as patch:
@@ -416,7 +422,7 @@ def test_metrics_add_up_the_time(run: Run, place: Path, monkeypatch: pytest.Monk
             run(*command)
     before = tensors.read_metadata(place / "scratch.snapshot", tensors.SNAPSHOT)["seconds"]
     assert run(*command).exit_code == 0
-    actual = metrics_of(place / "scratch.safetensors")["run"]
+    actual = read_metrics(place / "scratch.safetensors")["run"]
     assert actual["resumed"] == 2
     assert actual["seconds_before"] == pytest.approx(before, abs=1e-3)
     assert 0 <= actual["seconds_saving"] < actual["seconds_before"] + actual["seconds"]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run, contents, dlcv, metrics_of, refused
+from conftest import Run, assert_refused, read_files, read_metrics, run_dlcv
 
 from dlcv_cli.context import Context, Reporter
 from dlcv_cli.errors import SettingError
@@ -32,68 +32,66 @@ SETTINGS = ("--hidden-size", 4, "--record-every", 40, "--lr", 0.02)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, the GRU's runs of seeds 5, 6 and 7 one by one, and all three in one file."""
+    """Return a folder with data, the GRU's single runs of seeds 5, 6 and 7, and all three in one file."""
     folder = tmp_path_factory.mktemp("seeds")
     data = folder / "data.safetensors"
-    dlcv("seq", "gen", "--count", 100, "-o", data)
+    run_dlcv("seq", "gen", "--count", 100, "-o", data)
     for seed in (5, 6, 7):
-        dlcv("seq", "train", data, *SETTINGS, "--seed", seed, "-o", folder / f"gru{seed}.safetensors")
-    dlcv("seq", "train", data, *SETTINGS, "--seed", 5, "--seeds", 3, "-o", folder / "all.safetensors")
+        run_dlcv("seq", "train", data, *SETTINGS, "--seed", seed, "-o", folder / f"gru{seed}.safetensors")
+    run_dlcv("seq", "train", data, *SETTINGS, "--seed", 5, "--seeds", 3, "-o", folder / "all.safetensors")
     return folder
 
 
-def arrays(path: Path) -> dict[str, Any]:
-    """A checkpoint's tensors."""
+def read_arrays(path: Path) -> dict[str, Any]:
+    """Return the tensors of a checkpoint."""
     return tensors.read(path, tensors.CHECKPOINT).arrays
 
 
-def same_runs(one: Path, singles: list[Path]) -> None:
-    """Asserts that a file's runs are, byte for byte and record for record, those of these files."""
-    stacked, records = arrays(one), metrics_of(one)["records"]
+def assert_same_runs(combined: Path, singles: list[Path]) -> None:
+    """Assert that the runs in a file equal those of these files, byte for byte and record for record."""
+    stacked, records = read_arrays(combined), read_metrics(combined)["records"]
     for k, single in enumerate(singles):
-        alone = arrays(single)
+        alone = read_arrays(single)
         assert list(alone) == list(stacked)
         for name, array in alone.items():
             assert (stacked[name][k].dtype, stacked[name][k].tobytes()) == (array.dtype, array.tobytes()), name
-    assert records == [record for single in singles for record in metrics_of(single)["records"]]
+    assert records == [record for single in singles for record in read_metrics(single)["records"]]
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 64])
-def test_runs_are_those_of_their_seeds(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int
-) -> None:
-    """Run k is the run of seed + k alone, however many there are and however many cores."""
+def test_seed_runs_match_single_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int) -> None:
+    """Run k equals the single run of seed + k, for any number of runs and cores."""
     for module in (seed_runs, seq):
         monkeypatch.setattr(module, "count_processors", lambda: cpus)
     for count in (2, 3):
         output = tmp_path / f"{count}.safetensors"
-        dlcv("seq", "train", folder / "data.safetensors", *SETTINGS, "--seed", 5, "--seeds", count, "-o", output)
-        same_runs(output, [folder / f"gru{seed}.safetensors" for seed in (5, 6, 7)[:count]])
-        assert metrics_of(output)["run"]["threads"] == min(cpus, count)
+        run_dlcv("seq", "train", folder / "data.safetensors", *SETTINGS, "--seed", 5, "--seeds", count, "-o", output)
+        assert_same_runs(output, [folder / f"gru{seed}.safetensors" for seed in (5, 6, 7)[:count]])
+        assert read_metrics(output)["run"]["threads"] == min(cpus, count)
         if count == 3:
-            assert arrays(output).keys() == arrays(folder / "all.safetensors").keys()
+            assert read_arrays(output).keys() == read_arrays(folder / "all.safetensors").keys()
 
 
 @pytest.mark.parametrize("cell", ["elman", "lstm", "baseline"])
 @pytest.mark.parametrize("engine", ["compiled", "torch"])
-def test_runs_of_every_cell_and_engine(folder: Path, tmp_path: Path, cell: str, engine: str) -> None:
-    """Other cells and the other engine keep to it too."""
+def test_seed_runs_of_other_cells_and_engine(folder: Path, tmp_path: Path, cell: str, engine: str) -> None:
+    """Seed runs of other cells and of the other engine equal single runs."""
     settings = (folder / "data.safetensors", *SETTINGS, "--cell", cell, "--engine", engine, "-o")
     for seed in (0, 1):
-        dlcv("seq", "train", *settings, tmp_path / f"{seed}.safetensors", "--seed", seed)
-    dlcv("seq", "train", *settings, tmp_path / "both.safetensors", "--seeds", 2)
-    same_runs(tmp_path / "both.safetensors", [tmp_path / f"{seed}.safetensors" for seed in (0, 1)])
-    assert run_keys(tmp_path / "both.safetensors") == ["mse", "mae", "close", "r2"]
+        run_dlcv("seq", "train", *settings, tmp_path / f"{seed}.safetensors", "--seed", seed)
+    run_dlcv("seq", "train", *settings, tmp_path / "both.safetensors", "--seeds", 2)
+    assert_same_runs(tmp_path / "both.safetensors", [tmp_path / f"{seed}.safetensors" for seed in (0, 1)])
+    assert read_run_keys(tmp_path / "both.safetensors") == ["mse", "mae", "close", "r2"]
 
 
-def run_keys(checkpoint: Path) -> list[str]:
-    """The keys of the runs in its evaluation."""
-    dlcv("eval", checkpoint)
+def read_run_keys(checkpoint: Path) -> list[str]:
+    """Return the keys of the runs in the evaluation."""
+    run_dlcv("eval", checkpoint)
     return list(json.loads(checkpoint.with_suffix(".test.eval.json").read_text())["seed_spread"])
 
 
-def test_files_of_several_runs(folder: Path) -> None:
-    """The record has the seeds, `best` is the lowest of all runs, and one run's file has the form it always had."""
+def test_metadata_of_seed_runs(folder: Path) -> None:
+    """The metadata has the seeds, `best` is the lowest of all runs, and a single run has the older form."""
     several, one = (tensors.read(folder / name, tensors.CHECKPOINT) for name in ("all.safetensors", "gru5.safetensors"))
     assert list(several.metadata) == [
         "schema",
@@ -107,33 +105,36 @@ def test_files_of_several_runs(folder: Path) -> None:
         "versions",
     ]
     assert (several.metadata["seeds"], one.metadata["seeds"]) == ([5, 6, 7], [5])
-    records = metrics_of(folder / "all.safetensors")["records"]
+    records = read_metrics(folder / "all.safetensors")["records"]
     assert [record["seed"] for record in records] == sorted(record["seed"] for record in records)
     assert several.metadata["best"] == min(records, key=lambda record: record["val_loss"])
     assert {n: a.shape for n, a in several.arrays.items()} == {n: (3, *a.shape) for n, a in one.arrays.items()}
-    assert metrics_of(folder / "all.safetensors")["parameters"] == metrics_of(folder / "gru5.safetensors")["parameters"]
+    assert (
+        read_metrics(folder / "all.safetensors")["parameters"]
+        == read_metrics(folder / "gru5.safetensors")["parameters"]
+    )
 
 
-def test_runs_load_into_torch(folder: Path, run: Run) -> None:
-    """Each slice loads strictly into torch.nn, and gives the predictions, whose mean metrics the evaluation has."""
+def test_seed_runs_load_into_torch(folder: Path, run: Run) -> None:
+    """Each slice loads strictly into torch.nn and gives the predictions; their mean metrics are recorded."""
     path = folder / "all.safetensors"
     assert run("eval", path).exit_code == 0
     actual = json.loads((folder / "all.test.eval.json").read_text())
-    answers = tensors.read(folder / "all.test.predictions.safetensors", tensors.PREDICTIONS).arrays
+    predictions = tensors.read(folder / "all.test.predictions.safetensors", tensors.PREDICTIONS).arrays
     test = sequences.read(folder / "data.safetensors").parts["test"]
-    assert answers["predictions"].shape == (3, 20)
+    assert predictions["predictions"].shape == (3, 20)
     assert actual["data"]["n"] == 20
     by_run: dict[str, list[float]] = {"mse": [], "mae": [], "close": []}
     for k in range(3):
         rnn, head = torch.nn.GRU(2, 4), torch.nn.Linear(4, 1)
-        chosen = {name: torch.from_numpy(array[k].copy()) for name, array in arrays(path).items()}
+        chosen = {name: torch.from_numpy(array[k].copy()) for name, array in read_arrays(path).items()}
         for part, module in (("rnn.", rnn), ("head.", head)):
             module.load_state_dict({n.removeprefix(part): t for n, t in chosen.items() if n.startswith(part)})
         with torch.no_grad():
             xs = np.split(test.inputs, np.cumsum(test.lengths)[:-1])
             expected = np.array([head(rnn(torch.from_numpy(x))[0][-1]).item() for x in xs])
-        np.testing.assert_allclose(answers["predictions"][k], expected, atol=2e-6)
-        errors = np.abs(answers["predictions"][k].astype(np.float64) - test.targets)
+        np.testing.assert_allclose(predictions["predictions"][k], expected, atol=2e-6)
+        errors = np.abs(predictions["predictions"][k].astype(np.float64) - test.targets)
         for key, value in (("mse", errors**2), ("mae", errors), ("close", errors < 0.04)):
             by_run[key].append(float(np.mean(value)))
         of_run = {key: values[-1] for key, values in by_run.items()}
@@ -151,14 +152,14 @@ def test_runs_load_into_torch(folder: Path, run: Run) -> None:
         assert total / 20 == pytest.approx(actual["metrics"][key])
 
 
-def test_over_runs() -> None:
-    """Mean, sample standard deviation, least and largest; one run has no spread."""
+def test_summarize_runs() -> None:
+    """Mean, sample standard deviation, minimum and maximum; a single run has no spread."""
     assert summarize_runs([1.0, 2.0, 6.0]) == {"mean": 3, "std": pytest.approx(7**0.5), "min": 1, "max": 6}
     assert summarize_runs([0.5]) == {"mean": 0.5, "std": 0, "min": 0.5, "max": 0.5}
 
 
-def test_table_of_several_runs(folder: Path, run: Run) -> None:
-    """The table shows how many runs a row has, csv how they spread; one run, and no baseline, has no spread."""
+def test_tables_of_seed_runs(folder: Path, run: Run) -> None:
+    """The table has the number of runs and csv their spread; single runs and baselines have none."""
     paths = (folder / "all.safetensors", folder / "gru5.safetensors")
     document = json.loads(run("eval", "--compare", *paths, "--json").stdout)
     rows, pairs = document["rows"], document["pairs"]
@@ -182,8 +183,8 @@ def test_table_of_several_runs(folder: Path, run: Run) -> None:
     assert "mse_std" not in alone, "one run has the table it always had"
 
 
-def test_what_is_said_of_several_runs(folder: Path, tmp_path: Path, run: Run) -> None:
-    """One line a run with its seed, in the order of the seeds; --json has the best of all."""
+def test_messages_of_seed_runs(folder: Path, tmp_path: Path, run: Run) -> None:
+    """Each run has a line with its seed, in the order of the seeds; --json has the best of all."""
     output = tmp_path / "all.safetensors"
     result = run(
         "seq", "train", folder / "data.safetensors", *SETTINGS, "--seed", 5, "--seeds", 3, "-o", output, "--json"
@@ -191,7 +192,7 @@ def test_what_is_said_of_several_runs(folder: Path, tmp_path: Path, run: Run) ->
     first, *lines = result.stderr.splitlines()
     assert first == "training 101 parameters (gru) on 64 sequences, 3 times"
     assert [line.split()[:3] for line in lines] == [["seed", str(seed), "iteration"] for seed in (5, 6, 7)]
-    assert json.loads(result.stdout) == {"status": "made", "output": str(output), **metrics_of(output)["best"]}
+    assert json.loads(result.stdout) == {"status": "made", "output": str(output), **read_metrics(output)["best"]}
 
 
 # ------------------------------------------------------------------------------------------------- batches and engines
@@ -199,13 +200,13 @@ def test_what_is_said_of_several_runs(folder: Path, tmp_path: Path, run: Run) ->
 
 @pytest.mark.parametrize(("batch", "clip"), [(1, ()), (7, ()), (200, ("--clip-norm", 0.1))])
 def test_engines_agree(folder: Path, tmp_path: Path, batch: int, clip: tuple[object, ...]) -> None:
-    """Both engines come to the same losses, in batches of mixed lengths too, at the same iterations."""
+    """Both engines give the same losses at the same iterations, also with mixed lengths."""
     actual = []
     for engine in ("compiled", "torch"):
         output = tmp_path / f"{engine}.safetensors"
         more = ("--batch-size", batch, "--engine", engine, *clip)
-        dlcv("seq", "train", folder / "data.safetensors", *SETTINGS, "--record-every", 9, *more, "-o", output)
-        actual.append(metrics_of(output))
+        run_dlcv("seq", "train", folder / "data.safetensors", *SETTINGS, "--record-every", 9, *more, "-o", output)
+        actual.append(read_metrics(output))
         assert actual[-1]["run"]["versions"].keys() - {"dlcv", "numpy", "safetensors"} == {
             "compiled": {"numba"}, "torch": {"torch"},
         }[engine]  # fmt: skip
@@ -216,7 +217,7 @@ def test_engines_agree(folder: Path, tmp_path: Path, batch: int, clip: tuple[obj
 
 @pytest.mark.parametrize("batch", [1, 7, 64, 200])
 def test_progress_ends_at_its_total(folder: Path, tmp_path: Path, batch: int) -> None:
-    """The last progress told is all of it, also where the last batch is smaller: the bar ends full."""
+    """The last progress is its total, even if the last batch is smaller."""
     message: list[tuple[int, int]] = []
 
     class Told(Reporter):
@@ -230,13 +231,13 @@ def test_progress_ends_at_its_total(folder: Path, tmp_path: Path, batch: int) ->
 
 
 def test_a_cell_without_kernels(folder: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cell that torch.nn has and the kernels have not trains and evaluates with torch; else it is refused."""
+    """A cell of torch.nn without kernels trains and evaluates with torch, and is refused otherwise."""
     relu = cells.Cell("RNN", gates=1, options={"nonlinearity": "relu"})
     monkeypatch.setitem(cells.CELLS, "elman", relu)  # the options know its name
     output = tmp_path / "relu.safetensors"
     settings = (folder / "data.safetensors", "--cell", "elman", *SETTINGS, "-o", output)
     result = run("seq", "train", *settings)
-    assert (result.exit_code, contents(tmp_path)) == (2, {})
+    assert (result.exit_code, read_files(tmp_path)) == (2, {})
     printed = " ".join(result.stderr.replace("│", " ").split())
     assert "the cell 'elman' has no compiled kernels: train it with --engine torch" in printed
     assert run("seq", "train", *settings, "--engine", "torch").exit_code == 0
@@ -244,7 +245,7 @@ def test_a_cell_without_kernels(folder: Path, tmp_path: Path, run: Run, monkeypa
     actual = json.loads((tmp_path / "relu.test.eval.json").read_text())
     assert "torch" in actual["run"]["versions"]
     rnn, head = torch.nn.RNN(2, 4, nonlinearity="relu"), torch.nn.Linear(4, 1)
-    stored = {name: torch.from_numpy(array.copy()) for name, array in arrays(output).items()}
+    stored = {name: torch.from_numpy(array.copy()) for name, array in read_arrays(output).items()}
     for part, module in (("rnn.", rnn), ("head.", head)):
         module.load_state_dict({n.removeprefix(part): t for n, t in stored.items() if n.startswith(part)})
     test = sequences.read(folder / "data.safetensors").parts["test"]
@@ -253,11 +254,11 @@ def test_a_cell_without_kernels(folder: Path, tmp_path: Path, run: Run, monkeypa
         errors = np.array([head(rnn(torch.from_numpy(x))[0][-1]).item() for x in xs]) - test.targets
     assert actual["metrics"]["mse"] == pytest.approx(np.mean(errors**2), rel=1e-4)
     monkeypatch.delitem(cells.CELLS, "elman")
-    refused(run("eval", output, "--force"), output, "no checkpoint of a cell that this version knows (elman)")
+    assert_refused(run("eval", output, "--force"), output, "no checkpoint of a cell that this version knows (elman)")
 
 
 class OwnCell(torch.nn.Module):
-    """A cell of one's own: an Elman network without a nonlinearity."""
+    """A user's own cell: an Elman network without a nonlinearity."""
 
     def __init__(self, inputs: int, hidden: int, batch_first: bool) -> None:
         super().__init__()
@@ -274,13 +275,13 @@ class OwnCell(torch.nn.Module):
         return torch.stack(states, 1), None
 
 
-def test_a_cell_of_ones_own(run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_cell(run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cell whose entry has a class trains and evaluates with --engine torch."""
     config = seq.SeqTrainConfig(cell="own", engine="torch", hidden_size=3, epochs=1)
     monkeypatch.setitem(cells.CELLS, "own", cells.Cell(OwnCell, gates=1))
     output = tmp_path / "own.safetensors"
     seq.train_sequences(folder / "data.safetensors", output, config)
-    assert metrics_of(output)["parameters"]["total"] == 3 * (2 + 3 + 2) + 4
+    assert read_metrics(output)["parameters"]["total"] == 3 * (2 + 3 + 2) + 4
     assert run("eval", output).exit_code == 0
 
 
@@ -291,10 +292,10 @@ def test_a_cell_of_ones_own(run: Run, folder: Path, tmp_path: Path, monkeypatch:
         (cells.Cell(OwnCell, gates=2), r"rnn.weight_ih_l0 is \(3, 2\), and by `gates` and names it would be \(6, 2\)"),
     ],
 )
-def test_a_cell_that_cannot_be_built(
+def test_impossible_cell_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cell: cells.Cell, words: str
 ) -> None:
-    """A name that torch.nn lacks, or a class of other parameters, is refused in words."""
+    """A name that torch.nn lacks, or a class with other parameters, is refused with the reason."""
     monkeypatch.setitem(cells.CELLS, "own", cell)
     config = seq.SeqTrainConfig(cell="own", engine="torch", hidden_size=3)
     with pytest.raises(SettingError, match=words):
@@ -303,10 +304,10 @@ def test_a_cell_that_cannot_be_built(
 
 
 @pytest.mark.parametrize("signals", [False, True], ids=["it dies", "it dies, then Ctrl-C"])
-def test_a_worker_that_dies_while_a_save_is_due(
+def test_failing_worker_saves_the_others(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: bool
 ) -> None:
-    """When one seed's worker dies, the other's work is saved and the command ends with the error, or at the signal."""
+    """If a worker fails, the other seeds are saved and the command ends with the error or signal."""
     state, died = Training.state, threading.Event()
 
     def fail(training: Training) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import Run, contents, dlcv, metrics_of, refused
+from conftest import Run, assert_refused, read_files, read_metrics, run_dlcv
 from typer.testing import Result
 
 from dlcv_cli.files import sequences, tensors
@@ -25,16 +25,16 @@ SETTINGS = ("--hidden-size", 4, "--epochs", 2, "--record-every", 30)
 
 
 def train_all(folder: Path) -> None:
-    """64 training sequences and every cell trained on them, in a folder."""
-    dlcv("seq", "gen", "--count", 100, "-o", folder / "data.safetensors")
+    """Write 64 training sequences and train every cell on them."""
+    run_dlcv("seq", "gen", "--count", 100, "-o", folder / "data.safetensors")
     for cell in ("baseline", *CELLS):
         output = folder / f"{cell}.safetensors"
-        dlcv("seq", "train", folder / "data.safetensors", "--cell", cell, *SETTINGS, "-o", output)
+        run_dlcv("seq", "train", folder / "data.safetensors", "--cell", cell, *SETTINGS, "-o", output)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data and a checkpoint of each cell. Not to be changed: see `folder`."""
+    """Return a folder with data and a checkpoint of each cell. Tests must not change it."""
     folder = tmp_path_factory.mktemp("trained")
     train_all(folder)
     return folder
@@ -42,12 +42,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be changed."""
+    """Return a copy of it that a test may change."""
     return Path(shutil.copytree(trained, tmp_path / "folder"))
 
 
 def train(run: Run, folder: Path, *more: object) -> Result:
-    """The GRU's training again."""
+    """Run the training of the GRU again."""
     gru = ("--cell", "gru", *SETTINGS, "-o", folder / "gru.safetensors")
     return run("seq", "train", folder / "data.safetensors", *gru, *more)
 
@@ -64,8 +64,8 @@ def train(run: Run, folder: Path, *more: object) -> Result:
         (("--count", 10, "--test-fraction", 0.3, "--val-fraction", 0.5), {"train": 3, "val": 4, "test": 3}),
     ],
 )
-def test_counts(run: Run, tmp_path: Path, more: tuple[object, ...], counts: dict[str, int]) -> None:
-    """The published counts by default; held-out parts are rounded up; the file holds what is said."""
+def test_gen_counts(run: Run, tmp_path: Path, more: tuple[object, ...], counts: dict[str, int]) -> None:
+    """The default counts are the published ones; held-out parts are rounded up; the file has these counts."""
     output = tmp_path / "data.safetensors"
     result = run("seq", "gen", *more, "-o", output, "--json")
     assert json.loads(result.stdout) == {"status": "made", "output": str(output), "counts": counts}
@@ -74,17 +74,17 @@ def test_counts(run: Run, tmp_path: Path, more: tuple[object, ...], counts: dict
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
-def test_gen_twice(run: Run, tmp_path: Path, task: str) -> None:
-    """The same command in two folders gives the same bytes; another seed other sequences."""
+def test_gen_is_reproducible(run: Run, tmp_path: Path, task: str) -> None:
+    """The same command gives the same bytes in two folders; another seed gives other sequences."""
     long = ("--min-length", 20, "--max-length", 22)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         result = run(
             "seq", "gen", "--task", task, "--count", 50, *long, "--seed", seed, "-o", tmp_path / name / "d.safetensors"
         )
         assert result.exit_code == 0
-    one, same, other = ((tmp_path / name / "d.safetensors").read_bytes() for name in "abc")
-    assert one == same
-    assert one != other
+    first, same, second = ((tmp_path / name / "d.safetensors").read_bytes() for name in "abc")
+    assert first == same
+    assert first != second
     record = tensors.read_metadata(tmp_path / "a" / "d.safetensors", tensors.SEQUENCES)
     assert list(record) == ["schema", "sha256", "stage", "config", "inputs", "versions"]
     assert list(record["config"]) == [
@@ -94,24 +94,24 @@ def test_gen_twice(run: Run, tmp_path: Path, task: str) -> None:
 
 
 def test_gen_parts_do_not_overlap(trained: Path) -> None:
-    """No sequence is in two parts, and settings reach the data."""
+    """No sequence is in two parts, and the settings change the data."""
     parts = sequences.read(trained / "data.safetensors").parts
     seen = Counter(inputs.tobytes() for d in parts.values() for inputs in np.split(d.inputs, np.cumsum(d.lengths)[:-1]))
     assert set(seen.values()) == {1}
     assert len(seen) == 100
 
 
-def test_gen_like_make(run: Run, folder: Path) -> None:
-    """The same command is up to date; another is refused by what differs; --force goes ahead."""
-    before, data = contents(folder), folder / "data.safetensors"
+def test_gen_up_to_date(run: Run, folder: Path) -> None:
+    """The same command is up to date; another is refused with the difference; --force replaces the file."""
+    before, data = read_files(folder), folder / "data.safetensors"
     result = run("seq", "gen", "--count", 100, "-o", data)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == f"{data}: up to date (adding: train 64, val 16, test 20)\n"
-    refused(
+    assert_refused(
         run("seq", "gen", "--count", 101, "-o", data), f"{data} already exists", "--count was 100, now 101", "--force"
     )
-    refused(run("seq", "gen", "--count", 100, "-o", folder / "gru.safetensors"), "dlcv.checkpoint/1")
-    assert contents(folder) == before
+    assert_refused(run("seq", "gen", "--count", 100, "-o", folder / "gru.safetensors"), "dlcv.checkpoint/1")
+    assert read_files(folder) == before
     assert run("seq", "gen", "--count", 101, "-o", data, "--force").stdout.startswith(f"wrote {data} ")
     assert len(sequences.read(data).parts["test"].lengths) == 21
 
@@ -130,8 +130,8 @@ def test_gen_like_make(run: Run, folder: Path) -> None:
         ("--name", 2, ""),
     ],
 )
-def test_gen_usage(run: Run, tmp_path: Path, options: str, code: int, words: str) -> None:
-    """Settings outside their range are wrong usage; a count that leaves a part empty is refused; nothing is written."""
+def test_gen_wrong_usage(run: Run, tmp_path: Path, options: str, code: int, words: str) -> None:
+    """Settings out of range are wrong usage, and a count that leaves a part empty is refused."""
     result = run("seq", "gen", *options.split(), "-o", tmp_path / "d.safetensors")
     assert (result.exit_code, result.stdout) == (code, "")
     assert words in result.stderr
@@ -142,8 +142,8 @@ def test_gen_usage(run: Run, tmp_path: Path, options: str, code: int, words: str
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_loads_into_torch(trained: Path, cell: str) -> None:
-    """A checkpoint loads strictly into torch.nn's classes, and these give the validation loss that is recorded."""
+def test_checkpoint_loads_into_torch(trained: Path, cell: str) -> None:
+    """A checkpoint loads strictly into torch.nn and gives the recorded validation loss."""
     output = trained / f"{cell}.safetensors"
     stored = safetensors.torch.load_file(output)
     parts: dict[str, dict[str, torch.Tensor]] = {"rnn": {}, "head": {}}
@@ -155,19 +155,19 @@ def test_loads_into_torch(trained: Path, cell: str) -> None:
     head.load_state_dict(parts["head"], strict=True)
     val = sequences.read(trained / "data.safetensors").parts["val"]
     with torch.no_grad():
-        answers = [
+        predictions = [
             head(rnn(torch.from_numpy(inputs))[0][-1]).item()
             for inputs in np.split(val.inputs, np.cumsum(val.lengths)[:-1])
         ]
-    mse = np.mean((np.array(answers) - val.targets) ** 2)
-    assert metrics_of(output)["best"]["val_loss"] == pytest.approx(mse, rel=1e-5)
+    mse = np.mean((np.array(predictions) - val.targets) ** 2)
+    assert read_metrics(output)["best"]["val_loss"] == pytest.approx(mse, rel=1e-5)
 
 
 @pytest.mark.parametrize("cell", ["baseline", *CELLS])
 def test_metrics_keys(trained: Path, cell: str) -> None:
-    """The metrics file's keys, at every level, in their order, and a record every 30 steps and at the last, 128."""
+    """The metrics have these keys in this order, and a record every 30 steps and at the last step, 128."""
     output = trained / f"{cell}.safetensors"
-    actual = metrics_of(output)
+    actual = read_metrics(output)
     assert list(actual) == [
         "schema", "stage", "config", "inputs", "task", "parameters", "records", "best", "checkpoint", "run",
     ]  # fmt: skip
@@ -206,11 +206,11 @@ def test_metrics_keys(trained: Path, cell: str) -> None:
     assert list(actual["run"]["versions"]) == ["dlcv", "numba", "numpy", "safetensors"]
 
 
-def test_record_keys(trained: Path) -> None:
-    """The checkpoint's record: its keys in their order, and that it agrees with the metrics."""
+def test_metadata_keys(trained: Path) -> None:
+    """The metadata has these keys in this order, and agrees with the metrics."""
     record, metrics = (
         tensors.read_metadata(trained / "gru.safetensors", tensors.CHECKPOINT),
-        metrics_of(trained / "gru.safetensors"),
+        read_metrics(trained / "gru.safetensors"),
     )
     assert list(record) == ["schema", "sha256", "stage", "config", "inputs", "task", "seeds", "best", "versions"]
     assert record["seeds"] == [0]
@@ -219,34 +219,34 @@ def test_record_keys(trained: Path) -> None:
 
 
 def test_baseline_checkpoint(trained: Path) -> None:
-    """The baseline's checkpoint is the task's constant alone, its one record that constant's loss."""
+    """The baseline's checkpoint is the constant alone, and its only record has the constant's loss."""
     stored = tensors.read(trained / "baseline.safetensors", tensors.CHECKPOINT)
     assert {name: array.tolist() for name, array in stored.arrays.items()} == {"constant": [1.0]}
     val = sequences.read(trained / "data.safetensors").parts["val"]
     mse = np.mean((val.targets.astype(np.float64) - 1) ** 2)
-    [record] = metrics_of(trained / "baseline.safetensors")["records"]
+    [record] = read_metrics(trained / "baseline.safetensors")["records"]
     assert record == {"seed": 0, "iteration": 0, "train_loss": None, "val_loss": pytest.approx(mse)}
 
 
-def test_twice_the_same(trained: Path, tmp_path: Path) -> None:
-    """The same commands in another folder give the same checkpoints byte by byte, and metrics that differ in `run`."""
+def test_training_is_reproducible(trained: Path, tmp_path: Path) -> None:
+    """The same commands in another folder give equal checkpoints, and metrics that differ in `run`."""
     train_all(tmp_path / "again")
     for cell in ("baseline", *CELLS):
         name = f"{cell}.safetensors"
         assert (trained / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), cell
-        one, other = metrics_of(trained / name), metrics_of(tmp_path / "again" / name)
-        assert list(one.pop("run")) == list(other.pop("run"))
-        assert one == other
+        first, second = read_metrics(trained / name), read_metrics(tmp_path / "again" / name)
+        assert list(first.pop("run")) == list(second.pop("run"))
+        assert first == second
 
 
 def test_up_to_date(run: Run, folder: Path) -> None:
-    """The same command again says so and touches nothing."""
+    """The same command again says that the output is up to date and changes nothing."""
     output = folder / "gru.safetensors"
-    before, stamp = contents(folder), output.stat().st_mtime_ns
+    before, stamp = read_files(folder), output.stat().st_mtime_ns
     result = train(run, folder)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.startswith(f"{output}: up to date (best seed 0  iteration ")
-    assert contents(folder) == before
+    assert read_files(folder) == before
     assert output.stat().st_mtime_ns == stamp
 
 
@@ -262,29 +262,29 @@ def test_up_to_date(run: Run, folder: Path) -> None:
     ],
 )
 def test_other_settings_are_refused(run: Run, folder: Path, more: tuple[object, ...], difference: str) -> None:
-    """A checkpoint trained otherwise is left alone, and the message names what differs; --force replaces it."""
-    before, output = contents(folder), folder / "gru.safetensors"
-    refused(train(run, folder, *more), f"{output} already exists", difference, "--force")
-    assert contents(folder) == before
+    """Other settings are refused by name and keep the checkpoint; --force replaces it."""
+    before, output = read_files(folder), folder / "gru.safetensors"
+    assert_refused(train(run, folder, *more), f"{output} already exists", difference, "--force")
+    assert read_files(folder) == before
     assert train(run, folder, *more, "--force").exit_code == 0
     assert output.read_bytes() != before["gru.safetensors"]
 
 
 def test_other_data_is_refused(run: Run, folder: Path) -> None:
-    """A checkpoint trained on other data, and a data file in a checkpoint's place, are left alone."""
-    dlcv("seq", "gen", "--count", 10, "-o", folder / "other.safetensors")
-    dlcv("seq", "gen", "--count", 100, "--seed", 1, "-o", folder / "data.safetensors", "--force")
-    before = contents(folder)
-    refused(train(run, folder), "it was made from different data")
-    refused(train(run, folder, "-o", folder / "other.safetensors"), "dlcv.sequences/1")
-    refused(
+    """A checkpoint trained on other data, and a data file in its place, are refused and kept."""
+    run_dlcv("seq", "gen", "--count", 10, "-o", folder / "other.safetensors")
+    run_dlcv("seq", "gen", "--count", 100, "--seed", 1, "-o", folder / "data.safetensors", "--force")
+    before = read_files(folder)
+    assert_refused(train(run, folder), "it was made from different data")
+    assert_refused(train(run, folder, "-o", folder / "other.safetensors"), "dlcv.sequences/1")
+    assert_refused(
         train(run, folder, "-o", folder / "data.safetensors", "--force"), folder / "data.safetensors", "another name"
     )
-    assert contents(folder) == before
+    assert read_files(folder) == before
 
 
-def test_without_its_metrics_it_trains_again(run: Run, trained: Path, folder: Path) -> None:
-    """A checkpoint whose metrics are gone is made again, the same, and says why."""
+def test_missing_metrics_train_again(run: Run, trained: Path, folder: Path) -> None:
+    """A checkpoint without its metrics is trained again to the same bytes, with the reason."""
     (folder / "gru.metrics.json").unlink()
     result = train(run, folder)
     assert result.exit_code == 0
@@ -320,27 +320,27 @@ DAMAGE: dict[str, Callable[[Arrays, dict[str, Any]], Any]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("command", ["train", "eval"])
 def test_damaged_sequences(run: Run, folder: Path, damage: str, command: str) -> None:
-    """A sequence file with anything wrong in it is refused in one line that names it, and nothing is written."""
+    """A damaged sequence file is refused in one line that names it, and nothing is written."""
     stored = tensors.read(folder / "data.safetensors", tensors.SEQUENCES)
     record = {key: value for key, value in stored.metadata.items() if key != "schema"}
     DAMAGE[damage](stored.arrays, record)
     bad = folder / "bad.safetensors"
     tensors.write(bad, tensors.SEQUENCES, stored.arrays, record)
-    before = contents(folder)
+    before = read_files(folder)
     if command == "train":
-        refused(run("seq", "train", bad, *SETTINGS, "-o", folder / "out" / "new.safetensors"), bad)
+        assert_refused(run("seq", "train", bad, *SETTINGS, "-o", folder / "out" / "new.safetensors"), bad)
     else:
         result = run("eval", folder / "gru.safetensors", "--data", bad)
         assert result.exit_code == 1
         assert str(bad) in result.stderr.splitlines()[-1]
-    assert contents(folder) == before
+    assert read_files(folder) == before
 
 
 @pytest.mark.parametrize(
     "kind", ["missing", "empty", "folder", "garbage", "truncated", "checkpoint", "foreign", "json"]
 )
 def test_bad_data(run: Run, folder: Path, kind: str) -> None:
-    """What is no sequence file is refused in one line that names it and what was expected, and nothing is written."""
+    """A file that holds no sequences is refused in one line that names it and the expected schema."""
     bad, good = folder / "bad.safetensors", folder / "data.safetensors"
     if kind == "empty":
         bad.touch()
@@ -356,10 +356,10 @@ def test_bad_data(run: Run, folder: Path, kind: str) -> None:
         safetensors.torch.save_file({"a": torch.zeros(3)}, bad)
     elif kind == "json":
         shutil.copy(folder / "lstm.metrics.json", bad)
-    before = contents(folder)
+    before = read_files(folder)
     words = {"checkpoint": "'dlcv.checkpoint/1'; a 'dlcv.sequences/1'", "foreign": "not a dlcv file"}
-    refused(run("seq", "train", bad, *SETTINGS, "-o", folder / "new.safetensors"), bad, words.get(kind, ""))
-    assert contents(folder) == before
+    assert_refused(run("seq", "train", bad, *SETTINGS, "-o", folder / "new.safetensors"), bad, words.get(kind, ""))
+    assert read_files(folder) == before
 
 
 @pytest.mark.parametrize(
@@ -370,40 +370,40 @@ def test_bad_data(run: Run, folder: Path, kind: str) -> None:
         ("--seed 4294967295 --seeds 2", 2),
     ],
 )  # fmt: skip
-def test_train_usage(run: Run, folder: Path, options: str, code: int) -> None:
-    """Settings outside their range, or of no table, are wrong usage; nothing is written."""
-    before = contents(folder)
+def test_train_wrong_usage(run: Run, folder: Path, options: str, code: int) -> None:
+    """Settings out of range or unknown are wrong usage, and nothing is written."""
+    before = read_files(folder)
     result = train(run, folder, *options.split(), "--force")
     assert (result.exit_code, result.stdout) == (code, "")
-    assert contents(folder) == before
+    assert read_files(folder) == before
 
 
 def test_runaway_training(run: Run, folder: Path) -> None:
-    """A training whose loss runs away before any look at it ends with one line of advice, and writes nothing."""
-    before = contents(folder)
+    """A training that diverges before its first validation pass ends with one line of advice and no file."""
+    before = read_files(folder)
     result = train(run, folder, "--lr", "1e38", "--force", "--json")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines()[1:] == [
         "dlcv: seed 0: the loss is no longer a finite number at iteration 2: try a lower --lr than 1e+38"
     ]
-    assert contents(folder) == before
+    assert read_files(folder) == before
 
 
 def test_output_below_a_file(run: Run, folder: Path) -> None:
-    """An output whose folder is a file is refused before anything is trained."""
+    """An output whose folder is a file is refused before training."""
     (folder / "runs").write_text("a file")
-    before = contents(folder)
-    refused(train(run, folder, "-o", folder / "runs" / "new.safetensors"), folder / "runs")
-    assert contents(folder) == before
+    before = read_files(folder)
+    assert_refused(train(run, folder, "-o", folder / "runs" / "new.safetensors"), folder / "runs")
+    assert read_files(folder) == before
 
 
 def test_json(run: Run, folder: Path) -> None:
-    """--json: one document on stdout, made or up to date, with the best record; all else on stderr."""
+    """--json prints one document with the best record, made or up to date; all else is on stderr."""
     output = folder / "gru.safetensors"
     again, forced = train(run, folder, "--json"), train(run, folder, "--json", "--force")
     for result, status in ((again, "up to date"), (forced, "made")):
         document = json.loads(result.stdout)
-        assert document == {"status": status, "output": str(output), **metrics_of(output)["best"]}
+        assert document == {"status": status, "output": str(output), **read_metrics(output)["best"]}
         assert list(document) == ["status", "output", "seed", "iteration", "train_loss", "val_loss"]
     lines = forced.stderr.splitlines()
     assert lines[0] == "training 101 parameters (gru) on 64 sequences"
@@ -411,50 +411,50 @@ def test_json(run: Run, folder: Path) -> None:
 
 
 def test_a_foreign_file_beside_the_output_is_kept(run: Run, folder: Path) -> None:
-    """What lies under the metrics' name and is none of ours is refused before training, and replaced by --force."""
+    """A foreign file with the metrics' name is refused before training; --force replaces it."""
     notes = folder / "new.metrics.json"
     notes.write_text('"my notes"')
     new = ("-o", folder / "new.safetensors")
-    before = contents(folder)
-    refused(train(run, folder, *new), notes, "--force")
-    assert contents(folder) == before
+    before = read_files(folder)
+    assert_refused(train(run, folder, *new), notes, "--force")
+    assert read_files(folder) == before
     assert train(run, folder, *new, "--force").exit_code == 0
-    assert metrics_of(folder / "new.safetensors")["schema"] == "dlcv.metrics/1"
+    assert read_metrics(folder / "new.safetensors")["schema"] == "dlcv.metrics/1"
 
 
 def test_a_folder_beside_the_output_is_refused(run: Run, folder: Path) -> None:
-    """A folder under the metrics' name is noticed before training, even with --force."""
+    """A folder with the metrics' name is refused before training, even with --force."""
     (folder / "new.metrics.json").mkdir()
-    refused(train(run, folder, "-o", folder / "new.safetensors", "--force"), "new.metrics.json", "folder")
+    assert_refused(train(run, folder, "-o", folder / "new.safetensors", "--force"), "new.metrics.json", "folder")
     assert not (folder / "new.safetensors").exists()
 
 
 def test_evaluation_does_not_overwrite_the_data(run: Run, folder: Path) -> None:
-    """A data file that bears the predictions' name is kept, even with --force."""
+    """A data file with the predictions' name is kept, even with --force."""
     data = folder / "b.test.predictions.safetensors"
     (folder / "data.safetensors").rename(data)
     b = folder / "b.safetensors"
     assert run("seq", "train", data, "--cell", "baseline", "-o", b).exit_code == 0
-    before = contents(folder)
-    refused(run("eval", b, "--force"), data, "would be overwritten")
-    assert contents(folder) == before
+    before = read_files(folder)
+    assert_refused(run("eval", b, "--force"), data, "would be overwritten")
+    assert read_files(folder) == before
 
 
-def test_answers_that_overflow(run: Run, folder: Path) -> None:
-    """Weights that are finite but whose answers are not: refused by name, nothing written."""
+def test_overflowing_predictions_are_refused(run: Run, folder: Path) -> None:
+    """Finite weights whose predictions overflow are refused by name."""
     path = folder / "elman.safetensors"
     (folder / "elman.metrics.json").unlink()
     stored = tensors.read(path, tensors.CHECKPOINT)
     record = {key: value for key, value in stored.metadata.items() if key != "schema"}
     huge = {name: np.full_like(array, 3e38) for name, array in stored.arrays.items()}
     tensors.write(path, tensors.CHECKPOINT, huge, record)
-    before = contents(folder)
-    refused(run("eval", path), path, "not finite")
-    assert contents(folder) == before
+    before = read_files(folder)
+    assert_refused(run("eval", path), path, "not finite")
+    assert read_files(folder) == before
 
 
-def test_an_exchanged_checkpoint_is_noticed(run: Run, folder: Path) -> None:
-    """A checkpoint that is not the one its metrics file speaks of is evaluated with a warning."""
+def test_replaced_checkpoint_is_a_warning(run: Run, folder: Path) -> None:
+    """A checkpoint that its metrics file does not belong to is evaluated with a warning."""
     shutil.copy(folder / "lstm.safetensors", folder / "gru.safetensors")
     result = run("eval", folder / "gru.safetensors")
     assert result.exit_code == 0
@@ -462,8 +462,8 @@ def test_an_exchanged_checkpoint_is_noticed(run: Run, folder: Path) -> None:
     assert "not the checkpoint that its metrics file names" in result.stderr
 
 
-def test_a_link_to_itself(run: Run, folder: Path) -> None:
-    """A symbolic link that leads to itself is refused in one line."""
+def test_link_to_itself_is_refused(run: Run, folder: Path) -> None:
+    """A symbolic link to itself is refused in one line."""
     loop = folder / "loop.safetensors"
     loop.symlink_to(loop)
-    refused(run("eval", loop), "loop")
+    assert_refused(run("eval", loop), "loop")

@@ -22,33 +22,33 @@ RECURRENT = ("elman", "lstm", "gru")
 every_engine = pytest.mark.parametrize("engine", ["compiled", "torch"])
 
 
-def each(data: Sequences) -> list[tuple[NDArray[np.float32], np.float32]]:
-    """(inputs (T, F), target) of every sequence."""
+def list_sequences(data: Sequences) -> list[tuple[NDArray[np.float32], np.float32]]:
+    """Return (inputs (T, F), target) of every sequence."""
     return list(zip(np.split(data.inputs, np.cumsum(data.lengths)[:-1]), data.targets, strict=True))
 
 
-def made(task: str = "adding", count: int = 200, stream: int = 0, **settings: int) -> Sequences:
-    """`count` sequences of a task."""
+def draw(task: str = "adding", count: int = 200, stream: int = 0, **settings: int) -> Sequences:
+    """Return `count` sequences of a task."""
     return generate(GenConfig(task=task, **settings), count, stream)
 
 
-def start(cell: str, hidden: int, seed: int = 0) -> Parameters:
-    """Initial weights for two numbers a step."""
+def draw_weights(cell: str, hidden: int, seed: int = 0) -> Parameters:
+    """Return initial weights for two inputs a step."""
     return draw_parameters(CELLS[cell], 2, hidden, 1.0, seed)
 
 
-def answers_of(cell: str, weights: Parameters, engine: str, data: Sequences) -> NDArray[np.float32]:
-    """The network's answers."""
+def compute_predictions(cell: str, weights: Parameters, engine: str, data: Sequences) -> NDArray[np.float32]:
+    """Return the predictions of a network."""
     settings: Any = {"engine": engine}
     return build_engine(CELLS[cell], weights, SeqTrainConfig(**settings)).predict(data)
 
 
-def training_of(
+def train_fully(
     cell: str, hidden: int, train: Sequences, val: Sequences, seed: int = 0, **settings: Any
 ) -> tuple[list[Record], Parameters, Engine]:
-    """All of a training: its records, the best weights, and the engine as it is afterwards."""
+    """Train to the end. Return the records, the best weights, and the engine."""
     config = SeqTrainConfig(cell=cell, **settings)
-    engine = build_engine(CELLS[cell], start(cell, hidden), config, train)
+    engine = build_engine(CELLS[cell], draw_weights(cell, hidden), config, train)
     trained = Training(engine, len(train.lengths), val, config, seed)
     return [record for record in trained if record], trained.best, engine
 
@@ -57,9 +57,9 @@ def training_of(
 
 
 @pytest.mark.parametrize("task", ["adding", "multiplication"])
-def test_marked_values(task: str) -> None:
-    """Two markers of 1 in each sequence, values in [0, 1), and the target is the two values' sum or product."""
-    for inputs, target in each(made(task, 500)):
+def test_marked_values_give_the_target(task: str) -> None:
+    """Two markers are 1, values are in [0, 1), and the target is the sum or product."""
+    for inputs, target in list_sequences(draw(task, 500)):
         values, markers = inputs.T.astype(np.float64)
         assert values.min() >= 0
         assert values.max() < 1
@@ -70,10 +70,10 @@ def test_marked_values(task: str) -> None:
 
 
 def test_temporal_order() -> None:
-    """Six symbols one-hot, two of them X or Y; the target says which came first and which second: XX, XY, YX, YY."""
-    data = made("temporal-order", 500)
+    """Six symbols are one-hot, two of them X or Y, and the target gives their order: XX, XY, YX, YY."""
+    data = draw("temporal-order", 500)
     seen = set()
-    for inputs, target in each(data):
+    for inputs, target in list_sequences(data):
         assert set(np.unique(inputs)) <= {0, 1}
         assert (inputs.sum(1) == 1).all()
         word = "".join("XYabcd"[i] for i in inputs.argmax(1))
@@ -86,10 +86,10 @@ def test_temporal_order() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(2, 10), (5, 5), (30, 40)])
 @pytest.mark.parametrize("task", sorted(set(TASKS) - {"adding-1997"}))
-def test_lengths(task: str, low: int, high: int) -> None:
-    """Lengths run over the whole range, both ends included, uniformly; the steps add up; types are as stated."""
+def test_lengths_are_uniform(task: str, low: int, high: int) -> None:
+    """Lengths are uniform, both ends included; the steps add up; dtypes are as documented."""
     count = 2000
-    data = made(task, count, min_length=low, max_length=high)
+    data = draw(task, count, min_length=low, max_length=high)
     values, counts = np.unique(data.lengths, return_counts=True)
     assert values.tolist() == list(range(low, high + 1))
     share = count / len(values)
@@ -102,7 +102,7 @@ def test_lengths(task: str, low: int, high: int) -> None:
 def test_any_two_steps_are_marked() -> None:
     """Every pair of steps is marked about equally often."""
     counts = np.zeros((5, 5))
-    for inputs, _ in each(made(count=2000, min_length=5, max_length=5)):
+    for inputs, _ in list_sequences(draw(count=2000, min_length=5, max_length=5)):
         counts[tuple(np.flatnonzero(inputs[:, 1]))] += 1
     pairs = counts[np.triu_indices(5, 1)]
     assert pairs.sum() == 2000
@@ -110,27 +110,27 @@ def test_any_two_steps_are_marked() -> None:
 
 
 def test_adding_statistics() -> None:
-    """The answer 1 has MSE 1/6 and MAE 1/3: within 0.006, four standard errors at 20,000 sequences."""
-    errors = made(count=20_000, min_length=2, max_length=3).targets.astype(np.float64) - TASKS["adding"].constant
+    """The constant 1 has MSE 1/6 and MAE 1/3 within 0.006, four standard errors at 20,000 sequences."""
+    errors = draw(count=20_000, min_length=2, max_length=3).targets.astype(np.float64) - TASKS["adding"].constant
     assert np.mean(errors**2) == pytest.approx(1 / 6, abs=0.006)
     assert np.mean(abs(errors)) == pytest.approx(1 / 3, abs=0.006)
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_constant_is_the_mean_target(task: str) -> None:
-    """The baseline's constant is the mean target: within 0.02, three standard errors and more at 5,000 sequences."""
-    assert made(task, 5000, min_length=20, max_length=22).targets.mean() == pytest.approx(
+    """The baseline's constant is the mean target within 0.02, three standard errors or more."""
+    assert draw(task, 5000, min_length=20, max_length=22).targets.mean() == pytest.approx(
         TASKS[task].constant, abs=0.02
     )
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_generation_follows_its_seed(task: str) -> None:
-    """Same seed and stream: the same sequences. Another seed, or another part's stream: others."""
+    """The same seed and stream give the same sequences; another seed or stream gives others."""
     long = {"min_length": 20, "max_length": 30}
-    one, same = made(task, **long), made(task, **long)
+    one, same = draw(task, **long), draw(task, **long)
     assert all(np.array_equal(a, b) for a, b in zip(vars(one).values(), vars(same).values(), strict=True))
-    for other in (made(task, seed=1, **long), made(task, stream=1, **long)):
+    for other in (draw(task, seed=1, **long), draw(task, stream=1, **long)):
         assert not np.array_equal(one.lengths, other.lengths)
         assert not np.array_equal(one.targets, other.targets)
 
@@ -139,7 +139,7 @@ def test_generation_follows_its_seed(task: str) -> None:
 
 
 def sigmoid(x: Floats) -> Floats:
-    """1 / (1 + exp(-x))."""
+    """Return 1 / (1 + exp(-x))."""
     return 1 / (1 + np.exp(-x))
 
 
@@ -166,8 +166,8 @@ def gru_step(x: Floats, h: Floats, c: Floats, w: dict[str, Floats]) -> tuple[Flo
 STEPS = {"elman": elman_step, "lstm": lstm_step, "gru": gru_step}
 
 
-def written_out(cell: str, weights: Parameters, inputs: NDArray[np.float32]) -> float:
-    """The cell's answer to one sequence (T, F), in float64."""
+def compute_by_hand(cell: str, weights: Parameters, inputs: NDArray[np.float32]) -> float:
+    """Return the cell's prediction for one sequence (T, F), in float64."""
     exact = {name: array.astype(np.float64) for name, array in weights.items()}
     recurrent = {n.removeprefix("rnn.").removesuffix("_l0"): a for n, a in exact.items() if n.startswith("rnn.")}
     h = c = np.zeros(exact["head.weight"].shape[1])
@@ -179,27 +179,29 @@ def written_out(cell: str, weights: Parameters, inputs: NDArray[np.float32]) -> 
 @pytest.mark.parametrize(("low", "high"), [(2, 9), (60, 61)])
 @pytest.mark.parametrize("cell", RECURRENT)
 @every_engine
-def test_cells_follow_their_equations(engine: str, cell: str, low: int, high: int) -> None:
-    """Predictions are those of the cell's equations from a zero state, for sequences of several lengths."""
-    data = made(count=40, min_length=low, max_length=high)
-    weights = {name: 2 * array for name, array in start(cell, 5).items()}  # far enough from linear to tell gates apart
-    expected = [written_out(cell, weights, inputs) for inputs, _ in each(data)]
+def test_cells_match_their_equations(engine: str, cell: str, low: int, high: int) -> None:
+    """Predictions match the cell's equations from a zero state, for several lengths."""
+    data = draw(count=40, min_length=low, max_length=high)
+    weights = {
+        name: 2 * array for name, array in draw_weights(cell, 5).items()
+    }  # far enough from linear to tell gates apart
+    expected = [compute_by_hand(cell, weights, inputs) for inputs, _ in list_sequences(data)]
     assert np.std(expected) > 1e-3, "the case can tell sequences apart"
-    np.testing.assert_allclose(answers_of(cell, weights, engine, data), expected, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(compute_predictions(cell, weights, engine, data), expected, rtol=0, atol=2e-6)
 
 
-def test_baseline_answers_its_constant() -> None:
-    """The baseline answers the task's constant whatever it sees."""
+def test_baseline_predicts_its_constant() -> None:
+    """The baseline predicts the task's constant for every input."""
     weights = draw_parameters(CELLS["baseline"], 2, 5, 0.25, seed=0)
     for engine in ("compiled", "torch"):
-        assert answers_of("baseline", weights, engine, made(count=7)).tolist() == [0.25] * 7
+        assert compute_predictions("baseline", weights, engine, draw(count=7)).tolist() == [0.25] * 7
 
 
 @pytest.mark.parametrize("hidden", [1, 4, 64])
 @pytest.mark.parametrize("cell", RECURRENT)
-def test_initial_parameters(cell: str, hidden: int) -> None:
-    """Shapes are torch's, all numbers within +-1/sqrt(D) and spread over it; the seed decides them."""
-    one, same, other = start(cell, hidden), start(cell, hidden), start(cell, hidden, seed=1)
+def test_draw_parameters(cell: str, hidden: int) -> None:
+    """Shapes are torch's, and numbers are spread over +-1/sqrt(D) and follow from the seed."""
+    one, same, other = draw_weights(cell, hidden), draw_weights(cell, hidden), draw_weights(cell, hidden, seed=1)
     module = reference.Recurrent(CELLS[cell], 2, hidden)
     assert {n: tuple(t.shape) for n, t in module.state_dict().items()} == {n: a.shape for n, a in one.items()}
     assert {array.dtype for array in one.values()} == {np.dtype(np.float32)}
@@ -214,8 +216,8 @@ def test_initial_parameters(cell: str, hidden: int) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "extra", "shape", "cell", "flat", "scalar", "inputs", "double", "empty"])
 def test_a_cell_takes_exactly_its_weights(damage: str) -> None:
-    """Arrays that are not the cell's are refused, by what all commands ask and by both engines."""
-    weights, inputs = start("gru", 4), 2
+    """Arrays that do not fit the cell are refused by commands and engines."""
+    weights, inputs = draw_weights("gru", 4), 2
     if damage == "missing":
         del weights["rnn.weight_hh_l0"]
     elif damage == "extra":
@@ -223,7 +225,7 @@ def test_a_cell_takes_exactly_its_weights(damage: str) -> None:
     elif damage == "shape":
         weights["head.weight"] = np.zeros((1, 5), np.float32)
     elif damage == "cell":
-        weights = start("lstm", 4)
+        weights = draw_weights("lstm", 4)
     elif damage == "flat":
         weights["rnn.weight_ih_l0"] = np.zeros(24, np.float32)
     elif damage == "scalar":
@@ -241,16 +243,16 @@ def test_a_cell_takes_exactly_its_weights(damage: str) -> None:
 @pytest.mark.parametrize("cell", RECURRENT)
 @every_engine
 def test_predictions_of_mixed_lengths(engine: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mixed lengths in one go, even in small batches, answer as each sequence alone does, in the data's order."""
-    data = made(count=50)
-    weights = start(cell, 8)
+    """Sequences of mixed lengths, even in small batches, get the predictions that each has alone."""
+    data = draw(count=50)
+    weights = draw_weights(cell, 8)
     module = reference.Recurrent(CELLS[cell], 2, 8)
     module.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     with torch.no_grad():
-        alone = [module(torch.from_numpy(inputs)[None]).item() for inputs, _ in each(data)]
-    np.testing.assert_allclose(answers_of(cell, weights, engine, data), alone, rtol=0, atol=1e-6)
+        alone = [module(torch.from_numpy(inputs)[None]).item() for inputs, _ in list_sequences(data)]
+    np.testing.assert_allclose(compute_predictions(cell, weights, engine, data), alone, rtol=0, atol=1e-6)
     monkeypatch.setattr(reference, "PREDICT_STEPS", 12)
-    np.testing.assert_allclose(answers_of(cell, weights, engine, data), alone, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(compute_predictions(cell, weights, engine, data), alone, rtol=0, atol=1e-6)
     expected = np.mean((np.array(alone) - data.targets) ** 2)
     settings: Any = {"engine": engine}
     actual = measure_loss(build_engine(CELLS[cell], weights, SeqTrainConfig(**settings)), data)
@@ -261,7 +263,7 @@ def test_predictions_of_mixed_lengths(engine: str, cell: str, monkeypatch: pytes
 
 
 class Plain(torch.nn.Module):
-    """A recurrent network as a textbook has it."""
+    """A recurrent network as in a textbook."""
 
     def __init__(self, layer: type[torch.nn.RNNBase], hidden: int) -> None:
         super().__init__()
@@ -269,7 +271,7 @@ class Plain(torch.nn.Module):
         self.head = torch.nn.Linear(hidden, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(T, F) -> one number."""
+        """Return one prediction for a sequence (T, F)."""
         states, _ = self.rnn(x)
         return self.head(states[-1])[0]
 
@@ -277,26 +279,26 @@ class Plain(torch.nn.Module):
 @pytest.mark.parametrize(("batch", "clip"), [(1, None), (3, None), (3, 0.2)])
 @pytest.mark.parametrize(("cell", "layer"), [("elman", torch.nn.RNN), ("lstm", torch.nn.LSTM), ("gru", torch.nn.GRU)])
 @every_engine
-def test_training_is_a_plain_loop(
+def test_training_matches_a_plain_loop(
     engine: str, cell: str, layer: type[torch.nn.RNNBase], batch: int, clip: float | None
 ) -> None:
-    """Losses and weights over two epochs are those of a plain torch loop, whose batches run on over an epoch's end."""
-    train, val = made(count=40), made(count=10, stream=1)
+    """Losses and weights over two epochs match a plain torch loop with batches across epochs."""
+    train, val = draw(count=40), draw(count=10, stream=1)
     settings: Any = {"engine": engine, "batch_size": batch, "clip_norm": clip}
     config = SeqTrainConfig(cell=cell, epochs=2, lr=0.003, record_every=15, **settings)
-    ours = build_engine(CELLS[cell], start(cell, 6), config, train)
+    ours = build_engine(CELLS[cell], draw_weights(cell, 6), config, train)
     theirs = Plain(layer, 6)
-    theirs.load_state_dict({name: torch.from_numpy(array) for name, array in start(cell, 6).items()})
+    theirs.load_state_dict({name: torch.from_numpy(array) for name, array in draw_weights(cell, 6).items()})
     optimizer = torch.optim.Adam(theirs.parameters(), lr=0.003)
-    examples = each(train)
+    examples = list_sequences(train)
     order = np.concatenate([np.random.default_rng((4, epoch)).permutation(40) for epoch in range(2)]).tolist()
     batches = iter([order[first : first + batch] for first in range(0, 80, batch)])
     seen = 0
     for record in filter(None, Training(ours, 40, val, config, 4)):
         losses: list[float] = []
         while seen < record.iteration:
-            some = [examples[i] for i in next(batches)]
-            errors = torch.stack([theirs(torch.from_numpy(inputs)) - float(target) for inputs, target in some])
+            indices = [examples[i] for i in next(batches)]
+            errors = torch.stack([theirs(torch.from_numpy(inputs)) - float(target) for inputs, target in indices])
             optimizer.zero_grad()
             errors.square().mean().backward()
             if clip:
@@ -313,22 +315,22 @@ def test_training_is_a_plain_loop(
 
 
 @every_engine
-def test_records_come_regularly_and_at_the_end(engine: str) -> None:
-    """One look at the losses every record_every steps, and one at the last step; never two."""
-    train, val = made(count=10), made(count=5, stream=1)
+def test_record_interval(engine: str) -> None:
+    """There is one record every record_every steps and one at the last step, never two."""
+    train, val = draw(count=10), draw(count=5, stream=1)
     cases = [(4, 1, [4, 8, 12, 16, 20]), (7, 1, [7, 14, 20]), (100, 1, [20]), (2, 3, [2, 4, 6, 7]), (1, 50, [1])]
     for every, batch, expected in cases:
-        records, *_ = training_of("elman", 3, train, val, epochs=2, record_every=every, batch_size=batch, engine=engine)
+        records, *_ = train_fully("elman", 3, train, val, epochs=2, record_every=every, batch_size=batch, engine=engine)
         assert [r.iteration for r in records] == expected
 
 
 @pytest.mark.parametrize("cell", RECURRENT)
-def test_a_batch_may_have_a_sequence_many_times(cell: str) -> None:
-    """Batches larger than the data, and over an epoch's end, are torch's too: nothing is written beyond its place."""
-    train, val = made(count=7, max_length=40), made(count=5, stream=1)
+def test_batches_larger_than_the_data(cell: str) -> None:
+    """Batches larger than the data, and across epochs, match torch and overwrite nothing."""
+    train, val = draw(count=7, max_length=40), draw(count=5, stream=1)
     for batch in (4, 100):
         (records, best, _), (expected, others, _) = (
-            training_of(cell, 5, train, val, epochs=30, batch_size=batch, record_every=9, engine=engine)
+            train_fully(cell, 5, train, val, epochs=30, batch_size=batch, record_every=9, engine=engine)
             for engine in ("compiled", "torch")
         )
         assert [r.val_loss for r in records] == pytest.approx([r.val_loss for r in expected], rel=1e-3)
@@ -338,14 +340,14 @@ def test_a_batch_may_have_a_sequence_many_times(cell: str) -> None:
 
 @every_engine
 def test_best_weights_are_kept(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights of the lowest validation loss are kept, the earliest of equal ones."""
+    """The weights with the lowest validation loss are kept; of equal ones the earliest."""
     script = iter([0.5, 0.2, 0.2, 0.9])
     monkeypatch.setattr(training, "measure_loss", lambda *_: next(script))
     settings: Any = {"engine": engine}
     config = SeqTrainConfig(epochs=1, record_every=2, **settings)
-    network = build_engine(CELLS["gru"], start("gru", 4), config, made(count=8))
+    network = build_engine(CELLS["gru"], draw_weights("gru", 4), config, draw(count=8))
     states, records = [], []
-    trained = Training(network, 8, made(count=4), config, 0)
+    trained = Training(network, 8, draw(count=4), config, 0)
     for record in filter(None, trained):
         records.append(record)
         states.append({name: array.copy() for name, array in network.copy_parameters().items()})
@@ -357,10 +359,10 @@ def test_best_weights_are_kept(engine: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @every_engine
-def test_best_loss_again(engine: str) -> None:
-    """Looking again with the best weights finds the lowest recorded validation loss, far below the baseline's."""
-    train, val = made(count=300), made(count=60, stream=1)
-    records, best, _ = training_of("gru", 8, train, val, epochs=2, lr=0.02, record_every=50, engine=engine)
+def test_best_weights_have_the_best_loss(engine: str) -> None:
+    """The best weights give the lowest recorded validation loss, far below the baseline's."""
+    train, val = draw(count=300), draw(count=60, stream=1)
+    records, best, _ = train_fully("gru", 8, train, val, epochs=2, lr=0.02, record_every=50, engine=engine)
     lowest = min(r.val_loss for r in records)
     settings: Any = {"engine": engine}
     again = measure_loss(build_engine(CELLS["gru"], best, SeqTrainConfig(**settings)), val)
@@ -368,12 +370,12 @@ def test_best_loss_again(engine: str) -> None:
     assert lowest < 0.1
 
 
-def test_baseline_is_looked_at_once() -> None:
-    """The baseline trains nothing: one record, at iteration 0, without a training loss."""
-    val = made(count=50)
+def test_baseline_has_one_validation_pass() -> None:
+    """The baseline has one record, at iteration 0, without a training loss."""
+    val = draw(count=50)
     mse = float(np.mean((val.targets.astype(np.float64) - 1) ** 2))
     for settings in ({}, {"engine": "torch", "batch_size": 4}):
-        records, best, engine = training_of("baseline", 5, made(count=9), val, **settings)
+        records, best, engine = train_fully("baseline", 5, draw(count=9), val, **settings)
         assert records == [Record(0, None, pytest.approx(mse), True)]
         assert isinstance(engine, Constant)
         assert {name: array.tolist() for name, array in best.items()} == {"constant": [1.0]}
@@ -381,9 +383,9 @@ def test_baseline_is_looked_at_once() -> None:
 
 @every_engine
 def test_training_follows_its_seed(engine: str) -> None:
-    """From the same weights, the same seed gives the same weights bit by bit; another order, others."""
+    """From the same weights, a seed gives the same weights bit by bit, and another seed others."""
     one, same, other = (
-        training_of("lstm", 4, made(count=20), made(count=5), seed, epochs=1, record_every=20, engine=engine)[1]
+        train_fully("lstm", 4, draw(count=20), draw(count=5), seed, epochs=1, record_every=20, engine=engine)[1]
         for seed in (0, 0, 1)
     )
     assert all(np.array_equal(one[name], same[name]) for name in one)
@@ -391,10 +393,28 @@ def test_training_follows_its_seed(engine: str) -> None:
 
 
 @every_engine
-def test_loss_that_is_not_finite(engine: str) -> None:
-    """A training that runs away ends with an error that names the iteration and what to do."""
+def test_divergence_is_an_error(engine: str) -> None:
+    """A training that diverges ends with an error that names the iteration and gives advice."""
     with pytest.raises(DivergedAtError, match=r"a finite number at iteration 2: try a lower --lr than 1e\+38"):
-        training_of("elman", 4, made(count=20), made(count=5), epochs=1, lr=1e38, record_every=10, engine=engine)
+        train_fully(
+            "elman",
+            4,
+            draw(count=20),
+            draw(count=5),
+            epochs=1,
+            lr=1e38,
+            record_every=10,
+            engine=engine,
+        )
     with pytest.raises(DivergedAtError) as error:
-        training_of("elman", 4, made(count=20), made(count=5), epochs=1, lr=1e38, batch_size=20, engine=engine)
+        train_fully(
+            "elman",
+            4,
+            draw(count=20),
+            draw(count=5),
+            epochs=1,
+            lr=1e38,
+            batch_size=20,
+            engine=engine,
+        )
     assert error.value.iteration == 1, "the step was taken, the look at it was not finite"

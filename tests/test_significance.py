@@ -41,8 +41,8 @@ CLOSE = {"rel": 1e-9, "abs": 1e-12}
 # ------------------------------------------------------------------------------------------------------------- shares
 
 
-def test_wilson_is_statsmodels() -> None:
-    """Wilson's interval, for every number of successes of 1 to 40 and for random larger n."""
+def test_wilson_matches_statsmodels() -> None:
+    """Wilson's interval matches for all successes of 1 to 40 examples and for larger n."""
     cases = [(k, n) for n in range(1, 41) for k in range(n + 1)]
     cases += [(int(rng.integers(0, n + 1)), n) for rng, n in ((default_rng(i), 41 + 37 * i) for i in range(100))]
     for successes, n in cases:
@@ -50,14 +50,14 @@ def test_wilson_is_statsmodels() -> None:
         assert compute_wilson_interval(successes, n) == pytest.approx(expected, **CLOSE), (successes, n)
 
 
-def test_wilson_ends_at_the_ends() -> None:
-    """0 of n begins at exactly 0, n of n ends at exactly 1, and neither has no width."""
+def test_wilson_at_0_and_n() -> None:
+    """The interval of 0 of n starts at 0, that of n of n ends at 1, and neither has zero width."""
     assert compute_wilson_interval(0, 7)[0] == 0 < compute_wilson_interval(0, 7)[1]
     assert compute_wilson_interval(7, 7)[0] < 1 == compute_wilson_interval(7, 7)[1]
 
 
-def test_paired_shares_is_walds_with_one_more_of_either_kind() -> None:
-    """The interval is statsmodels' z interval of the differences, to which +1 and -1 are added (Bonett & Price)."""
+def test_paired_interval_matches_statsmodels() -> None:
+    """The interval is statsmodels' z interval of the differences with +1 and -1 added."""
     for seed in range(200):
         rng = default_rng(seed)
         n = int(rng.integers(1, 400))
@@ -69,8 +69,8 @@ def test_paired_shares_is_walds_with_one_more_of_either_kind() -> None:
     assert -1 <= low < 0 < high <= 1, "identical systems, one example: no certainty"
 
 
-def test_mcnemar_is_statsmodels_and_mlxtends() -> None:
-    """The exact p is theirs for all tables up to 25; mid-p takes off half of what the observed table itself weighs."""
+def test_mcnemar_matches_statsmodels_and_mlxtend() -> None:
+    """The exact p matches for tables up to 25; mid-p subtracts half the table's probability."""
     for a in range(26):
         for b in range(26):
             mid, exact = run_mcnemar(a, b)
@@ -86,16 +86,16 @@ def test_mcnemar_is_statsmodels_and_mlxtends() -> None:
 # ---------------------------------------------------------------------------------------------------------- bootstrap
 
 
-def scipys_draws(monkeypatch: pytest.MonkeyPatch, n: int, draws: int) -> Floats:
-    """Resamples that both scipy and dlcv are given: the counts of rows of indices."""
+def share_draws(monkeypatch: pytest.MonkeyPatch, n: int, draws: int) -> Floats:
+    """Return resamples for both scipy and dlcv: the counts of rows of indices."""
     index = default_rng((n, draws)).integers(0, n, (draws, n))
     counts = np.array([np.bincount(row, minlength=n) for row in index], np.float64)
     monkeypatch.setattr(significance, "_draw_counts", lambda size, count: [counts])
     return index
 
 
-def scipys_bca(statistic: Callable[[NDArray[np.int64]], float], index: Floats, n: int) -> tuple[float, float]:
-    """scipy's BCa interval of a function of example numbers, from these resamples."""
+def compute_scipys_bca(statistic: Callable[[NDArray[np.int64]], float], index: Floats, n: int) -> tuple[float, float]:
+    """Return scipy's BCa interval of a function of example numbers, from these resamples."""
     distribution = np.array([statistic(row) for row in index])
     result = stats.bootstrap(
         (np.arange(n),), lambda indices, axis=-1: np.apply_along_axis(statistic, axis, indices),
@@ -104,8 +104,8 @@ def scipys_bca(statistic: Callable[[NDArray[np.int64]], float], index: Floats, n
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def cases(kind: str, rng: np.random.Generator, n: int) -> tuple[Statistic, Callable[[NDArray[np.int64]], float]]:
-    """A statistic, and the same by scikit-learn or NumPy from the examples of these numbers."""
+def make_case(kind: str, rng: np.random.Generator, n: int) -> tuple[Statistic, Callable[[NDArray[np.int64]], float]]:
+    """Return a statistic, and the same by scikit-learn or NumPy as a function of example numbers."""
     labels = rng.integers(0, 4, n)
     logits = rng.normal(0, 2, (n, 4)).astype(np.float32)
     logits[np.arange(n), labels] += 1
@@ -126,17 +126,19 @@ def cases(kind: str, rng: np.random.Generator, n: int) -> tuple[Statistic, Calla
 
         return build_calibration(scores), ece
     targets = rng.random(n).astype(np.float32)
-    answers = (targets + rng.normal(0, 0.2, n)).astype(np.float32)
-    return build_r2(answers, targets), lambda i: float(r2_score(targets[i].astype(float), answers[i].astype(float)))
+    predictions = (targets + rng.normal(0, 0.2, n)).astype(np.float32)
+    return build_r2(predictions, targets), lambda i: float(
+        r2_score(targets[i].astype(float), predictions[i].astype(float))
+    )
 
 
 @pytest.mark.parametrize("kind", ["mean", "recall", "calibration", "r2"])
-def test_statistics_of_resamples(kind: str) -> None:
-    """A statistic of a resample, by its sums, is scikit-learn's of the same examples, where classes may be absent."""
+def test_statistics_of_resamples_match_scikit_learn(kind: str) -> None:
+    """A statistic of sums matches scikit-learn on resamples that may lack classes."""
     for seed in range(25):
         rng = default_rng(seed)
         n = int(rng.integers(6, 60))
-        statistic, truth = cases(kind, rng, n)
+        statistic, truth = make_case(kind, rng, n)
         index = rng.integers(0, n, n)
         sums = np.bincount(index, minlength=n) @ statistic.values
         assert float(statistic.of(sums)) == pytest.approx(truth(index), **CLOSE)
@@ -144,26 +146,26 @@ def test_statistics_of_resamples(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "repeats"), [("mean", 60), ("recall", 4), ("calibration", 4), ("r2", 6)])
-def test_bca_is_scipys(monkeypatch: pytest.MonkeyPatch, kind: str, repeats: int) -> None:
-    """Given the same resamples, the interval is the one of scipy.stats.bootstrap."""
+def test_bca_matches_scipy(monkeypatch: pytest.MonkeyPatch, kind: str, repeats: int) -> None:
+    """From the same resamples, the interval is that of scipy.stats.bootstrap."""
     for seed in range(repeats):
         rng = default_rng((1, seed))
         n = int(rng.integers(12, 50))
-        statistic, truth = cases(kind, rng, n)
-        index = scipys_draws(monkeypatch, n, 199)
+        statistic, truth = make_case(kind, rng, n)
+        index = share_draws(monkeypatch, n, 199)
         [interval] = bootstrap([statistic])
-        assert interval == pytest.approx(scipys_bca(truth, index, n), rel=1e-7)
+        assert interval == pytest.approx(compute_scipys_bca(truth, index, n), rel=1e-7)
 
 
-def test_bca_of_many_is_bca_of_each() -> None:
-    """Statistics that share their draws have the intervals that each has alone."""
-    statistics = [cases(kind, default_rng(5), 40)[0] for kind in ("mean", "recall", "calibration", "r2")]
+def test_bca_of_several_statistics() -> None:
+    """Statistics that share their draws have the intervals of each alone."""
+    statistics = [make_case(kind, default_rng(5), 40)[0] for kind in ("mean", "recall", "calibration", "r2")]
     assert bootstrap(statistics, 499) == [pytest.approx(bootstrap([statistic], 499)[0]) for statistic in statistics]
     assert bootstrap(statistics, 499) == bootstrap(statistics, 499), "the draws are a function of the data's size"
 
 
-def test_bca_is_scipys_with_its_own_draws() -> None:
-    """With draws of its own, the interval is scipy's but for what 9,999 draws leave to chance."""
+def test_bca_with_own_draws_matches_scipy() -> None:
+    """With its own draws, the interval matches scipy's up to the chance of 9,999 draws."""
     values = default_rng(3).gamma(0.5, 1, 300)
     expected = stats.bootstrap((values,), np.mean, rng=default_rng(0)).confidence_interval
     [(low, high)] = bootstrap([build_mean(values)])
@@ -172,12 +174,12 @@ def test_bca_is_scipys_with_its_own_draws() -> None:
 
 @pytest.mark.parametrize("values", [[0.5], [2.0, 2.0, 2.0], [0.0, 0.0]])
 def test_bca_without_spread(values: list[float]) -> None:
-    """One example, or equal values: an interval without width at the value, and no warning."""
+    """One example, or equal values, give an interval of zero width and no warning."""
     assert bootstrap([build_mean(np.array(values))]) == [(values[0], values[0])]
 
 
 def test_bca_of_mostly_ties() -> None:
-    """A statistic whose draws nearly all tie still has a finite interval around it."""
+    """A statistic with nearly all draws tied has a finite interval around it."""
     values = np.zeros(300)
     values[0] = 1
     [(low, high)] = bootstrap([build_mean(values)])
@@ -185,7 +187,7 @@ def test_bca_of_mostly_ties() -> None:
 
 
 def test_bca_of_many_examples() -> None:
-    """Beyond LARGEST examples groups are drawn: the interval is the one of all examples but for chance."""
+    """Above LARGEST examples, the interval of drawn groups matches that of all examples."""
     values = np.sort(default_rng(0).gamma(0.5, 1, 20_000))  # sorted as a split is by class: groups must not follow it
     grouped = bootstrap([build_mean(values)])[0]
     half = 1.96 * values.std() / math.sqrt(len(values))
@@ -195,8 +197,8 @@ def test_bca_of_many_examples() -> None:
 # ------------------------------------------------------------------------------------------------------- permutations
 
 
-def scipys_flips(differences: Floats, draws: int) -> float:
-    """scipy's two-sided p of swapping the members of pairs."""
+def compute_scipys_flips(differences: Floats, draws: int) -> float:
+    """Return scipy's two-sided p of swapping the members of pairs."""
     result = stats.permutation_test(
         (differences, np.zeros_like(differences)), lambda a, b, axis: np.sum(a - b, axis=axis), vectorized=True,
         permutation_type="samples", n_resamples=draws, rng=default_rng(0),
@@ -204,29 +206,29 @@ def scipys_flips(differences: Floats, draws: int) -> float:
     return float(result.pvalue)
 
 
-def test_sign_flips_are_scipys() -> None:
-    """Up to 10 pairs every swap is looked at, and p is scipy's exact one, ties and zeros included."""
+def test_exact_sign_flips_match_scipy() -> None:
+    """Up to 10 pairs, p is scipy's exact one, including ties and zeros."""
     for seed in range(150):
         rng = default_rng(seed)
         n = int(rng.integers(2, 11))
         values = rng.normal(0.3, 1, n) if seed % 3 else rng.integers(-2, 3, n) / 7
         result = flip_signs(values[None])[0]
-        assert result == pytest.approx(scipys_flips(values, 5000), **CLOSE), values
+        assert result == pytest.approx(compute_scipys_flips(values, 5000), **CLOSE), values
 
 
-def test_random_sign_flips_are_scipys() -> None:
-    """Of more pairs, p is scipy's within what random swaps leave to chance, and never 0; rows do not meddle."""
+def test_random_sign_flips_match_scipy() -> None:
+    """For more pairs, p matches scipy's up to chance and is never 0; rows are independent."""
     rng = default_rng(0)
     rows = rng.standard_t(3, (40, 60)) + np.linspace(0, 0.4, 40)[:, None]
     result = flip_signs(rows)
     for p, row in zip(result, rows, strict=True):
-        assert p == pytest.approx(scipys_flips(row, 4999), abs=4 * math.sqrt(2 * p / 4999))
+        assert p == pytest.approx(compute_scipys_flips(row, 4999), abs=4 * math.sqrt(2 * p / 4999))
     assert flip_signs(rows[3:4]) == [pytest.approx(result[3])]
     assert flip_signs(np.ones((1, 200))) == [1 / 10_000]
 
 
 def test_sign_flips_without_a_difference() -> None:
-    """Identical systems have p = 1, whatever their number; so has one example."""
+    """Identical systems, and a single example, have p = 1."""
     assert flip_signs(np.zeros((2, 500))) == [1, 1]
     assert flip_signs(np.array([[0.3]])) == [1]
 
@@ -234,8 +236,8 @@ def test_sign_flips_without_a_difference() -> None:
 # -------------------------------------------------------------------------------------------------------------- seeds
 
 
-def test_t_tests_are_scipys() -> None:
-    """Differences, intervals and p over seeds, paired, of different seeds, and against a fixed number."""
+def test_t_tests_match_scipy() -> None:
+    """Differences, intervals and p match: paired, of different seeds, and against a fixed number."""
     for seed in range(150):
         rng = default_rng(seed)
         a, b = rng.lognormal(0, 0.5, int(rng.integers(2, 40))), rng.lognormal(0.1, 0.3, int(rng.integers(2, 40)))
@@ -254,7 +256,7 @@ def test_t_tests_are_scipys() -> None:
 
 
 def test_t_tests_without_spread() -> None:
-    """Runs that are all alike: no difference is p = 1, any other is certain; no warning of a division by 0."""
+    """Equal runs have p = 1 without a difference, else 0, and no warning of a division by 0."""
     same = np.full(5, 0.1)
     assert run_t_test(same, same, True) == (0, (0, 0), 1)
     assert run_t_test(same, same.copy(), False) == (0, (0, 0), 1)
@@ -262,8 +264,8 @@ def test_t_tests_without_spread() -> None:
     assert (difference, interval, p) == (pytest.approx(-0.2), pytest.approx((-0.2, -0.2)), 0)
 
 
-def test_holm_is_statsmodels() -> None:
-    """Corrected p-values in the order given, with ties and none: statsmodels', and Bonferroni's of all that hold it."""
+def test_holm_matches_statsmodels() -> None:
+    """Corrected p-values match statsmodels, and Bonferroni over all hypotheses, in the given order."""
     for seed in range(200):
         rng = default_rng(seed)
         ps = rng.random(int(rng.integers(1, 7))).round(int(rng.integers(1, 6))).tolist()

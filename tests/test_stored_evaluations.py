@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import THREADS, Run, dlcv, read_file
+from conftest import THREADS, Run, load_json, run_dlcv
 
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import hash_file
@@ -24,9 +24,9 @@ from dlcv_cli.studies.images.study import ImageStudy
 
 @pytest.fixture(scope="module")
 def evaluated(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the chain with head and finetune evaluated, without what only an evaluation needs."""
+    """Return a copy of the chain with head and finetune evaluated, without what only an evaluation needs."""
     chain_folder = Path(shutil.copytree(chain, tmp_path_factory.mktemp("evaluated") / "folder"))
-    dlcv("eval", chain_folder / "head.safetensors", chain_folder / "finetune.safetensors", *THREADS)
+    run_dlcv("eval", chain_folder / "head.safetensors", chain_folder / "finetune.safetensors", *THREADS)
     for photos in ("photos", "others"):
         shutil.rmtree(chain_folder / photos)
     return chain_folder
@@ -34,12 +34,12 @@ def evaluated(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def judged(evaluated: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be changed."""
+    """Return a copy of it that a test may change."""
     return Path(shutil.copytree(evaluated, tmp_path / "judged"))
 
 
 def test_reference_and_common_are_options_of_compare(run: Run, chain_folder: Path) -> None:
-    """An unknown reference, and options of --compare without it, are wrong usage, before anything is evaluated."""
+    """An unknown reference, and options of --compare without it, are wrong usage."""
     head = chain_folder / "head.safetensors"
     for options in (
         ("--reference", "head"), ("--common",), ("--format", "csv"), ("--compare", "--reference", "tail"),
@@ -74,10 +74,10 @@ WRONG: dict[str, Damage] = {
 
 @pytest.mark.parametrize("damage", WRONG)
 def test_damaged_evaluation(run: Run, judged: Path, damage: str) -> None:
-    """A stored evaluation with anything wrong in it is refused in one line that names a file of it."""
+    """A damaged evaluation is refused in one line that names one of its files."""
     head = judged / "head.safetensors"
     path = judged / "head.test.eval.json"
-    document = read_file(path)
+    document = load_json(path)
     WRONG[damage](document)
     path.write_text(json.dumps(document))
     result = run("eval", "--compare", head)
@@ -86,10 +86,10 @@ def test_damaged_evaluation(run: Run, judged: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("applies", [None, lambda scores: scores.classes == 2, lambda scores: scores.classes > 2])
-def test_a_metric_that_came_later(
+def test_new_metric_evaluates_again(
     run: Run, chain_folder: Path, monkeypatch: pytest.MonkeyPatch, applies: Callable[[Any], bool] | None
 ) -> None:
-    """What was evaluated before a metric existed is evaluated again, if the metric says anything about the data."""
+    """An evaluation without a newer metric is made again, if the metric applies to the data."""
     head = chain_folder / "head.safetensors"
     assert run("eval", head, *THREADS).exit_code == 0
     column = Column(key="errors", heading="errors", noun="errors", higher_is_better=False)
@@ -105,7 +105,7 @@ def test_a_metric_that_came_later(
 @pytest.mark.parametrize("key", ["logits", "labels", "baselines", "examples"])
 @pytest.mark.parametrize("what", ["gone", "short", "type", "beyond"])
 def test_damaged_predictions(run: Run, judged: Path, key: str, what: str) -> None:
-    """Predictions that do not fit their evaluation are refused by name, even when it carries their sha256."""
+    """Predictions that do not fit their evaluation are refused by name, even with a matching sha256."""
     head, path = judged / "head.safetensors", judged / "head.test.predictions.safetensors"
     file = tensors.read(path, tensors.PREDICTIONS)
     change = {
@@ -116,7 +116,7 @@ def test_damaged_predictions(run: Run, judged: Path, key: str, what: str) -> Non
     if changed is not None:
         file.arrays[key] = changed
     tensors.write(path, tensors.PREDICTIONS, file.arrays, {k: v for k, v in file.metadata.items() if k != "schema"})
-    document = read_file(path.with_name("head.test.eval.json"))
+    document = load_json(path.with_name("head.test.eval.json"))
     document["predictions"]["sha256"] = hash_file(path)
     path.with_name("head.test.eval.json").write_text(json.dumps(document))
     result = run("eval", "--compare", head)
@@ -130,14 +130,14 @@ def test_damaged_predictions(run: Run, judged: Path, key: str, what: str) -> Non
 
 
 def test_other_examples_under_one_fingerprint(run: Run, judged: Path) -> None:
-    """Two evaluations that claim the same data, with predictions of different examples, are refused."""
+    """Evaluations with one fingerprint but predictions of different examples are refused."""
     paths = [judged / "head.safetensors", judged / "finetune.safetensors"]
     predictions, document = judged / "head.test.predictions.safetensors", judged / "head.test.eval.json"
     file = tensors.read(predictions, tensors.PREDICTIONS)
     file.arrays["examples"][0] += 1
     record = {key: value for key, value in file.metadata.items() if key != "schema"}
     tensors.write(predictions, tensors.PREDICTIONS, file.arrays, record)
-    content = read_file(document)
+    content = load_json(document)
     content["predictions"]["sha256"] = hash_file(predictions)
     document.write_text(json.dumps(content))
     result = run("eval", "--compare", *paths)
@@ -146,7 +146,7 @@ def test_other_examples_under_one_fingerprint(run: Run, judged: Path) -> None:
 
 
 def test_stored_evaluations_need_no_torch(judged: Path) -> None:
-    """Comparing what is evaluated already imports neither torch nor numba."""
+    """Comparing stored evaluations imports neither torch nor numba."""
     code = (
         "import sys; from typer.testing import CliRunner; from dlcv_cli.cli.app import app;"
         "result = CliRunner().invoke(app, sys.argv[1:]); assert result.exit_code == 0, result.stderr;"

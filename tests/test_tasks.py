@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Run, dlcv
+from conftest import Run, run_dlcv
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -19,13 +19,13 @@ from dlcv_cli.sequences.tasks import TASKS, Sequences, generate
 from dlcv_cli.studies.sequences.study import METRICS, Predicted, measure_by_length
 
 
-def made(task: str, count: int, low: int, high: int, seed: int = 0) -> Sequences:
-    """`count` sequences of a task."""
+def draw(task: str, count: int, low: int, high: int, seed: int = 0) -> Sequences:
+    """Return `count` sequences of a task."""
     return generate(GenConfig(task=task, min_length=low, max_length=high, seed=seed), count, 0)
 
 
-def each(data: Sequences) -> list[NDArray[np.float32]]:
-    """Inputs (T, F) of every sequence."""
+def list_sequences(data: Sequences) -> list[NDArray[np.float32]]:
+    """Return the inputs (T, F) of every sequence."""
     return np.split(data.inputs, np.cumsum(data.lengths)[:-1])
 
 
@@ -33,11 +33,11 @@ def each(data: Sequences) -> list[NDArray[np.float32]]:
 
 
 @pytest.mark.parametrize(("low", "high"), [(20, 22), (21, 21), (100, 110)])
-def test_adding_1997(low: int, high: int) -> None:
-    """Values in [-1, 1], markers -1 at both ends, 1 at two steps (a marked first step counts 0); the sum scaled."""
-    data, first_marked, least = made("adding-1997", 3000, low, high), 0, 0.0
+def test_adding_1997_sequences(low: int, high: int) -> None:
+    """Values are in [-1, 1], markers -1 at both ends and 1 at two steps (a first step counts 0), the sum scaled."""
+    data, first_marked, least = draw("adding-1997", 3000, low, high), 0, 0.0
     assert set(data.lengths.tolist()) == set(range(low, high + 1))
-    for x, target in zip(each(data), data.targets, strict=True):
+    for x, target in zip(list_sequences(data), data.targets, strict=True):
         values, markers = x.T.astype(np.float64)
         assert np.abs(values).max() <= 1
         least = min(least, values.min())
@@ -60,8 +60,8 @@ def test_adding_1997(low: int, high: int) -> None:
 
 
 @pytest.mark.parametrize("low", [20, 21, 22, 60])
-def test_where_the_marks_of_1997_are(low: int) -> None:
-    """Every pair of steps is marked as often as the definition has it: the first of ten, the other of those left."""
+def test_adding_1997_marks(low: int) -> None:
+    """Every pair of steps is marked as often as the definition says."""
     count, limit = 20_000, low // 2 - 1
     expected: dict[tuple[int, int], float] = {}
     for early in range(10):
@@ -70,23 +70,23 @@ def test_where_the_marks_of_1997_are(low: int) -> None:
             pair = (min(early, late), max(early, late))
             expected[pair] = expected.get(pair, 0) + count / 10 / len(others)
     actual = dict.fromkeys(expected, 0)
-    for x in each(made("adding-1997", count, low, low)):
-        one, other = np.flatnonzero(x[:, 1] == 1).tolist()
-        actual[one, other] += 1
+    for x in list_sequences(draw("adding-1997", count, low, low)):
+        number, other = np.flatnonzero(x[:, 1] == 1).tolist()
+        actual[number, other] += 1
     assert stats.chisquare([*actual.values()], [*expected.values()]).pvalue > 1e-4
 
 
-def test_values_of_1997() -> None:
-    """Values are uniform in [-1, 1], beside the first."""
-    values = np.concatenate([x[1:, 0] for x in each(made("adding-1997", 2000, 20, 22))])
+def test_adding_1997_values() -> None:
+    """Values are uniform in [-1, 1], except at the first step."""
+    values = np.concatenate([x[1:, 0] for x in list_sequences(draw("adding-1997", 2000, 20, 22))])
     assert stats.kstest(values, "uniform", (-1, 2)).pvalue > 1e-4
 
 
-def test_shorter_than_1997(run: Run, tmp_path: Path) -> None:
-    """Sequences too short for the definition are refused, and the shortest that fit are made."""
+def test_adding_1997_lengths(run: Run, tmp_path: Path) -> None:
+    """Sequences too short for the definition are refused; the shortest possible ones are drawn."""
     with pytest.raises(SettingError, match="--min-length is 19: adding-1997 needs at least 20"):
-        made("adding-1997", 3, 19, 40)
-    assert made("adding-1997", 3, 20, 20).lengths.tolist() == [20] * 3
+        draw("adding-1997", 3, 19, 40)
+    assert draw("adding-1997", 3, 20, 20).lengths.tolist() == [20] * 3
     result = run("seq", "gen", "--task", "adding-1997", "-o", tmp_path / "d.safetensors")
     assert (result.exit_code, list(tmp_path.iterdir())) == (2, [])
 
@@ -94,31 +94,31 @@ def test_shorter_than_1997(run: Run, tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- knows one
 
 
-def known(task: str, x: NDArray[np.float32]) -> float:
-    """What the first of the two things that count is."""
+def get_first(task: str, x: NDArray[np.float32]) -> float:
+    """Return the first marked value, or the first symbol."""
     if task == "temporal-order":
         return float(next(row[:2].argmax() for row in x if row[:2].any()))
     return next(float(value) for value, mark in x if mark == 1)
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
-def test_knows_one_is_the_conditional_mean(task: str) -> None:
-    """The answer of one who knows the first is the mean target, given that: in ten bins of it, to four errors."""
-    data = made(task, 20_000, 22, 24)
-    firsts = np.array([known(task, x) for x in each(data)])
-    answers = np.array([TASKS[task].guess(x) for x in each(data)])
+def test_guess_is_the_conditional_mean(task: str) -> None:
+    """The guess is the mean target given the first value, in ten bins, to four standard errors."""
+    data = draw(task, 20_000, 22, 24)
+    firsts = np.array([get_first(task, x) for x in list_sequences(data)])
+    answers = np.array([TASKS[task].guess(x) for x in list_sequences(data)])
     edges = np.unique(np.quantile(firsts, np.linspace(0, 1, 11)))
     bins = np.searchsorted(edges[1:-1], firsts, "right") if len(edges) > 2 else firsts
     assert len(np.unique(bins)) >= (2 if task == "temporal-order" else 9)
-    for one in np.unique(bins):
-        errors = data.targets[bins == one] - answers[bins == one]
+    for number in np.unique(bins):
+        errors = data.targets[bins == number] - answers[bins == number]
         assert abs(errors.mean()) < 4 * errors.std() / len(errors) ** 0.5
     assert (np.abs(np.diff(answers[np.argsort(firsts)])) < 0.7).all()
     slopes = {"adding": 1, "adding-1997": 1 / 4, "multiplication": 1 / 2, "temporal-order": 2 / 3}
     np.testing.assert_allclose(answers - answers[0], slopes[task] * (firsts - firsts[0]), atol=1e-6)
 
 
-def regression(predictions: Any, targets: Any) -> dict[str, float]:
+def score_numbers(predictions: Any, targets: Any) -> dict[str, float]:
     """Return the metrics of numbers."""
     return {metric.column.key: metric.value(Predicted(predictions, targets)) for metric in METRICS}
 
@@ -132,29 +132,29 @@ def regression(predictions: Any, targets: Any) -> dict[str, float]:
         ("temporal-order", 1 / 36, 1 / 6),
     ],
 )
-def test_scores_of_who_knows_one(task: str, mse: float, mae: float) -> None:
-    """Squared and absolute errors have the means worked out by hand, to 3 %."""
-    data = made(task, 20_000, 200, 200) if task == "adding-1997" else made(task, 20_000, 2, 4)
-    actual = regression(np.array([TASKS[task].guess(x) for x in each(data)]), data.targets)
+def test_errors_of_the_guess(task: str, mse: float, mae: float) -> None:
+    """Its squared and absolute errors have the means computed by hand, to 3 %."""
+    data = draw(task, 20_000, 200, 200) if task == "adding-1997" else draw(task, 20_000, 2, 4)
+    actual = score_numbers(np.array([TASKS[task].guess(x) for x in list_sequences(data)]), data.targets)
     assert actual["mse"] == pytest.approx(mse, rel=0.03)
     assert actual["mae"] == pytest.approx(mae, rel=0.03)
 
 
-def test_scores_in_the_evaluation(run: Run, tmp_path: Path) -> None:
-    """The command's baselines are those of its file, of every task; a sequence without marks is refused by name."""
+def test_baselines_in_the_evaluation(run: Run, tmp_path: Path) -> None:
+    """The evaluation has the baselines of the task; a sequence without marks is refused by name."""
     for task in TASKS:
         data, output = tmp_path / f"{task}.safetensors", tmp_path / f"{task}.baseline.safetensors"
-        dlcv("seq", "gen", "--task", task, "--count", 200, "--min-length", 20, "--max-length", 24, "-o", data)
-        dlcv("seq", "train", data, "--cell", "baseline", "-o", output)
+        run_dlcv("seq", "gen", "--task", task, "--count", 200, "--min-length", 20, "--max-length", 24, "-o", data)
+        run_dlcv("seq", "train", data, "--cell", "baseline", "-o", output)
         result = run("eval", "--compare", output, "--format", "csv")
         part = sequences.read(data).parts["test"]
         for line, answers in zip(
             list(csv.DictReader(result.stdout.splitlines()))[1:],
-            (np.full(40, TASKS[task].constant), np.array([TASKS[task].guess(x) for x in each(part)])),
+            (np.full(40, TASKS[task].constant), np.array([TASKS[task].guess(x) for x in list_sequences(part)])),
             strict=True,
         ):
             scores = [float(line[key]) for key in ("mse", "mae", "close", "r2")]
-            assert scores == pytest.approx([*regression(answers, part.targets).values()], rel=1e-6)
+            assert scores == pytest.approx([*score_numbers(answers, part.targets).values()], rel=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------------- by length
@@ -162,14 +162,14 @@ def test_scores_in_the_evaluation(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("runs", [1, 3])
 def test_by_length_sums_to_the_total(runs: int) -> None:
-    """Weighted by their numbers, the lengths' metrics are those of all; each length that occurs is there, in order."""
+    """The metrics by length, weighted by their numbers, give the total; lengths are in order."""
     rng = np.random.default_rng(0)
     lengths, targets = rng.choice([2, 3, 7, 50], 60), rng.random(60, np.float32)
     answers = (targets + rng.normal(0, 0.06, (runs, 60))).astype(np.float32)
     rows = measure_by_length(answers, targets, lengths)
     assert [row.length for row in rows] == [2, 3, 7, 50]
     assert [row.n for row in rows] == [int((lengths == length).sum()) for length in (2, 3, 7, 50)]
-    for key, total in regression(answers, targets).items():
+    for key, total in score_numbers(answers, targets).items():
         if key == "r2":  # no mean over sequences
             continue
         assert sum(row.n * getattr(row, key) for row in rows) / 60 == pytest.approx(total, rel=1e-12)

@@ -39,7 +39,7 @@ LAYERS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Images, Images]:
-    """(train of 11, val of 7) images of the size the network wants, three classes."""
+    """Return (train of 11, val of 7) images of the size that the network needs, in three classes."""
     root = make_photos(tmp_path_factory.mktemp("data") / "photos", {"a": 6, "b": 6, "c": 6}, (64, 64))
     paths = sorted(root.rglob("*.png"))
     labels = np.array(["abc".index(p.parent.name) for p in paths], np.int64)
@@ -52,44 +52,44 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Images, Images]:
     return train, val
 
 
-def pixels(images: Images) -> Tensor:
-    """What a network should see, (N, 3, H, W), without any code of ours."""
+def read_pixels(images: Images) -> Tensor:
+    """Return the network's input (N, 3, H, W), computed without dlcv."""
     raw = np.stack([np.asarray(Image.open(path), np.float32) for path in images.paths]) / 255
     raw = (raw - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     return torch.from_numpy(raw.astype(np.float32)).permute(0, 3, 1, 2)
 
 
-def trainee(architecture: Architecture, layers: tuple[str, ...]) -> nn.Module:
-    """A network from seed 0 whose named layers train."""
+def build_trainable(architecture: Architecture, layers: tuple[str, ...]) -> nn.Module:
+    """Return a network from seed 0 in which the named layers train."""
     network = build_random_network(architecture, 3, seed=0)
     unfreeze(network, layers)
     return network
 
 
-def state(network: nn.Module) -> dict[str, Tensor]:
-    """A copy of all its tensors."""
+def copy_state(network: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of all tensors of a network."""
     return copy.deepcopy(network.state_dict())
 
 
-def source(split: SplitNetwork, images: Images, precision: str = "float32") -> Source:
-    """Return what enters the layers that train, as the stages have it without cached features."""
+def build_source(split: SplitNetwork, images: Images, precision: str = "float32") -> Source:
+    """Return the input of the tail, as the stages build it without cached features."""
     return build_image_source(images, FeatureExtractor([*split.frozen], images.preprocessing, CPU, precision), 2)
 
 
-def training_of(
+def build_training(
     network: nn.Module, train: Images, val: Images, config: TrainConfig, precision: str = "float32", **more: bool
 ) -> Training:
     """Return a training as the stages make it."""
     split = split_mini(network)
-    sources = (source(split, images, precision) for images in (train, val))
+    sources = (build_source(split, images, precision) for images in (train, val))
     return Training(split, *sources, config, precision, **more)
 
 
-def epochs_of(
+def train_epochs(
     network: nn.Module, train: Images, val: Images, config: TrainConfig, precision: str = "float32", **more: bool
 ) -> list[Epoch]:
-    """Train, and return the epochs' records."""
-    events = training_of(network, train, val, config, precision, **more)
+    """Train, and return the records of the epochs."""
+    events = build_training(network, train, val, config, precision, **more)
     return [event for event in events if isinstance(event, Epoch)]
 
 
@@ -98,16 +98,17 @@ def split_mini(network: nn.Module) -> SplitNetwork:
     return split_at_frozen(network, MINI)
 
 
-def evaluated(network: nn.Module, images: Images) -> tuple[float, float, tuple[int, ...]]:
+def evaluate_network(network: nn.Module, images: Images) -> tuple[float, float, tuple[int, ...]]:
     """Return (loss, accuracy, predictions by class) of a network."""
     split = split_mini(network)
-    *_, score = evaluate(split.tail, source(split, images), "float32")
+    *_, score = evaluate(split.tail, build_source(split, images), "float32")
     return score.loss / score.done, score.correct / score.done, score.predicted
 
 
-def plain_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor, config: TrainConfig,
-                epoch: int) -> tuple[float, float]:  # fmt: skip
-    """One epoch as a notebook has it: the whole network in train mode, whatever is frozen. (loss, accuracy)."""
+def train_plain_epoch(
+    network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor, config: TrainConfig, epoch: int
+) -> tuple[float, float]:
+    """Train one epoch by a plain loop with the whole network in train mode. Return (loss, accuracy)."""
     network.train()
     order = torch.from_numpy(np.random.default_rng((config.seed, epoch)).permutation(len(x)))
     losses, right = 0.0, 0
@@ -125,16 +126,16 @@ def plain_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor,
 
 
 @pytest.mark.parametrize("stage", LAYERS)
-def test_one_step_is_a_plain_one(data: tuple[Images, Images], stage: str) -> None:
-    """One step on one batch leaves the weights that torch.optim.Adam leaves on the whole network."""
+def test_step_matches_a_plain_step(data: tuple[Images, Images], stage: str) -> None:
+    """A step on one batch gives the weights that torch.optim.Adam gives on the whole network."""
     train, val = data
     config = TrainConfig(epochs=1, batch_size=64, lr=1e-3, seed=3)
-    ours = trainee(MINI, LAYERS[stage])
+    ours = build_trainable(MINI, LAYERS[stage])
     theirs = copy.deepcopy(ours)
-    before = state(ours)
-    [record] = epochs_of(ours, train, val, config)
+    before = copy_state(ours)
+    [record] = train_epochs(ours, train, val, config)
     optimizer = torch.optim.Adam([p for p in theirs.parameters() if p.requires_grad], lr=config.lr)
-    loss, accuracy = plain_epoch(theirs, optimizer, pixels(train), torch.from_numpy(train.labels), config, 0)
+    loss, accuracy = train_plain_epoch(theirs, optimizer, read_pixels(train), torch.from_numpy(train.labels), config, 0)
     assert record.train_loss == pytest.approx(loss, rel=1e-5)
     assert record.train_accuracy == pytest.approx(accuracy)
     # Adam's first step is lr * sign(g): where g is all but 0, the last bits of the convolutions decide
@@ -156,23 +157,23 @@ def test_one_step_is_a_plain_one(data: tuple[Images, Images], stage: str) -> Non
     ],
     ids=lambda s: s["schedule"],
 )
-def test_several_epochs_are_plain_ones(data: tuple[Images, Images], settings: dict[str, object]) -> None:
-    """Over epochs of several batches, the last one short, losses and weights follow the plain loop."""
+def test_epochs_match_a_plain_loop(data: tuple[Images, Images], settings: dict[str, object]) -> None:
+    """Over several epochs with a short last batch, losses and weights match a plain loop."""
     train, val = data
     config = TrainConfig(epochs=3, batch_size=4, lr=1e-2, **settings)
-    ours = trainee(MINI, LAYERS["head"])
+    ours = build_trainable(MINI, LAYERS["head"])
     theirs = copy.deepcopy(ours)
     weights = [p for p in theirs.parameters() if p.requires_grad]
-    x, labels = pixels(train), torch.from_numpy(train.labels)
-    x_val, labels_val = pixels(val), torch.from_numpy(val.labels)
+    x, labels = read_pixels(train), torch.from_numpy(train.labels)
+    x_val, labels_val = read_pixels(val), torch.from_numpy(val.labels)
     optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay)
     lrs = {"exponential": [1e-2, 5e-3, 2.5e-3], "cosine": [1e-2, 7.5e-3, 2.5e-3], "constant": [1e-2] * 3}
     number = 0
-    for event in training_of(ours, train, val, config):
+    for event in build_training(ours, train, val, config):
         if not isinstance(event, Epoch):
             continue
         optimizer.param_groups[0]["lr"] = lrs[config.schedule][number]
-        loss, accuracy = plain_epoch(theirs, optimizer, x, labels, config, number)
+        loss, accuracy = train_plain_epoch(theirs, optimizer, x, labels, config, number)
         number += 1
         assert (event.epoch, event.lr) == (number, pytest.approx(lrs[config.schedule][number - 1]))
         assert event.train_loss == pytest.approx(loss, rel=1e-3)
@@ -188,11 +189,11 @@ def test_several_epochs_are_plain_ones(data: tuple[Images, Images], settings: di
 
 @pytest.mark.parametrize("stage", LAYERS)
 def test_frozen_layers_do_not_change(data: tuple[Images, Images], stage: str) -> None:
-    """After training, frozen tensors are what they were bit by bit, and each trainable one is not."""
+    """Training changes every trainable tensor and no bit of a frozen one."""
     train, val = data
-    network = trainee(MINI, LAYERS[stage])
-    before = state(network)
-    epochs_of(network, train, val, TrainConfig(epochs=1, batch_size=4, lr=1e-3, weight_decay=0.1))
+    network = build_trainable(MINI, LAYERS[stage])
+    before = copy_state(network)
+    train_epochs(network, train, val, TrainConfig(epochs=1, batch_size=4, lr=1e-3, weight_decay=0.1))
     trainable = {name for name, p in network.named_parameters() if p.requires_grad}
     assert {name for name, t in network.state_dict().items() if not torch.equal(t, before[name])} == trainable
 
@@ -201,16 +202,16 @@ def test_frozen_layers_do_not_change(data: tuple[Images, Images], stage: str) ->
 def test_best_epoch_is_kept(
     data: tuple[Images, Images], architecture: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The network ends with the weights and statistics of the epoch that was the best on the validation part."""
+    """The network ends with the weights and statistics of the best epoch on the validation part."""
     train, val = data
     script = iter([Score(9.0 * 4, 2, 4), Score(1.0 * 4, 3, 4), Score(9.0 * 4, 3, 4), Score(2.0 * 4, 1, 4)])
     monkeypatch.setattr(training, "evaluate", lambda *_: [next(script)])
-    network = trainee(architecture, LAYERS["scratch"])
+    network = build_trainable(architecture, LAYERS["scratch"])
     records, states = [], []
-    for event in training_of(network, train, val, TrainConfig(epochs=4, batch_size=4)):
+    for event in build_training(network, train, val, TrainConfig(epochs=4, batch_size=4)):
         if isinstance(event, Epoch):
             records.append(event)
-            states.append(state(network))
+            states.append(copy_state(network))
     assert [r.best for r in records] == [True, True, False, False]
     assert [r.val_accuracy for r in records] == [0.5, 0.75, 0.75, 0.25]
     after = network.state_dict()
@@ -236,23 +237,23 @@ def test_ties_go_to_the_lower_loss(
     evaluate_start: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of epochs with equal accuracy the lower validation loss is better, of equal ones the earliest; epoch 0 too."""
+    """Of equal accuracies the lower validation loss is best, then the earliest epoch, epoch 0 included."""
     script = iter([Score(loss * 4, correct, 4) for loss, correct in scores])
     monkeypatch.setattr(training, "evaluate", lambda *_: [next(script)])
     config = TrainConfig(epochs=3 - evaluate_start)
-    records = epochs_of(trainee(PLAIN, ("classifier",)), *data, config, evaluate_start=evaluate_start)
+    records = train_epochs(build_trainable(PLAIN, ("classifier",)), *data, config, evaluate_start=evaluate_start)
     assert [r.epoch for r in records] == ([0, 1, 2] if evaluate_start else [1, 2, 3])
     assert [r.best for r in records] == best
 
 
 def test_the_start_is_epoch_0(data: tuple[Images, Images]) -> None:
-    """With `evaluate_start` the network as it was is recorded as epoch 0, and can be the best."""
+    """With `evaluate_start` the initial network is recorded as epoch 0, and can be the best."""
     train, val = data
-    network = trainee(MINI, LAYERS["head"])
-    epochs_of(network, train, val, TrainConfig(epochs=5, batch_size=4, lr=0.05))
-    before = state(network)
-    loss, accuracy, _ = evaluated(network, val)
-    records = epochs_of(network, train, val, TrainConfig(epochs=2, batch_size=4, lr=1e4), evaluate_start=True)
+    network = build_trainable(MINI, LAYERS["head"])
+    train_epochs(network, train, val, TrainConfig(epochs=5, batch_size=4, lr=0.05))
+    before = copy_state(network)
+    loss, accuracy, _ = evaluate_network(network, val)
+    records = train_epochs(network, train, val, TrainConfig(epochs=2, batch_size=4, lr=1e4), evaluate_start=True)
     start = records[0]
     assert (start.epoch, start.lr, start.train_loss, start.train_accuracy) == (0, None, None, None)
     assert (start.val_loss, start.val_accuracy) == pytest.approx((loss, accuracy), rel=1e-5)
@@ -260,45 +261,47 @@ def test_the_start_is_epoch_0(data: tuple[Images, Images]) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-def test_best_epoch_again(data: tuple[Images, Images]) -> None:
-    """Evaluating the network after training gives the best epoch's validation loss and accuracy."""
+def test_best_weights_have_the_best_metrics(data: tuple[Images, Images]) -> None:
+    """After training, the network has the best epoch's validation loss and accuracy."""
     train, val = data
-    network = trainee(MINI, LAYERS["head"])
-    records = epochs_of(network, train, val, TrainConfig(epochs=5, batch_size=4, lr=0.05))
+    network = build_trainable(MINI, LAYERS["head"])
+    records = train_epochs(network, train, val, TrainConfig(epochs=5, batch_size=4, lr=0.05))
     best = max(records, key=lambda r: (r.val_accuracy, -r.val_loss))  # the first of equal ones
     assert [r.epoch for r in records if r.best][-1] == best.epoch
-    assert evaluated(network, val)[:2] == pytest.approx((best.val_loss, best.val_accuracy), rel=1e-5)
+    assert evaluate_network(network, val)[:2] == pytest.approx((best.val_loss, best.val_accuracy), rel=1e-5)
 
 
 @pytest.mark.parametrize("architecture", [MINI, BATCHNORM], ids=["dropout", "batchnorm"])
 @pytest.mark.parametrize("evaluate_start", [False, True])
-def test_going_on_ends_as_an_undisturbed_training(
+def test_restored_training_ends_the_same(
     data: tuple[Images, Images], architecture: Architecture, evaluate_start: bool
 ) -> None:
-    """From the state at any event, another training comes to the same records and weights, bit for bit."""
+    """A training restored from the state at any event ends with the same records and weights."""
     config = TrainConfig(epochs=2, batch_size=4, lr=1e-2)
 
     def records_of(events: Iterator[Progress | Epoch]) -> list[Epoch]:
         return [replace(event, images_per_second=0.0) for event in events if isinstance(event, Epoch)]
 
-    network = trainee(architecture, LAYERS["scratch"])
-    events = [*training_of(network, *data, config, evaluate_start=evaluate_start)]
+    network = build_trainable(architecture, LAYERS["scratch"])
+    events = [*build_training(network, *data, config, evaluate_start=evaluate_start)]
     expected = records_of(iter(events))
     for stop in range(1, len(events)):
-        first = training_of(trainee(architecture, LAYERS["scratch"]), *data, config, evaluate_start=evaluate_start)
+        first = build_training(
+            build_trainable(architecture, LAYERS["scratch"]), *data, config, evaluate_start=evaluate_start
+        )
         begun = records_of(event for _, event in zip(range(stop), first, strict=False))
         tensors, numbers = copy.deepcopy(first.state())
-        again = trainee(architecture, LAYERS["scratch"])
-        second = training_of(again, *data, config, evaluate_start=evaluate_start)
+        again = build_trainable(architecture, LAYERS["scratch"])
+        second = build_training(again, *data, config, evaluate_start=evaluate_start)
         second.restore(tensors, numbers)
         assert begun + records_of(iter(second)) == expected, stop
         assert all(torch.equal(again.state_dict()[name], t) for name, t in network.state_dict().items()), stop
 
 
 @pytest.mark.parametrize("where", ["loss", "weights"])
-def test_a_state_that_is_not_finite_is_refused(data: tuple[Images, Images], where: str) -> None:
-    """When a snapshot falls due in an epoch in which loss or weights ran away, the error says so."""
-    run = training_of(trainee(PLAIN, ("classifier",)), *data, TrainConfig(epochs=2, batch_size=4))
+def test_non_finite_state_is_refused(data: tuple[Images, Images], where: str) -> None:
+    """If loss or weights are not finite when a snapshot is due, the error says so."""
+    run = build_training(build_trainable(PLAIN, ("classifier",)), *data, TrainConfig(epochs=2, batch_size=4))
     next(iter(run))
     if where == "loss":
         run.loss_sum.fill_(float("nan"))
@@ -308,17 +311,17 @@ def test_a_state_that_is_not_finite_is_refused(data: tuple[Images, Images], wher
         run.state()
 
 
-def test_short_batch_weighs_as_it_should(data: tuple[Images, Images]) -> None:
-    """The training loss is the mean over images, not over batches, when the last batch is short."""
+def test_short_batch_weighs_less(data: tuple[Images, Images]) -> None:
+    """The training loss is the mean over images, not over batches, if the last batch is short."""
     train, val = data
-    network = trainee(PLAIN, ("classifier",))
+    network = build_trainable(PLAIN, ("classifier",))
     # so small a step changes no weight, so the loss of every batch is that of the network at the start
     config = TrainConfig(epochs=1, batch_size=10, lr=1e-30)
-    x, labels = pixels(train), torch.from_numpy(train.labels)
+    x, labels = read_pixels(train), torch.from_numpy(train.labels)
     with torch.no_grad():
         logits = network.eval()(x)
         losses = F.cross_entropy(logits, labels, reduction="none")
-    [record] = epochs_of(network, train, val, config)
+    [record] = train_epochs(network, train, val, config)
     assert record.train_loss == pytest.approx(losses.mean().item(), rel=1e-5)
     assert record.train_accuracy == pytest.approx((logits.argmax(1) == labels).float().mean().item())
     order = torch.from_numpy(np.random.default_rng((0, 0)).permutation(11))
@@ -327,13 +330,13 @@ def test_short_batch_weighs_as_it_should(data: tuple[Images, Images]) -> None:
 
 
 def test_evaluate(data: tuple[Images, Images]) -> None:
-    """Loss and accuracy are means over images, dropout off."""
+    """Loss and accuracy are means over images, without dropout."""
     _, val = data
-    network = trainee(MINI, LAYERS["head"]).train()
-    loss, accuracy, predicted = evaluated(network, val)
+    network = build_trainable(MINI, LAYERS["head"]).train()
+    loss, accuracy, predicted = evaluate_network(network, val)
     labels = torch.from_numpy(val.labels)
     with torch.no_grad():
-        logits = network.eval()(pixels(val))
+        logits = network.eval()(read_pixels(val))
     assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert accuracy == pytest.approx((logits.argmax(1) == labels).float().mean().item())
     assert list(predicted) == [int((logits.argmax(1) == k).sum()) for k in range(logits.shape[1])]
@@ -341,21 +344,21 @@ def test_evaluate(data: tuple[Images, Images]) -> None:
 
 @pytest.mark.parametrize("batch", [1, 4, 7, 32])
 def test_predictions_do_not_depend_on_batches(data: tuple[Images, Images], batch: int) -> None:
-    """Logits come in the images' order, dropout off, in batches of the size asked for."""
+    """Logits come in the order of the images, without dropout, in batches of the requested size."""
     _, val = data
-    network = trainee(MINI, LAYERS["head"]).train()
+    network = build_trainable(MINI, LAYERS["head"]).train()
     split = split_mini(network)
-    logits = list(predict(split.tail, source(split, val), "float32", batch))
+    logits = list(predict(split.tail, build_source(split, val), "float32", batch))
     assert [len(part) for part in logits] == [min(batch, 7 - at) for at in range(0, 7, batch)]
     with torch.no_grad():
-        torch.testing.assert_close(torch.cat(logits), network.eval()(pixels(val)), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.cat(logits), network.eval()(read_pixels(val)), rtol=1e-5, atol=1e-5)
 
 
 def test_progress(data: tuple[Images, Images]) -> None:
-    """Every step tells how many of the epoch's images are done, then every batch of validation; then a record."""
+    """Every step yields the number of images done, then every batch of validation, then the record."""
     train, val = data
-    network = trainee(PLAIN, LAYERS["scratch"])
-    events = list(training_of(network, train, val, TrainConfig(epochs=2, batch_size=4)))
+    network = build_trainable(PLAIN, LAYERS["scratch"])
+    events = list(build_training(network, train, val, TrainConfig(epochs=2, batch_size=4)))
     done = [(e.epoch, e.done, e.total, e.validation) if isinstance(e, Progress) else e.epoch for e in events]
     one, two = ([*((n, at, 11, False) for at in (4, 8, 11)), (n, 7, 7, True), n] for n in (1, 2))
     assert done == one + two
@@ -363,12 +366,12 @@ def test_progress(data: tuple[Images, Images]) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stage", LAYERS)
-def test_what_enters_depends_on_the_image_alone(data: tuple[Images, Images], stage: str, precision: str) -> None:
-    """What enters the layers that train is what the frozen ones make of the image, bit by bit in any company."""
+def test_tail_input_depends_on_the_image_alone(data: tuple[Images, Images], stage: str, precision: str) -> None:
+    """The input of the tail is the frozen layers' output, equal to the bit in any batch."""
     train, _ = data
-    network = trainee(MINI, LAYERS[stage])
+    network = build_trainable(MINI, LAYERS[stage])
     split = split_mini(network)
-    entering = source(split, train, precision)
+    entering = build_source(split, train, precision)
     order = np.arange(11)
     features = torch.cat([*entering.batches(order, 11, 0)])
     for batch_size in (1, 3, 64):
@@ -376,7 +379,7 @@ def test_what_enters_depends_on_the_image_alone(data: tuple[Images, Images], sta
         assert [len(x) for x in batches] == [min(batch_size, 11 - at) for at in range(0, 11, batch_size)]
         assert torch.equal(torch.cat(batches).flip(0), features)
     with torch.no_grad():
-        expected = split.frozen.eval()(pixels(train))
+        expected = split.frozen.eval()(read_pixels(train))
     assert features.dtype == getattr(torch, precision)
     scale = expected.abs().max().item()
     atol = scale * (1e-5 if precision == "float32" else 0.05)
@@ -384,13 +387,13 @@ def test_what_enters_depends_on_the_image_alone(data: tuple[Images, Images], sta
 
 
 @pytest.mark.parametrize("stage", LAYERS)
-def test_bfloat16(data: tuple[Images, Images], stage: str) -> None:
-    """In bfloat16 losses are near those of float32 but not the same, and the weights are float32 as they were."""
+def test_bfloat16_training(data: tuple[Images, Images], stage: str) -> None:
+    """Losses in bfloat16 are close to those in float32 and not equal; weights are float32."""
     train, val = data
     config = TrainConfig(epochs=2, batch_size=4, lr=1e-4)
-    exact, coarse = (trainee(MINI, LAYERS[stage]) for _ in range(2))
-    before = state(coarse)
-    ours, theirs = epochs_of(exact, train, val, config), epochs_of(coarse, train, val, config, "bfloat16")
+    exact, coarse = (build_trainable(MINI, LAYERS[stage]) for _ in range(2))
+    before = copy_state(coarse)
+    ours, theirs = train_epochs(exact, train, val, config), train_epochs(coarse, train, val, config, "bfloat16")
     for one, other in zip(ours, theirs, strict=True):
         assert other.train_loss == pytest.approx(one.train_loss, rel=0.03)
         assert other.train_loss != one.train_loss
@@ -403,23 +406,23 @@ def test_bfloat16(data: tuple[Images, Images], stage: str) -> None:
 
 
 @pytest.mark.parametrize(("layers", "epochs"), [(LAYERS["scratch"], 1), (LAYERS["head"], 3)], ids=["scratch", "head"])
-def test_loss_that_is_not_finite(data: tuple[Images, Images], layers: tuple[str, ...], epochs: int) -> None:
-    """A training that runs away ends with an error that names the epoch and what to do."""
+def test_divergence_is_an_error(data: tuple[Images, Images], layers: tuple[str, ...], epochs: int) -> None:
+    """A training that diverges ends with an error that names the epoch and gives advice."""
     train, val = data
     config = TrainConfig(epochs=epochs, batch_size=4, lr=1e38, schedule="constant")
     with pytest.raises(DlcvError, match=r"no longer a finite number in epoch \d at lr 1e\+38: try a lower --lr"):
-        epochs_of(trainee(MINI, layers), train, val, config)
+        train_epochs(build_trainable(MINI, layers), train, val, config)
 
 
-def test_seed_decides(data: tuple[Images, Images]) -> None:
-    """The same seed gives the same weights bit by bit, whatever was drawn before; another seed gives others."""
+def test_training_follows_its_seed(data: tuple[Images, Images]) -> None:
+    """The same seed gives the same weights, whatever was drawn before; another seed gives others."""
     train, val = data
     results = []
     for seed in (0, 0, 1):
-        network = trainee(MINI, LAYERS["finetune"])
+        network = build_trainable(MINI, LAYERS["finetune"])
         torch.manual_seed(len(results))
         np.random.seed(len(results))
-        epochs_of(network, train, val, TrainConfig(epochs=1, batch_size=4, lr=1e-3, seed=seed))
+        train_epochs(network, train, val, TrainConfig(epochs=1, batch_size=4, lr=1e-3, seed=seed))
         results.append(network.state_dict())
     one, same, other = results
     assert all(torch.equal(one[name], same[name]) for name in one)
@@ -427,18 +430,18 @@ def test_seed_decides(data: tuple[Images, Images]) -> None:
 
 
 def test_missing_image_is_named(data: tuple[Images, Images], tmp_path: Path) -> None:
-    """An image that goes away while training is named in the error."""
+    """An image that is deleted during training is named in the error."""
     train, val = data
     gone = replace(train, paths=[*train.paths[:-1], tmp_path / "gone.png"])
     with pytest.raises(DlcvError, match=r"gone\.png"):
-        epochs_of(trainee(PLAIN, ("classifier",)), gone, val, TrainConfig(epochs=1))
+        train_epochs(build_trainable(PLAIN, ("classifier",)), gone, val, TrainConfig(epochs=1))
 
 
 @pytest.mark.parametrize("augment", ["flip", "crop-flip"])
 def test_augmentation_repeats_and_varies(data: tuple[Images, Images], augment: str) -> None:
-    """A view is a function of seed, epoch and image: the same again, whatever the order; another in the next epoch."""
+    """A view depends on seed, epoch and image alone, and changes with the epoch."""
     varied = replace(data[0], augment=augment, seed=3)  # type: ignore[arg-type]
-    entering = source(split_mini(trainee(MINI, LAYERS["scratch"])), varied)
+    entering = build_source(split_mini(build_trainable(MINI, LAYERS["scratch"])), varied)
     order = np.arange(11)
     first = torch.cat([*entering.batches(order, 4, 0)])
     assert torch.equal(first, torch.cat([*entering.batches(order[::-1].copy(), 3, 0)]).flip(0))
@@ -446,18 +449,18 @@ def test_augmentation_repeats_and_varies(data: tuple[Images, Images], augment: s
 
 
 def test_augmented_training_differs_in_its_images_alone(data: tuple[Images, Images]) -> None:
-    """With `augment`, frozen layers stay as they are, validation images too, and it repeats."""
+    """With `augment`, frozen layers and validation images do not change, and training repeats."""
     train, val = data
     ends, losses = [], []
     for augment in ("flip", "flip", "none"):
-        network = trainee(MINI, LAYERS["head"])
-        before = state(network)
+        network = build_trainable(MINI, LAYERS["head"])
+        before = copy_state(network)
         varied = replace(train, augment=augment)  # type: ignore[arg-type]
         # so small a step changes no weight: the validation loss is that of the network at the start
-        [record] = epochs_of(copy.deepcopy(network), varied, val, TrainConfig(epochs=1, batch_size=4, lr=1e-30))
+        [record] = train_epochs(copy.deepcopy(network), varied, val, TrainConfig(epochs=1, batch_size=4, lr=1e-30))
         losses.append((record.train_loss, record.val_loss))
-        epochs_of(network, varied, val, TrainConfig(epochs=2, batch_size=4))
-        changed = {name for name, tensor in state(network).items() if not torch.equal(tensor, before[name])}
+        train_epochs(network, varied, val, TrainConfig(epochs=2, batch_size=4))
+        changed = {name for name, tensor in copy_state(network).items() if not torch.equal(tensor, before[name])}
         assert changed == {"classifier.6.weight", "classifier.6.bias"}
         ends.append(network.classifier[6].weight)
     assert torch.equal(ends[0], ends[1])

@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from conftest import Run, contents, dlcv, make_photos, metrics_of, refused
+from conftest import Run, assert_refused, make_photos, read_files, read_metrics, run_dlcv
 from typer.testing import Result
 
 from dlcv_cli.errors import DlcvError
@@ -35,21 +35,21 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def train_all(folder: Path) -> None:
-    """Photos, their split, and the chain scratch -> head -> finetune, one epoch each, in a folder."""
+    """Write photos, their split, and the chain scratch -> head -> finetune, one epoch each."""
     make_photos(folder / "photos", CLASSES)
     split = folder / "photos.split.json"
-    dlcv("data", "split", folder / "photos", "-o", split)
+    run_dlcv("data", "split", folder / "photos", "-o", split)
     for stage, more in (
         ("scratch", ("--arch", "vgg16_mini", "--lr", 0.001)),
         ("head", ("--arch", "vgg16_mini", "--weights", folder / "scratch.safetensors")),
         ("finetune", ("--from", folder / "head.safetensors", "--batch-size", 8)),
     ):
-        dlcv("vgg", stage, split, *COMMON, *more, "-o", folder / f"{stage}.safetensors")
+        run_dlcv("vgg", stage, split, *COMMON, *more, "-o", folder / f"{stage}.safetensors")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the whole chain. Not to be changed: see `chain`."""
+    """Return a folder with the whole chain. Tests must not change it."""
     folder = tmp_path_factory.mktemp("trained")
     train_all(folder)
     return folder
@@ -57,12 +57,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def chain(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the chain, to be changed."""
+    """Return a copy of the chain that a test may change."""
     return Path(shutil.copytree(trained, tmp_path / "chain"))
 
 
 def finetune(run: Run, folder: Path, *more: object) -> Result:
-    """The chain's last command again."""
+    """Run the last command of the chain again."""
     return run(
         "vgg", "finetune", folder / "photos.split.json", *COMMON, "--from", folder / "head.safetensors",
         "--batch-size", 8, "-o", folder / "finetune.safetensors", *more,
@@ -74,9 +74,9 @@ def finetune(run: Run, folder: Path, *more: object) -> Result:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_metrics_keys(trained: Path, stage: str) -> None:
-    """The metrics file's keys, at every level, in their order."""
+    """The metrics have these keys in this order, at every level."""
     checkpoint = trained / f"{stage}.safetensors"
-    metrics = metrics_of(checkpoint)
+    metrics = read_metrics(checkpoint)
     assert list(metrics) == [
         "schema", "stage", "config", "inputs", "arch", "precision", "parameters", "records", "best", "checkpoint",
         "run",
@@ -112,9 +112,9 @@ def test_metrics_keys(trained: Path, stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_metadata_keys(trained: Path, stage: str) -> None:
-    """The checkpoint's metadata has these keys in this order, and agrees with the metrics."""
+    """The metadata has these keys in this order, and agrees with the metrics."""
     checkpoint = trained / f"{stage}.safetensors"
-    record, metrics = tensors.read_metadata(checkpoint, tensors.CHECKPOINT), metrics_of(checkpoint)
+    record, metrics = tensors.read_metadata(checkpoint, tensors.CHECKPOINT), read_metrics(checkpoint)
     assert list(record) == [
         "schema", "sha256", "stage", "config", "inputs", "arch", "precision", "classes", "preprocessing", "trained",
         "best", "versions",
@@ -134,11 +134,11 @@ def test_metadata_keys(trained: Path, stage: str) -> None:
 
 
 def test_settings_are_recorded(trained: Path) -> None:
-    """What was asked for stands in the files; the layers that train by default are spelled out."""
-    config = metrics_of(trained / "finetune.safetensors")["config"]
+    """The files record the settings, and name the layers that train by default."""
+    config = read_metrics(trained / "finetune.safetensors")["config"]
     assert (config["epochs"], config["batch_size"], config["lr"], config["schedule"]) == (1, 8, 5e-5, "constant")
     assert config["unfreeze"] == "classifier,features.28"
-    count = {stage: metrics_of(trained / f"{stage}.safetensors")["parameters"] for stage in STAGES}
+    count = {stage: read_metrics(trained / f"{stage}.safetensors")["parameters"] for stage in STAGES}
     assert count["head"]["trainable"] == 512 * 3 + 3
     assert count["scratch"]["trainable"] == count["scratch"]["total"]
     features_28 = 64 * 64 * 9 + 64
@@ -146,8 +146,8 @@ def test_settings_are_recorded(trained: Path) -> None:
     assert count["finetune"]["trainable"] == features_28 + classifier
 
 
-def test_what_trains_changes(trained: Path) -> None:
-    """From one checkpoint to the next only the layers that train change, the others bit by bit the same."""
+def test_only_trainable_layers_change(trained: Path) -> None:
+    """Between two checkpoints only the layers that train differ."""
     stored = {stage: tensors.read(trained / f"{stage}.safetensors", tensors.CHECKPOINT).arrays for stage in STAGES}
 
     def layers(one: str, other: str) -> set[str]:
@@ -159,7 +159,7 @@ def test_what_trains_changes(trained: Path) -> None:
 
 
 def test_file_has_no_pickle(trained: Path) -> None:
-    """A checkpoint is a JSON header and the tensors' float32 numbers end to end, nothing else."""
+    """A checkpoint is a JSON header and float32 tensors end to end, and nothing else."""
     data = (trained / "head.safetensors").read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
@@ -173,7 +173,7 @@ def test_file_has_no_pickle(trained: Path) -> None:
 
 
 def test_checkpoint_loads_into_torchvision(run: Run, split_file: Path, tmp_path: Path) -> None:
-    """A checkpoint of a network that torchvision has loads strictly into torchvision's own."""
+    """A checkpoint of a torchvision network loads strictly into torchvision's own."""
     output = tmp_path / "squeeze.safetensors"
     result = run("vgg", "scratch", split_file, "--arch", "squeezenet1_1", "--batch-size", 8, *COMMON, "-o", output)
     assert result.exit_code == 0, result.stderr
@@ -183,13 +183,13 @@ def test_checkpoint_loads_into_torchvision(run: Run, split_file: Path, tmp_path:
     assert {t.dtype for t in state.values()} == {torch.float32}
 
 
-def test_twice_the_same(trained: Path, tmp_path: Path) -> None:
-    """The same commands in another folder give the same checkpoints byte by byte, and metrics that differ in `run`."""
+def test_training_is_reproducible(trained: Path, tmp_path: Path) -> None:
+    """The same commands in another folder give equal checkpoints, and metrics that differ in `run`."""
     train_all(tmp_path / "again")
     for stage in STAGES:
         name = f"{stage}.safetensors"
         assert (trained / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), stage
-        one, other = metrics_of(trained / name), metrics_of(tmp_path / "again" / name)
+        one, other = read_metrics(trained / name), read_metrics(tmp_path / "again" / name)
         assert one.pop("run") != other.pop("run")
         assert one == other
 
@@ -205,13 +205,13 @@ def test_seed_changes_the_checkpoint(run: Run, chain: Path) -> None:
 
 
 def test_up_to_date(run: Run, chain: Path) -> None:
-    """The same command again says so and touches nothing."""
+    """The same command again says that the output is up to date and changes nothing."""
     output = chain / "finetune.safetensors"
-    before, stamp = contents(chain), output.stat().st_mtime_ns
+    before, stamp = read_files(chain), output.stat().st_mtime_ns
     result = finetune(run, chain)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.startswith(f"{output}: up to date (best epoch 1 ")
-    assert contents(chain) == before
+    assert read_files(chain) == before
     assert output.stat().st_mtime_ns == stamp
 
 
@@ -235,64 +235,66 @@ def test_up_to_date_after_moving(run: Run, trained: Path, tmp_path: Path) -> Non
     ],
 )
 def test_other_settings_are_refused(run: Run, chain: Path, more: tuple[object, ...], difference: str) -> None:
-    """An output made with other settings is left alone; the message names what differs and the ways out."""
-    before = contents(chain)
+    """Other settings are refused with the differences, and keep the output."""
+    before = read_files(chain)
     output = chain / "finetune.safetensors"
-    refused(finetune(run, chain, *more), f"{output} already exists", difference, "--force")
-    assert contents(chain) == before
+    assert_refused(finetune(run, chain, *more), f"{output} already exists", difference, "--force")
+    assert read_files(chain) == before
 
 
 def test_other_inputs_are_refused(run: Run, chain: Path) -> None:
-    """An output made from another split or another checkpoint is left alone, and the message says which."""
-    before = contents(chain)
-    refused(finetune(run, chain, "--from", chain / "scratch.safetensors"), "it was made from a different checkpoint")
-    assert contents(chain) == before
-    dlcv("data", "split", chain / "photos", "-o", chain / "photos.split.json", "--seed", 1, "--force")
-    refused(finetune(run, chain), "it was trained on a different split")
+    """Another split or checkpoint is refused with the difference, and keeps the output."""
+    before = read_files(chain)
+    assert_refused(
+        finetune(run, chain, "--from", chain / "scratch.safetensors"), "it was made from a different checkpoint"
+    )
+    assert read_files(chain) == before
+    run_dlcv("data", "split", chain / "photos", "-o", chain / "photos.split.json", "--seed", 1, "--force")
+    assert_refused(finetune(run, chain), "it was trained on a different split")
 
 
 def test_output_of_another_stage_is_refused(run: Run, chain: Path) -> None:
-    """An output that another stage made is named as such."""
-    before = contents(chain)
+    """An output of another stage is refused with the name of that stage."""
+    before = read_files(chain)
     result = finetune(run, chain, "-o", chain / "scratch.safetensors")
-    refused(result, chain / "scratch.safetensors", "it is an output of dlcv vgg scratch")
-    assert contents(chain) == before
+    assert_refused(result, chain / "scratch.safetensors", "it is an output of dlcv vgg scratch")
+    assert read_files(chain) == before
 
 
 @pytest.mark.parametrize("name", ["head.safetensors", "link.safetensors"])
 def test_output_that_is_the_input_is_refused(run: Run, chain: Path, name: str) -> None:
-    """The checkpoint that training starts from is not replaced, under whatever name and even with --force."""
+    """The checkpoint that training starts from is never replaced, under any name."""
     (chain / "link.safetensors").symlink_to("head.safetensors")
-    before = contents(chain)
-    refused(finetune(run, chain, "-o", chain / name, "--force"), chain / name, "another name")
-    assert contents(chain) == before
+    before = read_files(chain)
+    assert_refused(finetune(run, chain, "-o", chain / name, "--force"), chain / name, "another name")
+    assert read_files(chain) == before
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x10\0\0\0\0\0\0\0{}"], ids=["empty", "text", "short"])
 def test_foreign_output_is_refused(run: Run, chain: Path, content: bytes) -> None:
-    """A file that is no checkpoint is not overwritten without --force."""
+    """A file that is no checkpoint is kept without --force."""
     output = chain / "finetune.safetensors"
     output.write_bytes(content)
-    refused(finetune(run, chain), f"{output} already exists")
+    assert_refused(finetune(run, chain), f"{output} already exists")
     assert output.read_bytes() == content
     assert finetune(run, chain, "--force").exit_code == 0
     assert tensors.read_metadata(output, tensors.CHECKPOINT)["stage"] == "vgg.finetune"
 
 
-def test_force(run: Run, trained: Path, chain: Path) -> None:
-    """--force makes it anew: with other settings another checkpoint, and with the same the same bytes."""
+def test_force_trains_again(run: Run, trained: Path, chain: Path) -> None:
+    """--force trains again: other settings give another checkpoint, the same give equal bytes."""
     output = chain / "finetune.safetensors"
     result = finetune(run, chain, "--lr", 0.01, "--force")
     assert result.exit_code == 0
     assert result.stdout.startswith(f"wrote {output} ")
-    assert metrics_of(output)["config"]["lr"] == 0.01
+    assert read_metrics(output)["config"]["lr"] == 0.01
     assert finetune(run, chain, "--force").exit_code == 0
     assert output.read_bytes() == (trained / "finetune.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("state", ["missing", "another's"])
-def test_without_its_metrics_it_trains_again(run: Run, trained: Path, chain: Path, state: str) -> None:
-    """A checkpoint whose metrics are gone, or another run's, is made again, the same, and says why."""
+def test_missing_metrics_train_again(run: Run, trained: Path, chain: Path, state: str) -> None:
+    """A checkpoint with missing or foreign metrics is trained again, with the reason."""
     metrics = chain / "finetune.metrics.json"
     metrics.unlink()
     if state == "another's":
@@ -302,21 +304,21 @@ def test_without_its_metrics_it_trains_again(run: Run, trained: Path, chain: Pat
     assert "metrics are missing or belong to another checkpoint; training again" in result.stderr
     assert result.stdout.startswith("wrote ")
     assert (chain / "finetune.safetensors").read_bytes() == (trained / "finetune.safetensors").read_bytes()
-    assert metrics_of(chain / "finetune.safetensors")["stage"] == "vgg.finetune"
+    assert read_metrics(chain / "finetune.safetensors")["stage"] == "vgg.finetune"
 
 
-def test_interrupted(run: Run, chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C ends with exit code 130 and leaves the files as they were."""
+def test_interruption_keeps_the_files(run: Run, chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C gives exit code 130 and changes no file."""
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(vgg, "Training", interrupted)
-    before = contents(chain)
+    before = read_files(chain)
     result = finetune(run, chain, "--force")
     assert result.exit_code == 130
     assert result.stderr.endswith("dlcv: interrupted\n")
-    assert contents(chain) == before
+    assert read_files(chain) == before
 
 
 # -------------------------------------------------------------------------------------------------------- bad inputs
@@ -324,7 +326,7 @@ def test_interrupted(run: Run, chain: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("change", ["changed", "missing", "folder"])
 def test_changed_images_are_named(run: Run, chain: Path, change: str) -> None:
-    """An image of train or val that is not as it was in the split stops the training, by name."""
+    """An image of train or val that changed since the split is refused by name."""
     split = json.loads((chain / "photos.split.json").read_text("utf-8"))
     name = split["parts"]["val"][0]["path"]
     image = chain / "photos" / name
@@ -342,8 +344,8 @@ def test_changed_images_are_named(run: Run, chain: Path, change: str) -> None:
     assert not (chain / "finetune.safetensors").exists()
 
 
-def test_root(run: Run, chain: Path) -> None:
-    """Images that moved are read with --root, which the checkpoint records; without it, the message names --root."""
+def test_root_option(run: Run, chain: Path) -> None:
+    """Moved images are read with --root, which the checkpoint records; without it, the message names it."""
     (chain / "photos").rename(chain / "moved")
     output = chain / "new.safetensors"
     lost = finetune(run, chain, "-o", output)
@@ -359,12 +361,12 @@ def test_root(run: Run, chain: Path) -> None:
 
 
 def test_other_classes_are_refused(run: Run, chain: Path, tmp_path: Path) -> None:
-    """A checkpoint of other classes is refused; the message names the classes that only one of both has."""
+    """A checkpoint with other classes is refused with the difference."""
     make_photos(tmp_path / "animals", {"cat": 10, "dog": 10, "straße": 10})
     split = tmp_path / "animals.split.json"
-    dlcv("data", "split", tmp_path / "animals", "-o", split)
+    run_dlcv("data", "split", tmp_path / "animals", "-o", split)
     head, output = chain / "head.safetensors", tmp_path / "out.safetensors"
-    refused(
+    assert_refused(
         run("vgg", "finetune", split, *COMMON, "--from", head, "-o", output),
         f"{head} was trained on other classes than {split} has",
         f"only in {head}: 'tree house'",
@@ -374,7 +376,7 @@ def test_other_classes_are_refused(run: Run, chain: Path, tmp_path: Path) -> Non
 
 
 def test_classes_in_another_order_are_refused() -> None:
-    """The same classes in another order are other classes."""
+    """The same classes in another order are refused."""
     require_classes(Path("c"), ["a", "b"], Path("s"), ["a", "b"])
     with pytest.raises(DlcvError, match="the same names in another order"):
         require_classes(Path("c"), ["a", "b"], Path("s"), ["b", "a"])
@@ -383,26 +385,26 @@ def test_classes_in_another_order_are_refused() -> None:
 Write = Callable[[Path, Path], Any]  # (path to write, the chain's folder)
 
 
-def half_of(name: str) -> Write:
-    """The first half of a good file."""
+def write_half(name: str) -> Write:
+    """Return a function that writes the first half of a valid file."""
     return lambda path, chain: path.write_bytes((chain / name).read_bytes()[: (chain / name).stat().st_size // 2])
 
 
-def copy_of(name: str) -> Write:
-    """A good file of another kind."""
+def write_copy(name: str) -> Write:
+    """Return a function that writes a valid file of another kind."""
     return lambda path, chain: shutil.copy(chain / name, path)
 
 
-def sequences(path: Path, chain: Path) -> None:
-    """A sequence file."""
-    dlcv("seq", "gen", "--count", 20, "-o", path.with_suffix(".safetensors"))
+def write_sequences(path: Path, chain: Path) -> None:
+    """Write a sequence file."""
+    run_dlcv("seq", "gen", "--count", 20, "-o", path.with_suffix(".safetensors"))
     path.with_suffix(".safetensors").rename(path)
 
 
-def seq_checkpoint(path: Path, chain: Path) -> None:
-    """A checkpoint of the other study."""
-    sequences(chain / "data", chain)
-    dlcv("seq", "train", chain / "data", "--cell", "baseline", "-o", chain / "seq.safetensors")
+def write_seq_checkpoint(path: Path, chain: Path) -> None:
+    """Write a checkpoint of the other study."""
+    write_sequences(chain / "data", chain)
+    run_dlcv("seq", "train", chain / "data", "--cell", "baseline", "-o", chain / "seq.safetensors")
     shutil.copy(chain / "seq.safetensors", path)
 
 
@@ -414,47 +416,47 @@ ANY_INPUT: dict[str, Write] = {
     "json list": lambda path, chain: path.write_text("[1, 2]"),
     "json": lambda path, chain: path.write_text('{"a": 1}'),
     "other schema": lambda path, chain: path.write_text('{"schema": "dlcv.split/9"}'),
-    "sequences": sequences,
+    "sequences": write_sequences,
 }
 
 
 @pytest.mark.parametrize("kind", [*ANY_INPUT, "truncated", "metrics", "checkpoint"])
-def test_bad_split(run: Run, chain: Path, kind: str) -> None:
-    """What is no split file is refused in one line that names it, and nothing is written."""
+def test_bad_split_is_refused(run: Run, chain: Path, kind: str) -> None:
+    """A file that is no split is refused in one line that names it, and nothing is written."""
     own = {
-        "truncated": half_of("photos.split.json"),
-        "metrics": copy_of("head.metrics.json"),
-        "checkpoint": copy_of("head.safetensors"),
+        "truncated": write_half("photos.split.json"),
+        "metrics": write_copy("head.metrics.json"),
+        "checkpoint": write_copy("head.safetensors"),
     }
     bad = chain / "bad.split.json"
     (ANY_INPUT | own)[kind](bad, chain)
-    before = contents(chain)
+    before = read_files(chain)
     result = run("vgg", "scratch", bad, "--arch", "vgg16_mini", *COMMON, "-o", chain / "out" / "new.safetensors")
-    refused(result, bad)
+    assert_refused(result, bad)
     if kind in ("other schema", "metrics"):
         assert "'dlcv.split/1'" in result.stderr, "the schema expected"
         assert re.search(r"'dlcv\.(split/9|metrics/1)'", result.stderr), "the schema found"
-    assert contents(chain) == before
+    assert read_files(chain) == before
 
 
 @pytest.mark.parametrize("kind", [*ANY_INPUT, "truncated", "split", "foreign", "seq checkpoint"])
-def test_bad_checkpoint(run: Run, chain: Path, kind: str) -> None:
-    """What is no image checkpoint is refused in one line that names it, and nothing is written."""
+def test_bad_checkpoint_is_refused(run: Run, chain: Path, kind: str) -> None:
+    """A file that is no image checkpoint is refused in one line that names it."""
 
     def foreign(path: Path, chain: Path) -> None:
         safetensors.torch.save_file({"a": torch.zeros(3)}, path)
 
     own: dict[str, Write] = {
-        "truncated": half_of("head.safetensors"),
-        "split": copy_of("photos.split.json"),
+        "truncated": write_half("head.safetensors"),
+        "split": write_copy("photos.split.json"),
         "foreign": foreign,
-        "seq checkpoint": seq_checkpoint,
+        "seq checkpoint": write_seq_checkpoint,
     }
     bad = chain / "bad.safetensors"
     (ANY_INPUT | own)[kind](bad, chain)
-    before = contents(chain)
-    refused(finetune(run, chain, "--from", bad, "-o", chain / "out" / "new.safetensors"), bad)
-    assert contents(chain) == before
+    before = read_files(chain)
+    assert_refused(finetune(run, chain, "--from", bad, "-o", chain / "out" / "new.safetensors"), bad)
+    assert read_files(chain) == before
 
 
 Change = Callable[[dict[str, Any], tensors.Arrays], Any]
@@ -487,36 +489,36 @@ DAMAGE: dict[str, Change] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("command", ["finetune", "eval"])
-def test_damaged_checkpoint(run: Run, chain: Path, damage: str, command: str) -> None:
-    """A checkpoint with anything wrong in its record or its tensors is refused in one line that names it."""
+def test_damaged_checkpoint_is_refused(run: Run, chain: Path, damage: str, command: str) -> None:
+    """A damaged checkpoint is refused in one line that names it."""
     stored = tensors.read(chain / "head.safetensors", tensors.CHECKPOINT)
     record = {key: value for key, value in stored.metadata.items() if key != "schema"}
     DAMAGE[damage](record, stored.arrays)
     bad = chain / "bad.safetensors"
     tensors.write(bad, tensors.CHECKPOINT, stored.arrays, record)
-    before = contents(chain)
+    before = read_files(chain)
     if command == "finetune":
-        refused(finetune(run, chain, "--from", bad, "-o", chain / "out" / "new.safetensors"), bad)
+        assert_refused(finetune(run, chain, "--from", bad, "-o", chain / "out" / "new.safetensors"), bad)
     else:
-        refused(run("eval", bad), bad)
-    assert contents(chain) == before
+        assert_refused(run("eval", bad), bad)
+    assert read_files(chain) == before
 
 
 @pytest.mark.parametrize("below", ["", "deeper/still"])
-def test_output_below_a_file(run: Run, chain: Path, below: str) -> None:
-    """An output that cannot be, its folder being a file, is refused before anything is trained."""
+def test_output_below_a_file_is_refused(run: Run, chain: Path, below: str) -> None:
+    """An output whose folder is a file is refused before training."""
     (chain / "runs").write_text("a file")
-    before = contents(chain)
+    before = read_files(chain)
     result = finetune(run, chain, "-o", chain / "runs" / below / "new.safetensors")
-    refused(result, chain / "runs")
-    assert contents(chain) == before
+    assert_refused(result, chain / "runs")
+    assert read_files(chain) == before
 
 
 @pytest.mark.parametrize(("name", "words"), [("new.pth", "must end in .safetensors"), ("folder.safetensors", "folder")])
-def test_output_name(run: Run, chain: Path, name: str, words: str) -> None:
-    """An output of another ending, or that is a folder, is refused."""
+def test_bad_output_name_is_refused(run: Run, chain: Path, name: str, words: str) -> None:
+    """An output with another ending, or that is a folder, is refused."""
     (chain / "folder.safetensors").mkdir()
-    refused(finetune(run, chain, "-o", chain / name), name, words)
+    assert_refused(finetune(run, chain, "-o", chain / name), name, words)
 
 
 @pytest.mark.parametrize(
@@ -534,13 +536,13 @@ def test_output_name(run: Run, chain: Path, name: str, words: str) -> None:
     ],
 )
 def test_exit_codes(run: Run, chain: Path, option: str, code: int) -> None:
-    """Wrong usage is 2, what fits no layer of the network 1; either way no file is written."""
-    before = contents(chain)
+    """Wrong usage is exit code 2, an unknown layer 1; no file is written."""
+    before = read_files(chain)
     result = finetune(run, chain, "-o", chain / "new.safetensors", option)
     assert result.exit_code == code
     assert result.stdout == ""
     assert result.stderr
-    assert contents(chain) == before
+    assert read_files(chain) == before
 
 
 def test_unknown_network(run: Run, split_file: Path, tmp_path: Path) -> None:
@@ -550,21 +552,21 @@ def test_unknown_network(run: Run, split_file: Path, tmp_path: Path) -> None:
     assert "vgg16_mini" in result.stderr
 
 
-def test_runaway_training(run: Run, chain: Path) -> None:
-    """A training whose loss runs away ends with one line of advice, and writes nothing."""
-    before = contents(chain)
+def test_divergence_is_one_line(run: Run, chain: Path) -> None:
+    """A training that diverges ends with one line of advice and no file."""
+    before = read_files(chain)
     result = finetune(run, chain, "--lr", "1e38", "-o", chain / "new.safetensors")
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith("dlcv: the loss is no longer a finite number in epoch 1")
-    assert contents(chain) == before
+    assert read_files(chain) == before
 
 
 @pytest.mark.parametrize("signal", [False, True], ids=["save", "Ctrl-C"])
-def test_runaway_training_when_a_snapshot_falls_due(
+def test_divergence_when_a_snapshot_is_due(
     run: Run, chain: Path, monkeypatch: pytest.MonkeyPatch, signal: bool
 ) -> None:
-    """In the middle of an epoch, a snapshot of a loss that ran away is the same line of advice; nothing is left."""
-    before, asked = contents(chain), iter(range(100))
+    """If a snapshot is due after divergence, the same line is printed and no file written."""
+    before, asked = read_files(chain), iter(range(100))
 
     @contextlib.contextmanager
     def interrupt_later() -> Iterator[Callable[[], int | None]]:
@@ -578,14 +580,14 @@ def test_runaway_training_when_a_snapshot_falls_due(
     result = finetune(run, chain, *more, "-o", chain / "new.safetensors")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines()[-1].startswith("dlcv: the loss is no longer a finite number in epoch 1 at lr")
-    assert contents(chain) == before
+    assert read_files(chain) == before
 
 
 # ------------------------------------------------------------------------------------------------------------ output
 
 
 def test_json(run: Run, chain: Path) -> None:
-    """--json: one document on stdout, made or up to date, with the best epoch; all else on stderr."""
+    """--json prints one document with the best epoch, made or up to date; all else is on stderr."""
     output = chain / "finetune.safetensors"
     keys = ["status", "output", "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
     again = finetune(run, chain, "--json")
@@ -594,12 +596,12 @@ def test_json(run: Run, chain: Path) -> None:
         document = json.loads(result.stdout)
         assert list(document) == keys
         assert (document["status"], document["output"]) == (status, str(output))
-        assert {key: document[key] for key in keys[2:]} == metrics_of(output)["best"]
+        assert {key: document[key] for key in keys[2:]} == read_metrics(output)["best"]
     assert "epoch 1 " in forced.stderr
 
 
 def test_messages_of_finetune(run: Run, chain: Path) -> None:
-    """stderr says what trains, what is frozen and cached, and each epoch in a line; stdout only what was written."""
+    """stderr has trained, frozen and cached layers and a line per epoch; stdout what was written."""
     notes = [
         r"trains [\d,]+ of [\d,]+ parameters \(vgg16_mini, 3 classes\) on \w+ in float32",
         r"frozen before features\.28: 9\d\.\d % of the 0\.\d+ GFLOP .*; features take 4,096 bytes per image",

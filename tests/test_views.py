@@ -15,7 +15,7 @@ import pytest
 import torch
 import torchvision.io
 import torchvision.transforms as tv
-from conftest import UPRIGHT, Pixels, difference, encode, noise
+from conftest import UPRIGHT, Pixels, difference, encode, make_noise
 from PIL import Image
 
 from dlcv_cli.errors import FileError
@@ -48,7 +48,7 @@ def decode(data: bytes) -> Pixels:
 
 def photo(width: int, height: int) -> Image.Image:
     """Smooth colours, as a photograph has them."""
-    small = Image.fromarray(noise(width // 8 + 2, height // 8 + 2))
+    small = Image.fromarray(make_noise(width // 8 + 2, height // 8 + 2))
     return small.resize((width, height), Image.Resampling.BICUBIC)
 
 
@@ -80,7 +80,7 @@ def test_resize_and_crop_is_torchvisions(size: tuple[int, int], preprocessing: P
 
     They are within one grey level, two for bicubic.
     """
-    pixels, most = noise(*size), 2 if preprocessing.interpolation == "bicubic" else 1
+    pixels, most = make_noise(*size), 2 if preprocessing.interpolation == "bicubic" else 1
     assert difference(seen(pixels, preprocessing), torchvisions(pixels, preprocessing)) <= most
 
 
@@ -144,7 +144,7 @@ def test_cmyk_is_not_inverted(ink: tuple[int, ...]) -> None:
 def test_other_formats_are_what_was_saved(kind: str) -> None:
     """The formats without loss give the pixels that went in."""
     options = {"lossless": True} if kind == "WEBP" else {}
-    pixels = noise(13, 9)
+    pixels = make_noise(13, 9)
     if kind == "GIF":
         pixels = pixels[..., :1].repeat(3, 2)  # which has a palette of 256
     assert difference(decode(encode(Image.fromarray(pixels), kind, **options)), pixels) == 0
@@ -170,7 +170,7 @@ XMP = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta xmlns:x='adobe:ns:meta/'></x:xm
 @pytest.mark.parametrize("orientation", [*UPRIGHT, 0, 9])
 def test_exif_orientation(orientation: int, order: str, before: bytes) -> None:
     """Each of the eight EXIF orientations of a JPEG is undone, in both byte orders, wherever EXIF stands."""
-    stored = noise(3, 2).repeat(16, 0).repeat(16, 1)
+    stored = make_noise(3, 2).repeat(16, 0).repeat(16, 1)
     plain = encode(Image.fromarray(stored), "JPEG", quality=100, subsampling=0)
     data = plain[:2] + before + app1(exif(orientation, order)) + plain[2:]
     expected = UPRIGHT.get(orientation, UPRIGHT[1])(stored)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from conftest import Run, refused
+from conftest import Run, assert_refused
 from small_networks import shrink_networks
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
@@ -39,18 +39,18 @@ State = dict[str, Tensor]
 
 
 @functools.cache
-def network() -> nn.Module:
-    """vgg16_mini for 9 classes."""
+def build_mini() -> nn.Module:
+    """Return vgg16_mini for 9 classes."""
     return build_random_network(MINI, 9, seed=11)
 
 
-def state() -> State:
-    """Its tensors."""
-    return dict(network().state_dict())
+def draw_state() -> State:
+    """Return the tensors of vgg16_mini for 9 classes."""
+    return dict(build_mini().state_dict())
 
 
 def write_dlcv(tensors: State, path: Path) -> None:
-    """A dlcv checkpoint of nine classes."""
+    """Write a dlcv checkpoint of nine classes."""
     record = {
         "stage": "vgg.scratch",
         "arch": "vgg16_mini",
@@ -60,8 +60,8 @@ def write_dlcv(tensors: State, path: Path) -> None:
     files.write(path, files.CHECKPOINT, {name: t.numpy() for name, t in tensors.items()}, record)
 
 
-def as_module(tensors: State) -> State:
-    """The names that DataParallel gives."""
+def add_module_prefix(tensors: State) -> State:
+    """Return the tensors with the names that DataParallel gives."""
     return {f"module.{name}": t for name, t in tensors.items()}
 
 
@@ -69,7 +69,7 @@ def as_module(tensors: State) -> State:
 KINDS: dict[str, Callable[[State, Path], Any]] = {
     "zip.pth": lambda t, p: torch.save(OrderedDict(t), p),
     "legacy.pth": lambda t, p: torch.save(t, p, _use_new_zipfile_serialization=False),
-    "wrapped.pth": lambda t, p: torch.save({"epoch": 3, "state_dict": as_module(t), "lr": 0.1}, p),
+    "wrapped.pth": lambda t, p: torch.save({"epoch": 3, "state_dict": add_module_prefix(t), "lr": 0.1}, p),
     "model.pth": lambda t, p: torch.save({"model": OrderedDict(t)}, p),
     "parameters.pth": lambda t, p: torch.save({n: torch.nn.Parameter(x) for n, x in t.items()}, p),
     "plain.safetensors": safetensors.torch.save_file,
@@ -88,23 +88,23 @@ def read(path: Path) -> weights.Weights:
     return weights.read_weights(weights.locate_weights(str(path), MINI))
 
 
-def head(run: Run, split: Path, source: object, output: Path, *more: object) -> Any:
-    """`vgg head` for one epoch of vgg16_mini from these weights."""
+def run_head(run: Run, split: Path, source: object, output: Path, *more: object) -> Any:
+    """Run `vgg head` for one epoch of vgg16_mini from these weights."""
     return run(
         "vgg", "head", split, "--arch", "vgg16_mini", "--epochs", 1, "--threads", 1,
         "--weights", source, "-o", output, *more,
     )  # fmt: skip
 
 
-def files_below(folder: Path) -> list[Path]:
-    """Every file below a folder."""
+def list_files_below(folder: Path) -> list[Path]:
+    """Return every file below a folder."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_read(tmp_path: Path, kind: str) -> None:
-    """Names, numbers and preprocessing come out of each kind of file as they went in."""
-    tensors = state()
+    """Names, numbers and preprocessing of each kind of file are read as written."""
+    tensors = draw_state()
     KINDS[kind](tensors, tmp_path / kind)
     loaded = read(tmp_path / kind)
     assert {name: t.dtype for name, t in loaded.tensors.items()} == dict.fromkeys(tensors, torch.float32)
@@ -114,10 +114,10 @@ def test_every_kind_is_read(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["legacy.pth", "wrapped.pth", "caffe.safetensors", "dlcv.safetensors"])
 def test_head_starts_from_the_weights(run: Run, split_file: Path, tmp_path: Path, kind: str) -> None:
-    """`vgg head` keeps all but the head bit by bit, and hands the weights' preprocessing on in the checkpoint."""
-    tensors, output = state(), tmp_path / "head.safetensors"
+    """`vgg head` keeps all layers but the head, and records the preprocessing of the weights."""
+    tensors, output = draw_state(), tmp_path / "head.safetensors"
     KINDS[kind](tensors, tmp_path / kind)
-    result = head(run, split_file, tmp_path / kind, output)
+    result = run_head(run, split_file, tmp_path / kind, output)
     assert result.exit_code == 0, result.stderr
     assert "30 tensors fit, classifier.6 is new; unused: classifier.6" in result.stderr
     stored = files.read(output, files.CHECKPOINT)
@@ -134,8 +134,8 @@ def test_head_starts_from_the_weights(run: Run, split_file: Path, tmp_path: Path
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("kind", ["zip.pth", "plain.safetensors"])
 def test_other_precisions_become_float32(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
-    """Weights of half or double precision are read as float32."""
-    tensors = {name: t.to(dtype) for name, t in state().items()}
+    """Weights in half or double precision are read as float32."""
+    tensors = {name: t.to(dtype) for name, t in draw_state().items()}
     KINDS[kind](tensors, tmp_path / kind)
     loaded = read(tmp_path / kind).tensors
     assert all(
@@ -144,7 +144,7 @@ def test_other_precisions_become_float32(tmp_path: Path, kind: str, dtype: torch
 
 
 class Evil:
-    """Unpickled, it would make a folder."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder)
@@ -155,35 +155,35 @@ class Evil:
 
 @pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
 def test_code_in_pickles_does_not_run(run: Run, split_file: Path, tmp_path: Path, new: bool) -> None:
-    """A .pth that would run code when unpickled is refused, and the code does not run."""
+    """A .pth with code to run when unpickled is refused, and the code does not run."""
     bad, folder = tmp_path / "evil.pth", tmp_path / "ran"
-    torch.save({**state(), "evil": Evil(folder)}, bad, _use_new_zipfile_serialization=new)
-    refused(head(run, split_file, bad, tmp_path / "out" / "head.safetensors"), "evil.pth")
+    torch.save({**draw_state(), "evil": Evil(folder)}, bad, _use_new_zipfile_serialization=new)
+    assert_refused(run_head(run, split_file, bad, tmp_path / "out" / "head.safetensors"), "evil.pth")
     assert not folder.exists()
     assert list(tmp_path.rglob("head.*")) == []
     torch.load(bad, weights_only=False)
     assert folder.exists(), "the file is as hostile as the test says"
 
 
-def cut_short(kind: str, size: float) -> Callable[[Path], None]:
-    """Writes the first part of a good file of that kind."""
+def write_start(kind: str, size: float) -> Callable[[Path], None]:
+    """Return a function that writes the first part of a valid file of this kind."""
 
     def write(path: Path) -> None:
-        KINDS[kind](state(), path)
+        KINDS[kind](draw_state(), path)
         data = path.read_bytes()
         path.write_bytes(data[: int(len(data) * size)])
 
     return write
 
 
-def changed(name: str, value: Any) -> Callable[[Path], None]:
-    """Writes a good .pth but for one entry."""
-    return lambda path: torch.save({**state(), name: value}, path)
+def write_entry(name: str, value: Any) -> Callable[[Path], None]:
+    """Return a function that writes a valid .pth with one entry replaced."""
+    return lambda path: torch.save({**draw_state(), name: value}, path)
 
 
-def described(preprocessing: str) -> Callable[[Path], None]:
-    """Writes a good .safetensors that has this text for its preprocessing."""
-    return lambda path: safetensors.torch.save_file(state(), path, {"preprocessing": preprocessing})
+def write_text(preprocessing: str) -> Callable[[Path], None]:
+    """Return a function that writes a valid .safetensors with this text as its preprocessing."""
+    return lambda path: safetensors.torch.save_file(draw_state(), path, {"preprocessing": preprocessing})
 
 
 NAN = torch.full((8,), float("nan"))
@@ -195,55 +195,58 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "three bytes": (lambda p: p.write_bytes(b"PK\x03"), "neither PyTorch nor safetensors"),
     "garbage after PK": (lambda p: p.write_bytes(b"PK\x03\x04" + bytes(range(256)) * 9), "cannot be read as PyTorch"),
     "garbage after legacy": (lambda p: p.write_bytes(b"\x80\x02\x8a\x0a" + bytes(range(256)) * 9), "cannot be read"),
-    "short zip": (cut_short("zip.pth", 0.5), "cannot be read as PyTorch"),
-    "short legacy": (cut_short("legacy.pth", 0.5), "cannot be read as PyTorch"),
-    "short safetensors": (cut_short("plain.safetensors", 0.9), "damaged"),
-    "short header": (cut_short("plain.safetensors", 0.0004), "damaged"),
+    "short zip": (write_start("zip.pth", 0.5), "cannot be read as PyTorch"),
+    "short legacy": (write_start("legacy.pth", 0.5), "cannot be read as PyTorch"),
+    "short safetensors": (write_start("plain.safetensors", 0.9), "damaged"),
+    "short header": (write_start("plain.safetensors", 0.0004), "damaged"),
     "tensor": (lambda p: torch.save(torch.zeros(3), p), "holds no dictionary of dense tensors"),
     "no tensors": (lambda p: torch.save({}, p), "holds no dictionary of dense tensors"),
-    "list": (lambda p: torch.save(list(state().values()), p), "holds no dictionary of dense tensors"),
-    "number": (changed("features.0.bias", 1.5), "holds no dictionary of dense tensors"),
-    "nan": (changed("features.0.bias", NAN), "features.0.bias has numbers that are not finite"),
-    "sparse": (changed("features.0.bias", torch.zeros(8).to_sparse()), ""),
-    "meta": (changed("features.0.bias", torch.zeros(8, device="meta")), ""),
-    "no std": (described('{"mean": [0, 0, 0]}'), "std needs three numbers"),
-    "std of zero": (described('{"mean": [0, 0, 0], "std": [1, 0, 1]}'), "std needs positive numbers"),
-    "huge mean": (described('{"mean": [1e999, 0, 0], "std": [1, 1, 1]}'), "mean needs finite numbers below a million"),
-    "huge whole mean": (described(f'{{"mean": [1{"0" * 400}, 0, 0], "std": [1, 1, 1]}}'), ""),
-    "not json": (described("mean 0"), "is no image network's weights, or damaged"),
-    "json nan": (described('{"mean": [NaN, 0, 0], "std": [1, 1, 1]}'), "NaN is no JSON number"),
-    "json list": (described("[]"), "mean needs three numbers"),
+    "list": (lambda p: torch.save(list(draw_state().values()), p), "holds no dictionary of dense tensors"),
+    "number": (write_entry("features.0.bias", 1.5), "holds no dictionary of dense tensors"),
+    "nan": (write_entry("features.0.bias", NAN), "features.0.bias has numbers that are not finite"),
+    "sparse": (write_entry("features.0.bias", torch.zeros(8).to_sparse()), ""),
+    "meta": (write_entry("features.0.bias", torch.zeros(8, device="meta")), ""),
+    "no std": (write_text('{"mean": [0, 0, 0]}'), "std needs three numbers"),
+    "std of zero": (write_text('{"mean": [0, 0, 0], "std": [1, 0, 1]}'), "std needs positive numbers"),
+    "huge mean": (
+        write_text('{"mean": [1e999, 0, 0], "std": [1, 1, 1]}'),
+        "mean needs finite numbers below a million",
+    ),
+    "huge whole mean": (write_text(f'{{"mean": [1{"0" * 400}, 0, 0], "std": [1, 1, 1]}}'), ""),
+    "not json": (write_text("mean 0"), "is no image network's weights, or damaged"),
+    "json nan": (write_text('{"mean": [NaN, 0, 0], "std": [1, 1, 1]}'), "NaN is no JSON number"),
+    "json list": (write_text("[]"), "mean needs three numbers"),
 }
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")  # torch's own, when it loads one
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_weights_are_refused(run: Run, split_file: Path, tmp_path: Path, kind: str) -> None:
-    """A file that is no usable weights is refused in one line that names it, and nothing is written."""
+    """A file without usable weights is refused in one line that names it."""
     write, words = BAD[kind]
     path = tmp_path / "bad.pth"
     write(path)
-    before = files_below(tmp_path)
-    refused(head(run, split_file, path, tmp_path / "out" / "head.safetensors"), "bad.pth", words)
-    assert files_below(tmp_path) == before
+    before = list_files_below(tmp_path)
+    assert_refused(run_head(run, split_file, path, tmp_path / "out" / "head.safetensors"), "bad.pth", words)
+    assert list_files_below(tmp_path) == before
 
 
 @pytest.mark.parametrize("change", ["missing", "misshapen"])
 def test_missing_layers_need_partial(run: Run, split_file: Path, tmp_path: Path, change: str) -> None:
-    """Weights that leave more than the head to chance are refused, naming what lacks; --partial takes them."""
-    tensors, output = state(), tmp_path / "head.safetensors"
+    """Weights that lack more than the head are refused with the names, unless --partial is set."""
+    tensors, output = draw_state(), tmp_path / "head.safetensors"
     if change == "missing":
         del tensors["features.0.weight"]
     else:
         tensors["features.0.weight"] = torch.zeros(8, 1, 3, 3)
     torch.save(tensors, tmp_path / "w.pth")
-    result = head(run, split_file, tmp_path / "w.pth", output)
+    result = run_head(run, split_file, tmp_path / "w.pth", output)
     assert result.exit_code == 1
     last = result.stderr.splitlines()[-1]
     assert "w.pth: does not fit vgg16_mini: it lacks features.0.weight (1 in all)" in last
     assert "--partial" in last
     assert not output.exists()
-    result = head(run, split_file, tmp_path / "w.pth", output, "--partial")
+    result = run_head(run, split_file, tmp_path / "w.pth", output, "--partial")
     assert result.exit_code == 0, result.stderr
     assert "missing: features.0.weight" in result.stderr
     arrays = files.read(output, files.CHECKPOINT).arrays
@@ -252,10 +255,12 @@ def test_missing_layers_need_partial(run: Run, split_file: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("more", [(), ("--partial",)])
-def test_weights_of_another_kind(run: Run, split_file: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
-    """Weights of which nothing fits are refused, --partial or not, with the way out."""
+def test_weights_that_fit_nowhere_are_refused(
+    run: Run, split_file: Path, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    """Weights that fit no layer are refused, even with --partial, with advice."""
     torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.pth")
-    result = head(run, split_file, tmp_path / "resnet.pth", tmp_path / "head.safetensors", *more)
+    result = run_head(run, split_file, tmp_path / "resnet.pth", tmp_path / "head.safetensors", *more)
     assert result.exit_code == 1
     last = result.stderr.splitlines()[-1]
     assert "resnet.pth: does not fit vgg16_mini" in last
@@ -264,25 +269,25 @@ def test_weights_of_another_kind(run: Run, split_file: Path, tmp_path: Path, mor
     assert not (tmp_path / "head.safetensors").exists()
 
 
-def test_sequence_checkpoint_is_no_weights(run: Run, split_file: Path, tmp_path: Path) -> None:
+def test_sequence_checkpoint_is_refused(run: Run, split_file: Path, tmp_path: Path) -> None:
     """A dlcv file that is no image checkpoint is refused."""
     path = tmp_path / "gru.safetensors"
-    files.write(path, files.CHECKPOINT, {"head.bias": state()["features.0.bias"].numpy()}, {"stage": "seq.train"})
-    refused(head(run, split_file, path, tmp_path / "head.safetensors"), "gru.safetensors")
+    files.write(path, files.CHECKPOINT, {"head.bias": draw_state()["features.0.bias"].numpy()}, {"stage": "seq.train"})
+    assert_refused(run_head(run, split_file, path, tmp_path / "head.safetensors"), "gru.safetensors")
 
 
 # ---------------------------------------------------------------------------------------------------------- download
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `content` under every path, and counts."""
+    """A server that returns `content` for every path, and counts the requests."""
 
     content = b""
     served = 0
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """GET of anything but /gone/."""
+    """Answer GET of any path but those below /gone/."""
 
     server: Server
 
@@ -297,12 +302,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(self.server.content)
 
     def log_message(self, *args: object) -> None:
-        """Silence."""
+        """Print nothing."""
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[Path]:
-    """An empty cache folder for torch.hub."""
+    """Yield an empty cache folder for torch.hub."""
     before = torch.hub.get_dir()
     torch.hub.set_dir(tmp_path / "hub")
     yield tmp_path / "hub" / "checkpoints"
@@ -311,8 +316,8 @@ def cache(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def server(cache: Path, tmp_path: Path) -> Iterator[Server]:
-    """A server of vgg16_mini's weights on this machine."""
-    torch.save(state(), tmp_path / "served.pth")
+    """Yield a local server of the weights of vgg16_mini."""
+    torch.save(draw_state(), tmp_path / "served.pth")
     with Server(("127.0.0.1", 0), Handler) as served:
         served.content = (tmp_path / "served.pth").read_bytes()
         thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
@@ -322,64 +327,64 @@ def server(cache: Path, tmp_path: Path) -> Iterator[Server]:
         thread.join()
 
 
-def url_of(server: Server, digest: str | None = None, folder: str = "") -> str:
-    """The served file's URL, its name ending in its hash unless another name is passed."""
+def make_url(server: Server, digest: str | None = None, folder: str = "") -> str:
+    """Return the URL of the served file, whose name ends in its hash or in `digest`."""
     digest = digest or hashlib.sha256(server.content).hexdigest()[:8]
     return f"http://127.0.0.1:{server.server_port}{folder}/vgg16_mini-{digest}.pth"
 
 
 class Notes(Reporter):
-    """Collects notes."""
+    """A reporter that collects notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
 
     def note(self, text: str) -> None:
-        """Keeps one."""
+        """Collect a note."""
         self.notes.append(text)
 
 
 def test_download(server: Server, cache: Path) -> None:
-    """The file comes into torch's cache, is announced, reads as weights, and is not fetched again."""
-    url, notes = url_of(server), Notes()
+    """The file is downloaded into torch's cache with a note, can be read, and is not downloaded again."""
+    url, notes = make_url(server), Notes()
     path = cache / url.rpartition("/")[2]
     assert weights.download(url, path, notes) == hashlib.sha256(server.content).hexdigest()
     assert path.read_bytes() == server.content
     assert notes.notes == [f"downloading {url}"]
-    assert set(read(path).tensors) == set(state())
+    assert set(read(path).tensors) == set(draw_state())
     weights.download(url, path, Reporter())
     assert server.served == 1
 
 
-def test_download_of_another_file(server: Server, cache: Path) -> None:
-    """A download whose hash is not the one in its name is refused with the manual way, and deleted."""
-    url = url_of(server, "0123abcd")
+def test_download_with_wrong_hash_is_refused(server: Server, cache: Path) -> None:
+    """A download without the hash of its name is refused and deleted."""
+    url = make_url(server, "0123abcd")
     with pytest.raises(DlcvError, match=rf"could not be downloaded .*hash.*: download {url} with a browser"):
         weights.download(url, cache / "w.pth", Reporter())
     assert list(cache.iterdir()) == []
 
 
-def test_damaged_cache(server: Server, cache: Path) -> None:
-    """A file in the cache that is not what its name says is refused, and the message says to delete it."""
+def test_damaged_cached_file_is_refused(server: Server, cache: Path) -> None:
+    """A cached file without the hash of its name is refused, and the message says to delete it."""
     path = cache / "w.pth"
-    weights.download(url_of(server), path, Reporter())
+    weights.download(make_url(server), path, Reporter())
     path.write_bytes(server.content[:-1])
     with pytest.raises(FileError, match=r"is damaged \(its sha256 does not begin with .*delete it"):
-        weights.download(url_of(server), path, Reporter())
+        weights.download(make_url(server), path, Reporter())
     path.unlink()
-    weights.download(url_of(server), path, Reporter())
+    weights.download(make_url(server), path, Reporter())
     assert path.read_bytes() == server.content
 
 
-def test_download_not_there(server: Server, cache: Path) -> None:
-    """A server that does not have the file: its answer and the manual way."""
+def test_download_of_missing_file(server: Server, cache: Path) -> None:
+    """If the server lacks the file, the message has its response and the manual way."""
     with pytest.raises(DlcvError, match=r"404.*with a browser and give its path to --weights"):
-        weights.download(url_of(server, folder="/gone"), cache / "w.pth", Reporter())
+        weights.download(make_url(server, folder="/gone"), cache / "w.pth", Reporter())
     assert list(cache.iterdir()) == []
 
 
-def test_download_unreachable(cache: Path) -> None:
-    """A server that does not answer: what happened and the manual way."""
+def test_download_from_unreachable_server(cache: Path) -> None:
+    """If the server cannot be reached, the message has the reason and the manual way."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/vgg16_mini-0123abcd.pth"
@@ -388,7 +393,7 @@ def test_download_unreachable(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         b"what?\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nshort",
@@ -397,15 +402,15 @@ def test_download_unreachable(cache: Path) -> None:
     ],
     ids=["no HTTP", "chunk cut short", "body cut short", "hangs up"],
 )
-def test_download_from_a_broken_server(cache: Path, answer: bytes) -> None:
-    """A server or proxy that breaks off, or speaks no HTTP: what happened and the manual way, and no file stays."""
+def test_download_from_a_broken_server(cache: Path, response: bytes) -> None:
+    """If the server fails, the message has the reason and the manual way, and no file remains."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve() -> None:
             connection, _ = listening.accept()
             with connection:
                 connection.recv(4096)
-                connection.sendall(answer)
+                connection.sendall(response)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -421,7 +426,7 @@ KNOWN = [(arch, name) for arch in sorted(set(ARCHITECTURES) - {"vgg16_mini"}) fo
 
 @pytest.mark.parametrize(("arch", "name"), KNOWN)
 def test_torchvision_weights_have_their_hash_in_the_name(cache: Path, arch: str, name: str) -> None:
-    """Each network's named weights are torchvision's of that network, in torch's cache, checked by their name."""
+    """Named weights are torchvision's, in torch's cache, checked by their name."""
     file = weights.locate_weights(name, ARCHITECTURES[arch])
     assert file.path.parent == cache
     assert file.url
@@ -433,7 +438,7 @@ def test_torchvision_weights_have_their_hash_in_the_name(cache: Path, arch: str,
 
 @pytest.mark.parametrize(("arch", "name"), KNOWN)
 def test_preprocessing_is_what_torchvision_records(cache: Path, arch: str, name: str) -> None:
-    """Named weights come with torchvision's own evaluation transform; that of the first is the entry's."""
+    """Named weights have torchvision's transform; that of the first is the entry's."""
     entry = get_model_weights(arch)[ARCHITECTURES[arch].weights[name]].transforms()
     preprocessing = weights.locate_weights(name, ARCHITECTURES[arch]).preprocessing
     assert ([preprocessing.resize], [preprocessing.crop]) == (entry.resize_size, entry.crop_size)
@@ -445,7 +450,7 @@ def test_preprocessing_is_what_torchvision_records(cache: Path, arch: str, name:
 
 
 def test_the_first_name_is_the_default(cache: Path) -> None:
-    """Without --weights it is the first name that the network's entry has."""
+    """Without --weights, the first name of the network's entry is used."""
     for arch in ("squeezenet1_1", "resnet50", "vgg16_mini"):
         default, named = (
             weights.locate_weights(name, ARCHITECTURES[arch])
@@ -454,9 +459,9 @@ def test_the_first_name_is_the_default(cache: Path) -> None:
         assert default == named
 
 
-def test_a_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often weights are fetched, their file is read for its sha256 once."""
-    KINDS["zip.pth"](state(), tmp_path / "w.pth")
+def test_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of weights is hashed once, however often it is used."""
+    KINDS["zip.pth"](draw_state(), tmp_path / "w.pth")
     hashed = []
     monkeypatch.setattr(weights, "hash_file", lambda path: hashed.append(path) or "0" * 64)
     file = weights.locate_weights(str(tmp_path / "w.pth"), MINI)
@@ -470,7 +475,7 @@ def test_a_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def no_download(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Weights that cannot be downloaded; the list says what was tried."""
+    """Make downloads of weights fail, and return the list of attempted URLs."""
     tried: list[str] = []
 
     def refuse(url: str, *_: object, **__: object) -> None:
@@ -488,22 +493,22 @@ def no_download(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_cheap_checks_come_before_the_download(
     run: Run, split_file: Path, tmp_path: Path, no_download: list[str], change: str, words: str
 ) -> None:
-    """A missing split, a bad output name and a missing device are named before anything is downloaded."""
+    """A bad split, output name or device is refused before any download."""
     split = tmp_path / "none.split.json" if change == "split" else split_file
     output = tmp_path / ("head.pth" if change == "output" else "head.safetensors")
     device = "mps" if change == "device" else "cpu"
     command = ("vgg", "head", split, "--arch", "squeezenet1_1", "-o", output)
-    refused(run(*command, "--device", device), words)
+    assert_refused(run(*command, "--device", device), words)
     assert no_download == []
     if change == "device":
         result = run(*command, "--device", "cpu")
         assert (result.exit_code, len(no_download)) == (1, 1), "otherwise it would have been tried"
 
 
-def test_an_output_is_judged_before_the_download(
+def test_output_is_checked_before_the_download(
     run: Run, split_file: Path, tmp_path: Path, no_download: list[str], cache: Path
 ) -> None:
-    """What was trained on torchvision's weights is up to date, or differs in other settings, without the weights."""
+    """An output is up to date, or refused for other settings, without a download."""
     url = get_model_weights("squeezenet1_1").IMAGENET1K_V1.url
     prefix = url.rpartition("-")[2].removesuffix(".pth")
     output = tmp_path / "head.safetensors"
@@ -518,27 +523,27 @@ def test_an_output_is_judged_before_the_download(
     result = run(*command)
     assert (result.exit_code, no_download) == (0, [])
     assert "up to date" in result.stdout
-    refused(run(*command, "--lr", 0.5), "lr was 0.005, now 0.5")
+    assert_refused(run(*command, "--lr", 0.5), "lr was 0.005, now 0.5")
     assert no_download == []
 
 
-def test_a_snapshot_is_judged_before_the_download(
+def test_snapshot_is_checked_before_the_download(
     run: Run, split_file: Path, tmp_path: Path, no_download: list[str]
 ) -> None:
-    """A snapshot of another training is refused, with what differs, without the weights."""
+    """A snapshot of another training is refused with the difference, without a download."""
     output = tmp_path / "head.safetensors"
     recipe = Recipe("vgg.head", HeadConfig(arch="squeezenet1_1", lr=0.5), {"split": Input("0" * 64, split_file)})
     files.write(output.with_suffix(".snapshot"), files.SNAPSHOT, {}, recipe.to_json(tmp_path))
     command = ("vgg", "head", split_file, "--arch", "squeezenet1_1", "-o", output)
-    refused(run(*command), "head.snapshot belongs to a different training: --lr was 0.5, now 0.005", "--force")
+    assert_refused(run(*command), "head.snapshot belongs to a different training: --lr was 0.5, now 0.005", "--force")
     assert no_download == []
 
 
 @pytest.mark.parametrize("crop", [1, 100])
-def test_weights_for_another_image_size(
+def test_weights_for_impossible_image_size_are_refused(
     run: Run, split_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crop: int
 ) -> None:
-    """Weights whose preprocessing gives images that the network cannot take are refused in one line."""
+    """Weights whose preprocessing gives an impossible image size are refused."""
     shrink_networks(monkeypatch)
     path = tmp_path / "vit.safetensors"
     network = build_random_network(ARCHITECTURES["vit_b_16"], 3, 0)
