@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from dlcv_cli.cli.console import Terminal
-from dlcv_cli.config import Config, Machine, Saving, describe_range
+from dlcv_cli.config import Config, Machine, Saving, describe_range, list_choices
 from dlcv_cli.context import Context
 
 # Headings in a command's help, in this order; those of the config classes come after the first.
@@ -145,7 +145,7 @@ def _parameter(
         kind = Literal[tuple(names)]
     text = field.metadata["help"]
     sentences = [f"{text[0].upper()}{text[1:]}."]
-    if names := names or list(get_args(kind) if get_origin(kind) is Literal else ()):
+    if names := names or list(list_choices(kind)):
         sentences.append(f"One of {', '.join(names)}.")
     if limits := describe_range(field.metadata):
         sentences.append(f"Range: {limits}.")
@@ -168,7 +168,7 @@ def _flags(field: dataclasses.Field[Any]) -> list[str]:
 
 def _placeholder(kind: Any) -> str | None:
     """Return the word that stands for the option's value in the help."""
-    if get_origin(kind) is Literal:
+    if list_choices(kind):
         return "NAME"
     if get_origin(kind) in (Union, types.UnionType):
         kind = get_args(kind)[0]
