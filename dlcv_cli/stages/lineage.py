@@ -1,18 +1,17 @@
-"""What a file was made from, back to the data, as each file records it; and the graph of it that a report shows."""
+"""What a file was made from, back to the data, as each file records it; and which examples it has seen on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlcv_cli.errors import DlcvError, FileError
+from dlcv_cli.context import Reporter
+from dlcv_cli.errors import DlcvError, FileError, list_names
 from dlcv_cli.files import splits, tensors
-from dlcv_cli.files.disk import JSON, as_object, hash_file, hash_json, read_json
-from dlcv_cli.report.kinds import FigureGroup, Graph, Node
-from dlcv_cli.results.codec import encode
-from dlcv_cli.results.comparison import Comparison
-from dlcv_cli.studies.base import Reported
+from dlcv_cli.files.disk import JSON, as_object, hash_file, read_json
+from dlcv_cli.results.evaluation import Contamination, Unchecked
+from dlcv_cli.studies.base import Study
 
 DATA = ("split", "data")  # roles of data among the inputs
 
@@ -75,48 +74,85 @@ def _read_metadata(role: str, path: Path) -> JSON:
         raise
 
 
-def draw_lineage(networks: Sequence[Reported], comparison: Comparison) -> FigureGroup:
-    """Return the graph of all files that the comparison was made from, as the files themselves record it."""
-    nodes: dict[tuple[str, str], Node] = {}  # by name and content, each after its sources
-    evaluations = [
-        _add(
-            nodes, Source("evaluation", network.file.name, hash_file(network.file), sources=_trace_evaluation(network))
+def _walk(sources: Iterable[Source], data_role: str) -> Iterator[Source]:
+    """Yield all files that a checkpoint comes from, back to the data, whose own sources are no examples."""
+    for source in sources:
+        yield source
+        if source.role != data_role:
+            yield from _walk(source.sources, data_role)
+
+
+def check_contamination(
+    study: Study[object], checkpoint: Path, metadata: JSON, data: Path, part: str, allowed: bool
+) -> tuple[list[str], Contamination]:
+    """Return the sha256 of each evaluated example, and how many of them the checkpoint has seen.
+
+    Args:
+        part: the evaluated part; `train` is contaminated by definition, and allowed.
+
+    Raises:
+        FileError: `data` is not what the checkpoint's study needs.
+    """
+    examples = study.digest_examples(data)[part]
+    seen: dict[str, set[str]] = {"train": set(), "val": set()}  # validation examples decided which weights to keep
+    checked: list[str] = []
+    unchecked: list[Unchecked] = []
+    unrecorded: list[str] = []
+    for source in _walk(trace_sources(checkpoint, metadata, {hash_file(data): data}), study.data_role):
+        problem = source.problem
+        if source.path is None or (source.role == "weights" and not problem and not source.metadata):
+            unrecorded.append(source.name)
+        elif source.role == study.data_role and not problem:
+            try:
+                parts = study.digest_examples(source.path)
+            except FileError as error:
+                problem = str(error).removeprefix(f"{source.path}: ")
+            else:
+                checked.append(source.name)
+                for name, digests in seen.items():
+                    digests.update(parts[name])
+        if problem:
+            unchecked.append(Unchecked(name=source.name, why=problem))
+    return examples, Contamination(
+        checked=sorted(checked),
+        unchecked=unchecked,
+        unrecorded=sorted(unrecorded),
+        examples=sum(digest in seen["train"] for digest in examples),
+        chosen=sum(digest in seen["val"] for digest in examples),
+        of=len(examples),
+        by_chance=study.repeats_examples(metadata),
+        allowed=allowed or part == "train",
+    )
+
+
+def report_contamination(checkpoint: Path, leak: Contamination, part: str, allowed: bool, reporter: Reporter) -> None:
+    """Report in words what a contamination means.
+
+    Raises:
+        DlcvError: evaluated examples were trained on, which was neither requested nor allowed.
+    """
+    if leak.unchecked:
+        files = list_names(f"{file.name} ({file.why})" for file in leak.unchecked)
+        reporter.warn(
+            f"{checkpoint}: cannot check whether it was trained on these {part} examples: {files}; "
+            "restore the files, and evaluate with --force"
         )
-        for network in networks
-    ]
-    table = Node("comparison", "this table", hash_json(encode(comparison)), tuple(evaluations))
-    origins = ", ".join(node.name for node in nodes.values() if not node.sources)
-    text = f"{len(nodes) + 1} files, from {origins} to the table. The table below has the hashes in full."
-    graph = Graph("lineage", f"Lineage: {comparison.data.study}", text, (*nodes.values(), table))
-    hint = "Each file with the first digits of its sha256; lines lead to what was made from it."
-    return FigureGroup("From data to table", hint, [graph])
-
-
-def _trace_evaluation(network: Reported) -> tuple[Source, ...]:
-    """Return the checkpoint as the report read it, and the data."""
-    known = {network.evaluation.inputs["checkpoint"].sha256: network.checkpoint}
-    inputs = {role: {"path": file.path, "sha256": file.sha256} for role, file in network.evaluation.inputs.items()}
-    return trace_sources(network.file, {"inputs": inputs}, known)
-
-
-def _add(nodes: dict[tuple[str, str], Node], source: Source) -> int:
-    """Return the place of a file's node among the nodes, new or known; its sources come before it."""
-    key = source.name, source.sha256
-    if key not in nodes:
-        ordered = sorted(source.sources, key=lambda other: other.role in DATA)  # drawn lowest: fewer lines cross
-        places = tuple(dict.fromkeys(_add(nodes, other) for other in ordered))
-        nodes[key] = Node(source.name, _kind(source), source.sha256, places, _note(source))
-    return list(nodes).index(key)
-
-
-def _kind(source: Source) -> str:
-    """Return what a file is: the stage that wrote a checkpoint, the schema of data, otherwise the role."""
-    if source.role in DATA and "schema" in source.metadata:
-        return str(source.metadata["schema"]).removeprefix("dlcv.").partition("/")[0]
-    return source.role if source.role in DATA else str(source.metadata.get("stage", source.role))
-
-
-def _note(source: Source) -> str:
-    if not source.problem or source.path is None:
-        return ""
-    return "changed since" if source.path.exists() else "missing now"
+    if leak.chosen and part == "test" and not leak.by_chance:
+        reporter.warn(
+            f"{checkpoint}: {leak.chosen:,} of the {leak.of:,} test examples are validation examples of its training, "
+            "which decided which weights were kept: its figures are too good"
+        )
+    if not leak.leaks:
+        return
+    if part == "train":
+        reporter.note(f"{checkpoint}: evaluated on its training part: {leak.examples:,} of {leak.of:,} examples")
+    elif not allowed:
+        raise DlcvError(
+            f"{checkpoint}: {leak.examples:,} of the {leak.of:,} {part} examples were trained on, by it or a "
+            f"checkpoint that it comes from (data: {list_names(leak.checked)}): "
+            "evaluate it on other data with --data, or use --allow-contaminated"
+        )
+    else:
+        reporter.warn(
+            f"CONTAMINATED: {checkpoint} was trained on {leak.examples:,} of these {leak.of:,} {part} examples"
+        )

@@ -11,18 +11,20 @@ from pathlib import Path
 from dlcv_cli.config import EvalConfig
 from dlcv_cli.context import Context, Outcome
 from dlcv_cli.errors import DlcvError
-from dlcv_cli.files.disk import hash_file
+from dlcv_cli.files.disk import hash_file, hash_json
 from dlcv_cli.files.locks import claim_outputs
 from dlcv_cli.files.recipes import Input, Recipe, is_up_to_date
 from dlcv_cli.report import report_file
 from dlcv_cli.report.figures import draw_comparison, draw_differences, draw_learning
-from dlcv_cli.report.kinds import FigureGroup
+from dlcv_cli.report.kinds import FigureGroup, Graph, Node
 from dlcv_cli.report.page import Network, Section, write_page
+from dlcv_cli.results.codec import encode
+from dlcv_cli.results.comparison import Comparison
 from dlcv_cli.results.metrics import metrics_path, read_metrics
 from dlcv_cli.stages.compare import compare
 from dlcv_cli.stages.data import fill_folder
 from dlcv_cli.stages.evaluate import evaluate
-from dlcv_cli.stages.lineage import draw_lineage
+from dlcv_cli.stages.lineage import DATA, Source, trace_sources
 from dlcv_cli.studies import study_named
 from dlcv_cli.studies.base import Reported
 
@@ -162,3 +164,50 @@ def _draw_files(sections: Sequence[Section]) -> Iterator[tuple[str, bytes]]:
             taken.add(name)
             for suffix, data in render_files(figure, PAPER_FORMATS).items():
                 yield f"{name}.{suffix}", data
+
+
+def draw_lineage(networks: Sequence[Reported], comparison: Comparison) -> FigureGroup:
+    """Return the graph of all files that the comparison was made from, as the files themselves record it."""
+    nodes: dict[tuple[str, str], Node] = {}  # by name and content, each after its sources
+    evaluations = [
+        _add_node(
+            nodes, Source("evaluation", network.file.name, hash_file(network.file), sources=_trace_evaluation(network))
+        )
+        for network in networks
+    ]
+    table = Node("comparison", "this table", hash_json(encode(comparison)), tuple(evaluations))
+    origins = ", ".join(node.name for node in nodes.values() if not node.sources)
+    text = f"{len(nodes) + 1} files, from {origins} to the table. The table below has the hashes in full."
+    graph = Graph("lineage", f"Lineage: {comparison.data.study}", text, (*nodes.values(), table))
+    hint = "Each file with the first digits of its sha256; lines lead to what was made from it."
+    return FigureGroup("From data to table", hint, [graph])
+
+
+def _trace_evaluation(network: Reported) -> tuple[Source, ...]:
+    """Return the checkpoint as the report read it, and the data."""
+    known = {network.evaluation.inputs["checkpoint"].sha256: network.checkpoint}
+    inputs = {role: {"path": file.path, "sha256": file.sha256} for role, file in network.evaluation.inputs.items()}
+    return trace_sources(network.file, {"inputs": inputs}, known)
+
+
+def _add_node(nodes: dict[tuple[str, str], Node], source: Source) -> int:
+    """Return the place of a file's node among the nodes, new or known; its sources come before it."""
+    key = source.name, source.sha256
+    if key not in nodes:
+        ordered = sorted(source.sources, key=lambda other: other.role in DATA)  # drawn lowest: fewer lines cross
+        places = tuple(dict.fromkeys(_add_node(nodes, other) for other in ordered))
+        nodes[key] = Node(source.name, _describe_file(source), source.sha256, places, _describe_change(source))
+    return list(nodes).index(key)
+
+
+def _describe_file(source: Source) -> str:
+    """Return what a file is: the stage that wrote a checkpoint, the schema of data, otherwise the role."""
+    if source.role in DATA and "schema" in source.metadata:
+        return str(source.metadata["schema"]).removeprefix("dlcv.").partition("/")[0]
+    return source.role if source.role in DATA else str(source.metadata.get("stage", source.role))
+
+
+def _describe_change(source: Source) -> str:
+    if not source.problem or source.path is None:
+        return ""
+    return "changed since" if source.path.exists() else "missing now"
