@@ -143,7 +143,7 @@ class Matrix(Figure):
 
 @dataclass(frozen=True)
 class Density(Figure):
-    """Answers against true values: counts[x, y] over equal bins of both axes."""
+    """Predictions against true values: counts[x, y] over equal bins of both axes."""
 
     x: Axis
     y: Axis

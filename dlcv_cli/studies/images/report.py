@@ -52,7 +52,7 @@ def draw_confusion(name: str, evaluation: ImageEvaluation) -> Matrix:
     cells = tuple((true, predicted, n, n / classes[true].n) for true, predicted, n in evaluation.details.confusion)
     wrong = [cell for cell in cells if cell[0] != cell[1]]
     names = tuple(row.name for row in classes)
-    text = f"Answers of {name} by true class, {len(names)} classes, as shares of each class. "
+    text = f"Predictions of {name} by true class, {len(names)} classes, as shares of each class. "
     if wrong:
         true, predicted, n, _ = max(wrong, key=lambda cell: cell[2])
         text += f"Most confused: {names[true]} taken for {names[predicted]}, {n} times."
