@@ -30,9 +30,7 @@ app = typer.Typer(no_args_is_help=True, help="Divide a folder of class folders; 
 @configured(SplitConfig)
 def split(
     config: SplitConfig,
-    root: Annotated[
-        Path, typer.Argument(metavar="ROOT", help="Folder with one folder per class.", show_default=False, **UNCHECKED)
-    ],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder with one folder per class.", **UNCHECKED)],
     output: OutputFile,
     download: Annotated[
         bool,

@@ -23,11 +23,9 @@ from dlcv_cli.cli.options import (
 from dlcv_cli.config import EvalConfig, Machine, Part
 from dlcv_cli.errors import SettingError, look_up
 
-Checkpoints = Annotated[
-    list[Path], typer.Argument(metavar="CHECKPOINT", help="Checkpoints.", show_default=False, **UNCHECKED)
-]
+Checkpoints = Annotated[list[Path], typer.Argument(metavar="CHECKPOINT", help="Checkpoints.", **UNCHECKED)]
 MOVED = "Split or sequence file, if it has moved since the training."
-DataFile = Annotated[Path | None, typer.Option("--data", metavar="FILE", help=MOVED, **IN_FILES, **UNCHECKED)]
+DataFile = Annotated[Path | None, typer.Option("--data", metavar="FILE", help=MOVED, **(IN_FILES | UNCHECKED))]
 ImageFolder = Annotated[
     Path | None,
     typer.Option("--root", metavar="DIR", help="Folder of the images, if it has moved.", **IN_FILES),

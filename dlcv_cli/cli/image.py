@@ -67,9 +67,7 @@ def finetune(
     split: SplitFile,
     output: OutputFile,
     cache: CacheFolder,
-    start: Annotated[
-        Path, typer.Option("--from", metavar="FILE", help="Checkpoint to start from.", show_default=False, **UNCHECKED)
-    ],
+    start: Annotated[Path, typer.Option("--from", metavar="FILE", help="Checkpoint to start from.", **UNCHECKED)],
     root: Root = None,
     no_cache: NoCache = False,
     force: Force = False,

@@ -21,18 +21,16 @@ from dlcv_cli.context import Context
 WHAT, WHERE, FILES = "What to train", "Where it computes", "Files"
 
 # Whether an input can be read is checked by the stage, which says so in one line with exit code 1.
-UNCHECKED: dict[str, Any] = {"readable": False}
+UNCHECKED: dict[str, Any] = {"readable": False, "show_default": False}
 
 IN_FILES: dict[str, Any] = {"show_default": False, "rich_help_panel": FILES}
 
-SplitFile = Annotated[
-    Path, typer.Argument(metavar="SPLIT", help="Split file of dlcv data split.", show_default=False, **UNCHECKED)
-]
+SplitFile = Annotated[Path, typer.Argument(metavar="SPLIT", help="Split file of dlcv data split.", **UNCHECKED)]
 OutputFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.", **IN_FILES)]
 OutputFolder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", **IN_FILES)]
 Root = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="The images' folder, if not the one in SPLIT.", **IN_FILES, **UNCHECKED),
+    typer.Option(metavar="DIR", help="The images' folder, if not the one in SPLIT.", **(IN_FILES | UNCHECKED)),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that was made differently.", **IN_FILES)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]

@@ -33,9 +33,7 @@ def gen(config: GenConfig, output: OutputFile, force: Force = False, as_json: Js
 def train(
     config: SeqTrainConfig,
     saving: Saving,
-    data: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Sequence file from dlcv seq gen.", show_default=False, **UNCHECKED)
-    ],
+    data: Annotated[Path, typer.Argument(metavar="FILE", help="Sequence file from dlcv seq gen.", **UNCHECKED)],
     output: OutputFile,
     cache: CacheFolder,
     force: Force = False,

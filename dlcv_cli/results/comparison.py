@@ -13,7 +13,7 @@ from dlcv_cli.statistics.collapse import Collapse
 SCHEMA = "dlcv.comparison/2"
 
 
-class Column(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Column(Struct, frozen=True, omit_defaults=True):
     """A metric as it is shown. `percent`: fractions in files, percent on a screen."""
 
     key: str

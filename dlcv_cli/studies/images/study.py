@@ -37,7 +37,7 @@ TOP = 5
 
 METRICS: tuple[Metric[Scores], ...] = (
     Metric(
-        Column(key="top1_accuracy", heading="top-1 %", noun="top-1 accuracy", higher_is_better=True, percent=True),
+        Column("top1_accuracy", "top-1 %", "top-1 accuracy", higher_is_better=True, percent=True),
         value=lambda s: float(s.right.mean()),
         range=(0, 1),
         interval=lambda s: proportion_of(s.right),
@@ -45,7 +45,7 @@ METRICS: tuple[Metric[Scores], ...] = (
         test=lambda samples, base, _: compare_shares(samples, base),
     ),
     Metric(
-        Column(key="top5_accuracy", heading="top-5 %", noun="top-5 accuracy", higher_is_better=True, percent=True),
+        Column("top5_accuracy", "top-5 %", "top-5 accuracy", higher_is_better=True, percent=True),
         value=lambda s: float(s.in_five.mean()),
         range=(0, 1),
         interval=lambda s: proportion_of(s.in_five),
@@ -53,13 +53,7 @@ METRICS: tuple[Metric[Scores], ...] = (
         applies=lambda s: s.classes > TOP,  # five of five classes are always right
     ),
     Metric(
-        Column(
-            key="mean_per_class_recall",
-            heading="per-class recall %",
-            noun="per-class recall",
-            higher_is_better=True,
-            percent=True,
-        ),
+        Column("mean_per_class_recall", "per-class recall %", "per-class recall", higher_is_better=True, percent=True),
         value=lambda s: metrics.mean_per_class_recall(s.right, s.labels),
         range=(0, 1),
         interval=lambda s: metrics.recall_of(s.right, s.labels),
@@ -67,19 +61,13 @@ METRICS: tuple[Metric[Scores], ...] = (
         test=lambda samples, base, scores: compare_recalls(samples, base, scores.labels),
     ),
     Metric(  # none of the usual intervals holds for it (docs/statistics.md)
-        Column(
-            key="expected_calibration_error",
-            heading="ECE %",
-            noun="calibration error",
-            higher_is_better=False,
-            percent=True,
-        ),
+        Column("expected_calibration_error", "ECE %", "calibration error", higher_is_better=False, percent=True),
         value=lambda s: metrics.calibration_of(s).estimate,
         range=(0, 1),
         of_baselines=False,
     ),
     Metric(
-        Column(key="loss", heading="loss", noun="loss", higher_is_better=False),
+        Column("loss", "loss", "loss", higher_is_better=False),
         value=lambda s: float(s.losses.mean()),
         interval=lambda s: mean_of(s.losses),
         of_baselines=False,

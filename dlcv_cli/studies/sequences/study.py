@@ -43,25 +43,25 @@ class Predicted:
 
 METRICS: tuple[Metric[Predicted], ...] = (
     Metric(
-        Column(key="mse", heading="MSE", noun="MSE", higher_is_better=False),
+        Column("mse", "MSE", "MSE", higher_is_better=False),
         value=lambda p: float(np.mean(p.errors**2)),
         interval=lambda p: mean_of(p.errors**2),
         tested=lambda p: p.errors**2,
         test=lambda samples, base, _: compare_means(samples, base),
     ),
     Metric(
-        Column(key="mae", heading="MAE", noun="MAE", higher_is_better=False),
+        Column("mae", "MAE", "MAE", higher_is_better=False),
         value=lambda p: float(np.mean(p.errors)),
         interval=lambda p: mean_of(p.errors),
     ),
     Metric(
-        Column(key="close", heading="within 0.04 %", noun="share within 0.04", higher_is_better=True, percent=True),
+        Column("close", "within 0.04 %", "share within 0.04", higher_is_better=True, percent=True),
         value=lambda p: float(np.mean(p.errors < metrics.CLOSE)),
         range=(0, 1),
         interval=lambda p: proportion_of(p.errors < metrics.CLOSE),
     ),
     Metric(
-        Column(key="r2", heading="R2", noun="R2", higher_is_better=True, small=False),
+        Column("r2", "R2", "R2", higher_is_better=True, small=False),
         value=lambda p: metrics.explained_variance(p.predictions, p.targets),
         range=(-np.inf, 1),
         interval=lambda p: metrics.r2_of(p.predictions, p.targets),
