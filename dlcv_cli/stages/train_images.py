@@ -31,12 +31,14 @@ from dlcv_cli.stages.training import TrainingResult, claim_training, find_finish
 from dlcv_cli.stages.weights import WeightsFile, locate_weights, read_weights
 from dlcv_cli.statistics.collapse import judge_classes
 from dlcv_cli.statistics.metrics import largest_class
-from dlcv_cli.studies.images.device import PACKAGES, describe_arithmetic, prepare
 from dlcv_cli.studies.images.features import FrozenLayers, open_sources
 from dlcv_cli.studies.images.predictor import (
+    PACKAGES,
+    describe_arithmetic,
     load_part,
     open_checkpoint,
     place_and_split,
+    prepare,
     read_arch,
     read_classes,
     require_classes,

@@ -23,8 +23,8 @@ from dlcv_cli.stages.seed_runs import SeedRun, SeedRuns, SeedSetup
 from dlcv_cli.stages.snapshots import SnapshotFile, hold_signals, raise_if_signalled
 from dlcv_cli.stages.training import TrainingResult, claim_training, find_finished, write_training
 from dlcv_cli.statistics.collapse import judge_numbers
-from dlcv_cli.studies.sequences.checkpoints import PACKAGES, look_up_task
 from dlcv_cli.studies.sequences.compiled_kernels import prepare_kernels
+from dlcv_cli.studies.sequences.study import PACKAGES, look_up_task
 from dlcv_cli.vision.splits import PARTS, count_held_out
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+from PIL import Image
 
 from dlcv_cli.files import splits
 from dlcv_cli.report.axes import Axis
@@ -16,9 +20,10 @@ from dlcv_cli.report.pictures import Gallery, Picture, Row
 from dlcv_cli.results.evaluation import Evaluation, ImageDetails
 from dlcv_cli.statistics.metrics import score_logits
 from dlcv_cli.studies.base import Reported
-from dlcv_cli.studies.images.thumbnails import make_thumbnail
 from dlcv_cli.studies.stored import read_predictions
+from dlcv_cli.vision import images
 
+SIDE = 96  # of a thumbnail, in pixels
 EXAMPLES = 3  # images shown of each confused pair
 ImageEvaluation = Evaluation[ImageDetails]
 
@@ -135,3 +140,27 @@ def _load(root: Path, sha256: str, picture: Picture) -> Picture:
     except ValueError as error:
         return replace(picture, problem=str(error))
     return replace(picture, jpeg=jpeg, size=size)
+
+
+@lru_cache(maxsize=1024)
+def make_thumbnail(path: Path, sha256: str) -> tuple[bytes, tuple[int, int]]:
+    """Return an image as a small upright JPEG, and its (width, height).
+
+    Images of a few pixels are enlarged, each pixel a square.
+
+    Raises:
+        ValueError: the image is missing or its sha256 is another; the message is the reason in a word.
+    """
+    if not path.exists():
+        raise ValueError("missing")
+    data = images.read_image_file(path)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError("changed")
+    with images.decoder_errors():
+        image = images.decode_image(images.open_image(data))
+    image.thumbnail((SIDE, SIDE))
+    if (factor := SIDE // max(image.size)) > 1:
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue(), image.size

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dlcv_cli.context import Context
-from dlcv_cli.errors import FileError
+from dlcv_cli.context import Context, Reporter, map_in_threads
+from dlcv_cli.errors import FileError, list_names
 from dlcv_cli.files import splits
 from dlcv_cli.files.disk import relative_path
+from dlcv_cli.files.splits import Split
 from dlcv_cli.report.kinds import FigureGroup
 from dlcv_cli.report.pictures import Gallery
 from dlcv_cli.results.comparison import Column
@@ -92,14 +93,11 @@ class ImageStudy(Study[Scores]):
 
     def check_files(self, data: Path, part: str, context: Context) -> None:
         """Raise FileError unless each image of a part exists unchanged in the context's root."""
-        from dlcv_cli.studies.images.part_files import require_images
-
         require_images(splits.read(data, context.root), part, context.reporter)
 
     def measure(self, checkpoint: Path, data: Path, part: str, context: Context) -> Measured:
         """Compute the logits of each image of a part."""
-        from dlcv_cli.studies.images.device import PACKAGES
-        from dlcv_cli.studies.images.predictor import Predictor, load_part, open_checkpoint, require_classes
+        from dlcv_cli.studies.images.predictor import PACKAGES, Predictor, load_part, open_checkpoint, require_classes
 
         stored, split = open_checkpoint(checkpoint), splits.read(data, context.root)
         require_classes(checkpoint, stored.classes, data, split.classes)
@@ -153,6 +151,41 @@ class ImageStudy(Study[Scores]):
         from dlcv_cli.studies.images.report import load_pictures
 
         return load_pictures(network, root, data)
+
+
+def require_images(split: Split, part: str, reporter: Reporter) -> list[Path]:
+    """Return the paths of one part's images, after checking each file against its sha256.
+
+    Raises:
+        FileError: the part is empty, or images are missing or changed; names them.
+    """
+    from dlcv_cli.vision.images import hash_image_file
+
+    def hash_or_none(path: Path) -> str | None:
+        try:
+            return hash_image_file(path)
+        except ValueError:
+            return None
+
+    examples = split.parts[part]
+    if not examples:
+        raise FileError(split.path, f"has no {part} images")
+    if not split.root.is_dir():
+        raise FileError(split.path, f"its image folder {split.root} does not exist; give the folder with --root")
+    paths = [split.root / e.path for e in examples]
+    hashes = map_in_threads(hash_or_none, paths, f"checking {part} images", reporter)
+    problems = [
+        f"{e.path} ({'changed' if digest else 'missing'})"
+        for e, digest in zip(examples, hashes, strict=True)
+        if digest != e.sha256
+    ]
+    if problems:
+        raise FileError(
+            split.path,
+            f"{len(problems)} of its images in {split.root} are missing or changed: {list_names(problems)}; "
+            "restore them, give the folder with --root, or make a new split",
+        )
+    return paths
 
 
 def describe_errors(scores: Scores, classes: Sequence[str], examples: Sequence[Example], root: str) -> ImageDetails:

@@ -15,10 +15,13 @@ from dlcv_cli.context import Context
 from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.files import sequences, tensors
 from dlcv_cli.files.disk import as_object
+from dlcv_cli.files.sequences import SequenceFile
 from dlcv_cli.report.kinds import FigureGroup
 from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import AnyEvaluation, ByLength, SequenceDetails
-from dlcv_cli.sequences.tasks import TASKS, Sequences
+from dlcv_cli.sequences.cells import CELLS, Parameters, check_parameters
+from dlcv_cli.sequences.engines import ENGINES, build_engine
+from dlcv_cli.sequences.tasks import TASKS, Sequences, Task
 from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_numbers
 from dlcv_cli.statistics.paired import compare_means
@@ -26,6 +29,8 @@ from dlcv_cli.statistics.significance import mean_of, proportion_of
 from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Reported, Study
 
 Floats = NDArray[np.float32]
+# engine -> the packages whose versions its results depend on
+PACKAGES = {name: (engine.package, "numpy", "safetensors") for name, engine in ENGINES.items()}
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,6 @@ class SequenceStudy(Study[Predicted]):
 
     def measure(self, checkpoint: Path, data: Path, part: str, context: Context) -> Measured:
         """Predict each sequence of a part with each run of a checkpoint."""
-        from dlcv_cli.studies.sequences.checkpoints import PACKAGES, look_up_task
-
         stored, file = tensors.read(checkpoint, tensors.CHECKPOINT), sequences.read(data)
         if stored.metadata.get("task") != file.task:
             trained = stored.metadata.get("task")
@@ -152,9 +155,6 @@ def predict_runs(stored: tensors.Tensors, examples: Sequences, context: Context)
     Raises:
         FileError: the checkpoint is damaged, or of a cell that this version lacks.
     """
-    from dlcv_cli.sequences.cells import CELLS, check_parameters
-    from dlcv_cli.sequences.engines import build_engine
-    from dlcv_cli.studies.sequences.checkpoints import read_runs
     from dlcv_cli.studies.sequences.compiled_kernels import prepare_kernels
 
     name = as_object(stored.metadata.get("config")).get("cell")
@@ -185,3 +185,25 @@ def measure_by_length(predictions: Floats, targets: Floats, lengths: NDArray[np.
         means = {"mse": np.mean(own**2), "mae": np.mean(own), "close": np.mean(own < metrics.CLOSE)}
         rows.append(ByLength(length=int(length), n=own.shape[1], **{key: float(mean) for key, mean in means.items()}))
     return rows
+
+
+def look_up_task(file: SequenceFile) -> Task:
+    """Return a file's task. FileError: this version lacks it, or the sequences have another width."""
+    if file.task not in TASKS:
+        raise FileError(file.path, f"is of the task {file.task!r}, which this version does not know")
+    task, width = TASKS[file.task], file.parts["train"].inputs.shape[1]
+    if width != task.inputs:
+        raise FileError(file.path, f"damaged: {width} inputs per step, but {file.task} has {task.inputs}")
+    return task
+
+
+def read_runs(file: tensors.Tensors) -> dict[int, Parameters]:
+    """Return the weights of each run of a checkpoint, by seed. ValueError: they are not all in it."""
+    seeds = file.metadata.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise ValueError("its metadata lists no seeds")
+    if len(seeds) == 1:
+        return {seeds[0]: file.arrays}
+    if any(array.shape[:1] != (len(seeds),) for array in file.arrays.values()):
+        raise ValueError(f"its tensors are not those of {len(seeds)} runs")
+    return {seed: {name: array[k] for name, array in file.arrays.items()} for k, seed in enumerate(seeds)}
