@@ -29,7 +29,7 @@ from dlcv_cli.errors import DlcvError, Interrupted
 from dlcv_cli.files import sequences, splits, tensors
 from dlcv_cli.files.disk import write_json
 from dlcv_cli.files.feature_cache import FeatureCache
-from dlcv_cli.report import report_file as pages
+from dlcv_cli.report import page as pages
 from dlcv_cli.results import metrics
 from dlcv_cli.results.codec import encode
 from dlcv_cli.stages import data, evaluate, weights

@@ -16,7 +16,7 @@ import pytest
 from conftest import Run, dlcv, make_photos
 from PIL import Image
 
-from dlcv_cli.report.axes import format_number
+from dlcv_cli.results.comparison import format_number
 from dlcv_cli.studies import study_named
 from dlcv_cli.studies.images.report import make_thumbnail
 

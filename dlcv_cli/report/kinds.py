@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcv_cli.report.axes import Axis, format_number
+from dlcv_cli.report.axes import Axis
+from dlcv_cli.results.comparison import format_number
 
 Range = tuple[float, float]
 PAIRS = 300  # rows of a confusion matrix's table; the evaluation file has them all

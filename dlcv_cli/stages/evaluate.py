@@ -19,7 +19,7 @@ from dlcv_cli.files.recipes import Input, Recipe, RunInfo, refuse_overwrite
 from dlcv_cli.results.codec import write_document
 from dlcv_cli.results.evaluation import SCHEMA, AnyEvaluation, Contamination, Data, Evaluation
 from dlcv_cli.results.metrics import InputFile, OutputFile
-from dlcv_cli.stages.contamination import check_contamination, report_contamination
+from dlcv_cli.stages.lineage import check_contamination, report_contamination
 from dlcv_cli.stages.training import warn_if_unpaired
 from dlcv_cli.studies import study_of
 from dlcv_cli.studies.base import Measured, Study, summarize, systems_of

@@ -16,10 +16,9 @@ from PIL import Image
 from dlcv_cli.files import splits
 from dlcv_cli.report.axes import Axis
 from dlcv_cli.report.kinds import Bars, FigureGroup, Matrix, Reliability
-from dlcv_cli.report.pictures import Gallery, Picture, Row
+from dlcv_cli.report.reported import Gallery, Picture, Reported, Row
 from dlcv_cli.results.evaluation import Evaluation, ImageDetails
 from dlcv_cli.statistics.metrics import score_logits
-from dlcv_cli.studies.base import Reported
 from dlcv_cli.studies.stored import read_predictions
 from dlcv_cli.vision import images
 

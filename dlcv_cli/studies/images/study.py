@@ -13,7 +13,7 @@ from dlcv_cli.files import splits
 from dlcv_cli.files.disk import relative_path
 from dlcv_cli.files.splits import Split
 from dlcv_cli.report.kinds import FigureGroup
-from dlcv_cli.report.pictures import Gallery
+from dlcv_cli.report.reported import Gallery, Reported
 from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import (
     AnyEvaluation,
@@ -28,7 +28,7 @@ from dlcv_cli.statistics.collapse import judge_classes
 from dlcv_cli.statistics.metrics import Scores, score_logits, score_predictions
 from dlcv_cli.statistics.paired import compare_recalls, compare_shares
 from dlcv_cli.statistics.significance import mean_of, proportion_of
-from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Reported, Study
+from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Study
 from dlcv_cli.vision.splits import Example
 
 MOST_CONFUSED = 10

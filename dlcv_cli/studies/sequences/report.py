@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcv_cli.report.axes import Axis, format_number, spanning_axis
+from dlcv_cli.report.axes import Axis, spanning_axis
 from dlcv_cli.report.kinds import Curves, Density, FigureGroup, Line
+from dlcv_cli.report.reported import Reported
+from dlcv_cli.results.comparison import format_number
 from dlcv_cli.results.evaluation import Evaluation, SequenceDetails
-from dlcv_cli.studies.base import Reported
 from dlcv_cli.studies.stored import read_predictions
 
 BINS = 48  # of each axis

@@ -17,6 +17,7 @@ from dlcv_cli.files import sequences, tensors
 from dlcv_cli.files.disk import as_object
 from dlcv_cli.files.sequences import SequenceFile
 from dlcv_cli.report.kinds import FigureGroup
+from dlcv_cli.report.reported import Reported
 from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import AnyEvaluation, ByLength, SequenceDetails
 from dlcv_cli.sequences.cells import CELLS, Parameters, check_parameters
@@ -26,7 +27,7 @@ from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_numbers
 from dlcv_cli.statistics.paired import compare_means
 from dlcv_cli.statistics.significance import mean_of, proportion_of
-from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Reported, Study
+from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Study
 
 Floats = NDArray[np.float32]
 # engine -> the packages whose versions its results depend on

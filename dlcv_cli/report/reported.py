@@ -1,10 +1,14 @@
-"""Pictures of single examples on the page, with what was predicted of them."""
+"""What a page shows of a network: its files, its evaluation and metrics, and pictures of single examples."""
 
 from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+
+from dlcv_cli.results.evaluation import AnyEvaluation
+from dlcv_cli.results.metrics import TrainingMetrics
 
 
 @dataclass(frozen=True)
@@ -43,3 +47,15 @@ class Gallery:
     heading: str
     hint: str
     rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A checkpoint on the page of a report."""
+
+    name: str
+    checkpoint: Path
+    file: Path  # its evaluation
+    evaluation: AnyEvaluation
+    metrics: TrainingMetrics
+    galleries: tuple[Gallery, ...] = ()
