@@ -136,13 +136,8 @@ def _are_intact(predictions: Path, document: JSON) -> bool:
 def _write(task: _Task, run: RunInfo, measured: Measured, examples: list[str], leak: Contamination) -> AnyEvaluation:
     """Write the predictions, then the evaluation that carries their sha256, which is returned."""
     recipe = task.recipe.to_json(task.output.parent)
-    data = Data(
-        study=task.study.name,
-        part=recipe["config"]["part"],
-        n=len(examples),
-        path=recipe["inputs"]["data"]["path"],
-        fingerprint=measured.fingerprint,
-    )
+    part, path = recipe["config"]["part"], recipe["inputs"]["data"]["path"]
+    data = Data(study=task.study.name, part=part, n=len(examples), path=path, fingerprint=measured.fingerprint)
     digests = np.frombuffer(bytes.fromhex("".join(examples)), np.uint8).reshape(-1, 32)
     arrays = {**measured.arrays, "examples": digests}
     tensors.write(task.predictions, tensors.PREDICTIONS, arrays, {**recipe, "data": msgspec.to_builtins(data)})

@@ -30,19 +30,13 @@ PAPER_FORMATS = ("svg", "pdf", "png")
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a report shows, beside the evaluations.
+    """What a report shows, beside the evaluations."""
 
-    Attributes:
-        figures: folder for each figure as SVG, PDF and PNG; None: no such files.
-        reference, common: as in `compare`; a study without the reference compares with its first network.
-        data: data file, if it is not where it was; allow_contaminated: as in `evaluate`.
-    """
-
-    figures: Path | None = None
-    reference: str | None = None
-    common: bool = False
-    data: Path | None = None
-    allow_contaminated: bool = False
+    figures: Path | None = None  # folder for each figure as SVG, PDF and PNG
+    reference: str | None = None  # as in `compare`; a study without it compares with its first network
+    common: bool = False  # as in `compare`
+    data: Path | None = None  # data file, if it is not where it was
+    allow_contaminated: bool = False  # as in `evaluate`
 
 
 def write_report(
@@ -70,7 +64,9 @@ def write_report(
     recipe = Recipe("report", settings, _inputs(networks))
     current = is_up_to_date(output, recipe, read_recipe, context.force)
     with claim_outputs(output):
-        sections = functools.cache(lambda: _make_sections(networks, options, context))  # costly: only if needed
+        studies = dict.fromkeys(network.evaluation.data.study for network in networks)
+        # costly: only if needed
+        sections = functools.cache(lambda: [_make_section(study, networks, options, context) for study in studies])
         if options.figures:
             paper_recipe = Recipe("report.figures", settings, recipe.inputs)
             written = fill_folder(
@@ -110,16 +106,8 @@ def _inputs(networks: Sequence[Reported]) -> dict[str, Input]:
     return inputs
 
 
-def _make_sections(networks: Sequence[Reported], options: ReportOptions, context: Context) -> list[Section]:
-    studies = dict.fromkeys(network.evaluation.data.study for network in networks)
-    return [
-        _make_section([network for network in networks if network.evaluation.data.study == study], options, context)
-        for study in studies
-    ]
-
-
-def _make_section(networks: Sequence[Reported], options: ReportOptions, context: Context) -> Section:
-    study = study_named(networks[0].evaluation.data.study)
+def _make_section(name: str, all_networks: Sequence[Reported], options: ReportOptions, context: Context) -> Section:
+    study, networks = study_named(name), [n for n in all_networks if n.evaluation.data.study == name]
     names = [network.name for network in networks]
     reference = options.reference if options.reference in names else None
     evaluations = [(network.name, network.file) for network in networks]
@@ -140,8 +128,7 @@ def _make_section(networks: Sequence[Reported], options: ReportOptions, context:
         *study.draw_figures(networks),
     ]
     shown = tuple(replace(n, galleries=study.load_pictures(n, context.root, options.data)) for n in networks)
-    lineage = draw_lineage(networks, comparison)
-    return Section(comparison, shown, draw_comparison(comparison), tuple(groups), lineage)
+    return Section(comparison, shown, draw_comparison(comparison), tuple(groups), draw_lineage(networks, comparison))
 
 
 def _draw_files(sections: Sequence[Section]) -> Iterator[tuple[str, bytes]]:

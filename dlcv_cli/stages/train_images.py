@@ -164,11 +164,7 @@ def train_finetune(
 
 
 def train_scratch(split: Path, output: Path, config: ScratchConfig, *, context: Context | None = None) -> Outcome:
-    """Train all layers from random weights.
-
-    Raises:
-        DlcvError: bad inputs, or an output that was made differently.
-    """
+    """Train all layers from random weights. DlcvError: bad inputs, or an output that was made differently."""
     context = context or Context()
     architecture = look_up(ARCHITECTURES, config.arch, "network")
     data, split_input = _read_split(split, output, context)
@@ -295,11 +291,7 @@ def _collect_result(training: Training, start: _Start, classes: list[str], machi
     return TrainingResult(
         arrays={name: t.detach().cpu().contiguous().numpy() for name, t in start.network.state_dict().items()},
         subject={"arch": start.arch, "precision": training.precision},
-        metadata={
-            "classes": classes,
-            "preprocessing": start.preprocessing.to_json(),
-            "trained": start.trained,
-        },
+        metadata={"classes": classes, "preprocessing": start.preprocessing.to_json(), "trained": start.trained},
         parameters=count_parameters(start.network),
         records=records,
         best=[record for record in records if record["best"]][-1],

@@ -29,11 +29,7 @@ from dlcv_cli.vision.splits import PARTS, count_held_out
 
 
 def generate_sequences(output: Path, config: GenConfig, *, context: Context | None = None) -> Outcome:
-    """Write a sequence file.
-
-    Raises:
-        DlcvError: an unknown task, or an output made by another recipe.
-    """
+    """Write a sequence file. DlcvError: an unknown task, or an output made by another recipe."""
     context = context or Context()
     check_output(output, ".safetensors")
     look_up(TASKS, config.task, "task")

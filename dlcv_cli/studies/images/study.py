@@ -15,14 +15,7 @@ from dlcv_cli.files.splits import Split
 from dlcv_cli.report.kinds import FigureGroup
 from dlcv_cli.report.reported import Gallery, Reported
 from dlcv_cli.results.comparison import Column
-from dlcv_cli.results.evaluation import (
-    AnyEvaluation,
-    CalibrationBin,
-    ConfusedPair,
-    HighLoss,
-    ImageDetails,
-    PerClass,
-)
+from dlcv_cli.results.evaluation import AnyEvaluation, CalibrationBin, ConfusedPair, HighLoss, ImageDetails, PerClass
 from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_classes
 from dlcv_cli.statistics.metrics import Scores, score_logits, score_predictions
