@@ -24,7 +24,7 @@ from dlcv_cli.results.comparison import Comparison
 from dlcv_cli.results.evaluation import Evaluation, ImageDetails
 from dlcv_cli.results.metrics import TrainingMetrics
 from dlcv_cli.studies.images.report import draw_calibration, draw_confusion, draw_recall
-from dlcv_cli.studies.sequences.report import draw_predictions
+from dlcv_cli.studies.sequences.study import draw_predictions
 
 DATA = {"study": "images", "part": "test", "n": 1736, "path": "a.split.json", "fingerprint": "f"}
 COLLAPSE = {"collapsed": False, "why": None, "classes_predicted": 9, "most_frequent": "a", "share": 0.1}

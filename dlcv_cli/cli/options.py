@@ -58,27 +58,17 @@ def example(command: str) -> str:
 
 
 def context_from(
-    machine: Machine | None = None,
-    *,
+    *settings: Machine | Saving,
     cache: Path | None = None,
     no_cache: bool = False,
     root: Path | None = None,
     force: bool = False,
-    saving: Saving | None = None,
 ) -> Context:
-    """Return the Context that these options describe, which reports to the terminal.
-
-    `saving` is not needed where `machine` is a TrainMachine, which says how often to save too.
-    """
-    saving = saving or (machine if isinstance(machine, Saving) else Saving())
-    return Context(
-        machine=machine or Machine(),
-        cache=None if no_cache else cache,
-        root=root,
-        force=force,
-        save_every=saving.save_every,
-        reporter=Terminal(),
-    )
+    """Return the Context that these settings and options describe, which reports to the terminal."""
+    machine = next((own for own in settings if isinstance(own, Machine)), Machine())
+    saving = next((own for own in settings if isinstance(own, Saving)), Saving())
+    cache = None if no_cache else cache
+    return Context(machine, cache, root, force, saving.save_every, Terminal())
 
 
 def configured(

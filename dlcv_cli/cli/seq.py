@@ -42,5 +42,5 @@ def train(
     """Train one cell on a sequence file and keep the weights of the lowest validation loss."""
     from dlcv_cli.stages.train_sequences import train_sequences
 
-    outcome = train_sequences(data, output, config, context=context_from(cache=cache, force=force, saving=saving))
+    outcome = train_sequences(data, output, config, context=context_from(saving, cache=cache, force=force))
     print_outcome(outcome, as_json, f"best {describe_record(outcome.summary)}")

@@ -77,7 +77,7 @@ class Section:
                 banners.append(("Not checked", f"{text} It may have been trained on examples of this part."))
         galleries = [gallery for network in self.networks for gallery in network.galleries]
         pictures = [picture for gallery in galleries for row in gallery.rows for picture in row.pictures]
-        problems = {picture.path: picture.problem for picture in pictures if picture.problem}
+        problems = {picture.example.path: picture.problem for picture in pictures if picture.problem}
         if problems:
             reasons = ", ".join(sorted(set(problems.values())))
             text = f"{len(problems):,} images are not as they were when evaluated ({reasons})."

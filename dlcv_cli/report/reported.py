@@ -7,19 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from dlcv_cli.results.evaluation import AnyEvaluation
+from dlcv_cli.results.evaluation import AnyEvaluation, HighLoss
 from dlcv_cli.results.metrics import TrainingMetrics
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An evaluated image: its thumbnail (a JPEG with its width and height), or the reason why it has none."""
+    """An evaluated image with its thumbnail (a JPEG, its width and height), or the reason why it has none."""
 
-    path: str
-    label: str
-    predicted: str
-    loss: float  # nats
-    probability: float  # of the label
+    example: HighLoss
     jpeg: bytes = b""
     size: tuple[int, int] = (96, 96)
     problem: str = ""

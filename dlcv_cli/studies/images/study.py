@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -205,19 +205,28 @@ def describe_errors(scores: Scores, classes: Sequence[str], examples: Sequence[E
             for i, j, n in wrong[:MOST_CONFUSED]
         ],
         calibration=_bin_by_confidence(scores),
-        highest_loss=[
-            HighLoss(
-                path=examples[i].path,
-                sha256=examples[i].sha256,
-                label=classes[scores.labels[i]],
-                predicted=classes[scores.predicted[i]],
-                loss=float(scores.losses[i]),
-                probability=float(np.exp(-scores.losses[i])),
-            )
-            for i in np.argsort(-scores.losses, kind="stable")[:HIGHEST_LOSS]
-        ],
+        highest_loss=describe_examples(
+            scores, classes, examples, np.argsort(-scores.losses, kind="stable")[:HIGHEST_LOSS]
+        ),
         root=root,
     )
+
+
+def describe_examples(
+    scores: Scores, classes: Sequence[str], examples: Sequence[Example], indices: Iterable[int]
+) -> list[HighLoss]:
+    """Return what these examples are, and what was predicted of them."""
+    return [
+        HighLoss(
+            path=examples[i].path,
+            sha256=examples[i].sha256,
+            label=classes[scores.labels[i]],
+            predicted=classes[scores.predicted[i]],
+            loss=float(scores.losses[i]),
+            probability=float(np.exp(-scores.losses[i])),
+        )
+        for i in indices
+    ]
 
 
 def _bin_by_confidence(scores: Scores) -> list[CalibrationBin]:
