@@ -1,15 +1,21 @@
-"""What a file was made from, back to the data, as each file records it; and which examples it has seen on the way."""
+"""What a file was made from, back to the data: what a checkpoint was trained on, and the graph that a report shows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from dlcv_cli.context import Reporter
 from dlcv_cli.errors import DlcvError, FileError, list_names
 from dlcv_cli.files import splits, tensors
-from dlcv_cli.files.disk import JSON, as_object, hash_file, read_json
+from dlcv_cli.files.disk import JSON, as_object, hash_file, hash_json, read_json
+from dlcv_cli.report.kinds import FigureGroup, Graph, Node
+from dlcv_cli.report.reported import Reported
+from dlcv_cli.results.codec import encode
+from dlcv_cli.results.comparison import Comparison
 from dlcv_cli.results.evaluation import Contamination, Unchecked
 from dlcv_cli.studies.base import Study
 
@@ -18,24 +24,15 @@ DATA = ("split", "data")  # roles of data among the inputs
 
 @dataclass(frozen=True)
 class Source:
-    """A file that another file was made from.
+    """A file that another file was made from."""
 
-    Attributes:
-        role: its role among the other's inputs.
-        sha256: of the content that was used, whatever the file holds today.
-        path: None if the input is recorded by name or content alone.
-        problem: why the file is not, or cannot be read as, what was used; empty if it is.
-        metadata: the file's own; empty where there is none, as in weights of other programs.
-        sources: what the file was made from in turn.
-    """
-
-    role: str
+    role: str  # among the other's inputs
     name: str
-    sha256: str
-    path: Path | None = None
-    problem: str = ""
-    metadata: JSON = field(default_factory=dict)
-    sources: tuple[Source, ...] = ()
+    sha256: str  # of the content that was used, whatever the file holds today
+    path: Path | None = None  # None: the input is recorded by name or content alone
+    problem: str = ""  # why the file is not, or cannot be read as, what was used
+    metadata: JSON = field(default_factory=dict)  # empty where there is none, as in weights of other programs
+    sources: tuple[Source, ...] = ()  # what the file was made from in turn
 
 
 def trace_sources(file: Path, metadata: JSON, known: Mapping[str, Path] | None = None) -> tuple[Source, ...]:
@@ -156,3 +153,43 @@ def report_contamination(checkpoint: Path, leak: Contamination, part: str, allow
         reporter.warn(
             f"CONTAMINATED: {checkpoint} was trained on {leak.examples:,} of these {leak.of:,} {part} examples"
         )
+
+
+def draw_lineage(networks: Sequence[Reported], comparison: Comparison) -> FigureGroup:
+    """Return the graph of all files that the comparison was made from, as the files themselves record it."""
+    nodes: dict[tuple[str, str], Node] = {}  # by name and content, each after its sources
+    evaluations = []
+    for network in networks:
+        known = {network.evaluation.inputs["checkpoint"].sha256: network.checkpoint}  # as the report read it
+        sources = trace_sources(network.file, {"inputs": msgspec.to_builtins(network.evaluation.inputs)}, known)
+        file = Source("evaluation", network.file.name, hash_file(network.file), sources=sources)
+        evaluations.append(_add(nodes, file))
+    table = Node("comparison", "this table", hash_json(encode(comparison)), tuple(evaluations))
+    origins = ", ".join(node.name for node in nodes.values() if not node.sources)
+    text = f"{len(nodes) + 1} files, from {origins} to the table. The table below has the hashes in full."
+    graph = Graph("lineage", f"Lineage: {comparison.data.study}", text, (*nodes.values(), table))
+    hint = "Each file with the first digits of its sha256; lines lead to what was made from it."
+    return FigureGroup("From data to table", hint, [graph])
+
+
+def _add(nodes: dict[tuple[str, str], Node], source: Source) -> int:
+    """Return the place of a file's node among the nodes, new or known; its sources come before it."""
+    key = source.name, source.sha256
+    if key not in nodes:
+        ordered = sorted(source.sources, key=lambda other: other.role in DATA)  # drawn lowest: fewer lines cross
+        places = tuple(dict.fromkeys(_add(nodes, other) for other in ordered))
+        nodes[key] = Node(source.name, _kind(source), source.sha256, places, _note(source))
+    return list(nodes).index(key)
+
+
+def _kind(source: Source) -> str:
+    """Return what a file is: the stage that wrote a checkpoint, the schema of data, otherwise the role."""
+    if source.role in DATA and "schema" in source.metadata:
+        return str(source.metadata["schema"]).removeprefix("dlcv.").partition("/")[0]
+    return source.role if source.role in DATA else str(source.metadata.get("stage", source.role))
+
+
+def _note(source: Source) -> str:
+    if not source.problem or source.path is None:
+        return ""
+    return "changed since" if source.path.exists() else "missing now"

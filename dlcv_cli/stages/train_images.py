@@ -32,12 +32,14 @@ from dlcv_cli.stages.training import TrainingResult, claim_training, find_finish
 from dlcv_cli.stages.weights import WeightsFile, locate_weights, read_weights
 from dlcv_cli.statistics.collapse import judge_classes
 from dlcv_cli.statistics.metrics import largest_class
-from dlcv_cli.studies.images.device import PACKAGES, describe_arithmetic, prepare
 from dlcv_cli.studies.images.features import FrozenLayers, open_sources
 from dlcv_cli.studies.images.predictor import (
+    PACKAGES,
+    describe_arithmetic,
     load_part,
     open_checkpoint,
     place_and_split,
+    prepare,
     read_arch,
     read_classes,
     require_classes,
@@ -165,11 +167,7 @@ def train_finetune(
 
 
 def train_scratch(split: Path, output: Path, config: ScratchConfig, *, context: Context | None = None) -> Outcome:
-    """Train all layers from random weights.
-
-    Raises:
-        DlcvError: bad inputs, or an output that was made differently.
-    """
+    """Train all layers from random weights. DlcvError: bad inputs, or an output that was made differently."""
     context = context or Context()
     architecture = look_up(ARCHITECTURES, config.arch, "network")
     data, split_input = _read_split(split, output, context)
@@ -310,11 +308,7 @@ def _collect_result(training: Training, start: _Start, classes: list[str], machi
     return TrainingResult(
         arrays={name: t.detach().cpu().contiguous().numpy() for name, t in start.network.state_dict().items()},
         subject={"arch": start.arch, "precision": training.precision},
-        metadata={
-            "classes": classes,
-            "preprocessing": start.preprocessing.to_json(),
-            "trained": start.trained,
-        },
+        metadata={"classes": classes, "preprocessing": start.preprocessing.to_json(), "trained": start.trained},
         parameters=count_parameters(start.network),
         records=records,
         best=[record for record in records if record["best"]][-1],
