@@ -21,17 +21,17 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from dlcv_cli.statistics.metrics import calibration_of, r2_of, recall_of, score_predictions
+from dlcv_cli.statistics.metrics import build_calibration, build_r2, build_recall, score_predictions
 from dlcv_cli.statistics.significance import (
     Interval,
-    bca,
-    mcnemar,
-    mean_of,
-    paired_shares,
-    sign_flips,
-    t_interval,
-    t_test,
-    wilson,
+    bootstrap,
+    build_mean,
+    compute_paired_interval,
+    compute_t_interval,
+    compute_wilson_interval,
+    flip_signs,
+    run_mcnemar,
+    run_t_test,
 )
 
 if __name__ != "__main__":
@@ -66,7 +66,7 @@ def rights(rng: Generator, n: int, a: Floats | float, b: Floats | float) -> tupl
 
 def accuracy(rng: Generator, draws: int) -> Iterator[Outcome]:
     n, truth = size(rng), rng.uniform(0.5, 0.98)
-    yield "interval", holds(wilson(int(rng.binomial(n, truth)), n), truth)
+    yield "interval", holds(compute_wilson_interval(int(rng.binomial(n, truth)), n), truth)
 
 
 def accuracies(rng: Generator, draws: int) -> Iterator[Outcome]:
@@ -75,9 +75,9 @@ def accuracies(rng: Generator, draws: int) -> Iterator[Outcome]:
     for name, b in (("interval, no difference", a), ("interval, a difference", a - gap)):
         one, other = rights(rng, n, a, b)
         only, lost = int((one & ~other).sum()), int((other & ~one).sum())
-        yield name, holds(paired_shares(only, lost, n), a - b)
+        yield name, holds(compute_paired_interval(only, lost, n), a - b)
         if name == "interval, no difference":
-            mid, exact = mcnemar(only, lost)
+            mid, exact = run_mcnemar(only, lost)
             yield "alarms, McNemar mid-p", mid <= 0.05
             yield "alarms, McNemar exact (not what is reported)", exact <= 0.05
 
@@ -92,7 +92,7 @@ def classes(rng: Generator, n: int) -> tuple[NDArray[np.int64], Floats]:
 def recall(rng: Generator, draws: int) -> Iterator[Outcome]:
     labels, chances = classes(rng, 1736)
     one, other = rights(rng, len(labels), chances[labels], chances[labels])
-    own, difference = bca([recall_of(one, labels), recall_of(one * 1.0 - other, labels)], draws)
+    own, difference = bootstrap([build_recall(one, labels), build_recall(one * 1.0 - other, labels)], draws)
     yield "interval", holds(own, chances.mean())
     yield "difference's interval, no difference", holds(difference, 0)
     yield "alarms, permutation, no difference in any class", flips(one, other, labels, draws) <= 0.05
@@ -104,18 +104,21 @@ def recall_by_class(rng: Generator, draws: int) -> Iterator[Outcome]:
     other_chances = np.clip(chances + shift, 0, 1)
     truth = chances.mean() - other_chances.mean()
     one, other = rights(rng, len(labels), chances[labels], other_chances[labels])
-    yield "difference's interval, classes differ", holds(bca([recall_of(one * 1.0 - other, labels)], draws)[0], truth)
+    yield (
+        "difference's interval, classes differ",
+        holds(bootstrap([build_recall(one * 1.0 - other, labels)], draws)[0], truth),
+    )
 
 
 def flips(one: NDArray[np.bool_], other: NDArray[np.bool_], labels: NDArray[np.int64], draws: int) -> float:
     """p of the paired permutation of mean per-class recalls, as the comparison has it."""
     _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    return sign_flips(((one * 1.0 - other) / (counts[index] * len(counts)))[None], draws)[0]
+    return flip_signs(((one * 1.0 - other) / (counts[index] * len(counts)))[None], draws)[0]
 
 
 def loss(rng: Generator, draws: int) -> Iterator[Outcome]:
     losses = rng.gamma(0.25, 1.7, size(rng))  # most near 0, mean 0.43, skewness 4
-    yield "interval", holds(bca([mean_of(losses)], draws)[0], 0.25 * 1.7)
+    yield "interval", holds(bootstrap([build_mean(losses)], draws)[0], 0.25 * 1.7)
 
 
 def calibration(rng: Generator, draws: int) -> Iterator[Outcome]:
@@ -124,7 +127,7 @@ def calibration(rng: Generator, draws: int) -> Iterator[Outcome]:
         right = rng.random(1736) < confidences - wrong
         labels = np.zeros(len(right), np.int64)
         scores = replace(score_predictions(labels, labels, CLASSES), right=right, confidences=confidences)
-        yield name, holds(bca([calibration_of(scores)], draws)[0], wrong)
+        yield name, holds(bootstrap([build_calibration(scores)], draws)[0], wrong)
 
 
 # ---------------------------------------------------------------------------------------------------------- sequences
@@ -144,8 +147,8 @@ def mse(rng: Generator, draws: int) -> Iterator[Outcome]:
     n = int(rng.choice([500, 2000]))
     a, b = errors(rng, n)
     light = rng.normal(0, 1, n)
-    own, none, some = bca([mean_of(a**2), mean_of(a**2 - b**2), mean_of(a**2 - 0.8 * b**2)], draws)
-    alike, heavier = sign_flips(np.array([a**2 - b**2, a**2 - light**2]), draws)
+    own, none, some = bootstrap([build_mean(a**2), build_mean(a**2 - b**2), build_mean(a**2 - 0.8 * b**2)], draws)
+    alike, heavier = flip_signs(np.array([a**2 - b**2, a**2 - light**2]), draws)
     yield "interval", holds(own, 1)
     yield "difference's interval, no difference", holds(none, 0)
     yield "difference's interval, a difference", holds(some, 0.2)
@@ -157,7 +160,7 @@ def r2(rng: Generator, draws: int) -> Iterator[Outcome]:
     n = int(rng.choice([500, 2000]))
     targets = rng.random(n) + rng.random(n)
     answers = (targets + 0.1 * errors(rng, n)[0]).astype(np.float32)
-    yield "interval", holds(bca([r2_of(answers, targets.astype(np.float32))], draws)[0], 1 - 0.01 * 6)
+    yield "interval", holds(bootstrap([build_r2(answers, targets.astype(np.float32))], draws)[0], 1 - 0.01 * 6)
 
 
 # -------------------------------------------------------------------------------------------------------------- seeds
@@ -168,17 +171,17 @@ def seeds(rng: Generator, draws: int) -> Iterator[Outcome]:
     order = rng.normal(0, 1, k)  # a seed's order of examples, which both cells see
     a, b = (np.exp(0.3 * (0.5 * order + rng.normal(0, 0.87, k))) for _ in range(2))
     truth = np.exp(0.3**2 / 2 * (0.25 + 0.87**2))
-    yield "t interval", holds(t_interval(a), truth)
-    _, interval, p = t_test(a, b, paired=True)
+    yield "t interval", holds(compute_t_interval(a), truth)
+    _, interval, p = run_t_test(a, b, paired=True)
     yield "paired t, difference's interval", holds(interval, 0)
     yield "alarms, paired t", p <= 0.05
-    yield "alarms, t against a fixed answer", t_test(a, float(truth), paired=False)[2] <= 0.05
+    yield "alarms, t against a fixed answer", run_t_test(a, float(truth), paired=False)[2] <= 0.05
 
 
 def other_seeds(rng: Generator, draws: int) -> Iterator[Outcome]:
     a = rng.lognormal(-(0.3**2) / 2, 0.3, int(rng.integers(10, 33)))
     b = rng.lognormal(-(0.15**2) / 2, 0.15, int(rng.integers(10, 33)))
-    _, interval, p = t_test(a, b, paired=False)
+    _, interval, p = run_t_test(a, b, paired=False)
     yield "Welch, difference's interval", holds(interval, 0)
     yield "alarms, Welch", p <= 0.05
 

@@ -298,7 +298,7 @@ def _store(path: Path) -> Any:
     store = FeatureCache(path.parent)
     if not store.open() or not store.digests:
         return True  # nothing is served
-    rows = store.rows()
+    rows = store.map_rows()
     return {
         key: rows[slot].tobytes() for key, slot in store.slots.items() if store.is_sound(rows, slot)
     }.items() <= STORED.items()
@@ -401,10 +401,10 @@ def _sound_files(folder: Path, cache: Path) -> Path:
     write_report([("one", gru), ("other", start)], place / "page.html", EvalConfig())
     rng = np.random.default_rng(0)
     store = FeatureCache(place / "store")
-    store.begin((4, 4), "float32", {})
-    with store.appending() as append:
+    store.create((4, 4), "float32", {})
+    with store.open_for_appending() as append:
         append([rng.bytes(32) for _ in range(50)], rng.normal(size=(50, 4, 4)).astype(np.float32))
-    rows = store.rows()
+    rows = store.map_rows()
     STORED.update({key: rows[slot].tobytes() for key, slot in store.slots.items()})
     (place / "kernels").mkdir()
     (place / "kernels" / "code.nbc").write_bytes(b"code")

@@ -31,7 +31,7 @@ from tabulate import tabulate
 os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp()
 
 from dlcv_cli.config import GenConfig, SeqTrainConfig
-from dlcv_cli.sequences.cells import CELLS, initial_parameters
+from dlcv_cli.sequences.cells import CELLS, draw_parameters
 from dlcv_cli.sequences.engines.compiled import Compiled
 from dlcv_cli.sequences.engines.reference import Reference
 from dlcv_cli.sequences.tasks import generate
@@ -45,12 +45,12 @@ Run = Callable[[], int]  # trains a while; gives the number of iterations
 
 
 def dlcv(cell: str, hidden: int) -> Run:
-    engine = Compiled(CELLS[cell], initial_parameters(CELLS[cell], 2, hidden, 1.0, 0), CONFIG, DATA)
+    engine = Compiled(CELLS[cell], draw_parameters(CELLS[cell], 2, hidden, 1.0, 0), CONFIG, DATA)
     return lambda: engine.advance(ORDER)[1]
 
 
 def torch(cell: str, hidden: int) -> Run:
-    engine = Reference(CELLS[cell], initial_parameters(CELLS[cell], 2, hidden, 1.0, 0), CONFIG, DATA)
+    engine = Reference(CELLS[cell], draw_parameters(CELLS[cell], 2, hidden, 1.0, 0), CONFIG, DATA)
     return lambda: engine.advance(ORDER[:400])[1]
 
 
@@ -62,7 +62,7 @@ def jax(cell: str, hidden: int) -> Run:
     for n, x in enumerate(np.split(DATA.inputs, np.cumsum(DATA.lengths)[:-1])):
         inputs[n, : len(x)] = x
     inputs, lengths, targets, order = map(jnp.asarray, (inputs, DATA.lengths, DATA.targets, ORDER))
-    start = initial_parameters(CELLS[cell], 2, hidden, 1.0, 0)
+    start = draw_parameters(CELLS[cell], 2, hidden, 1.0, 0)
     params = {name.rpartition(".")[2]: jnp.asarray(a.T) for name, a in start.items() if "rnn" in name}
     params |= {"head": jnp.asarray(start["head.weight"][0]), "bias": jnp.asarray(start["head.bias"][0])}
 

@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from dlcv_cli.config import Machine, TrainConfig
 from dlcv_cli.studies.images.predictor import place_and_split, prepare
 from dlcv_cli.vision.architectures import ARCHITECTURES
-from dlcv_cli.vision.batches import source_of_images, source_of_rows, split_evenly, to_rows
+from dlcv_cli.vision.batches import build_image_source, build_row_source, split_batches, to_rows
 from dlcv_cli.vision.inference import FeatureExtractor, extract_in_threads, resolve_precision
 from dlcv_cli.vision.models import build_random_network
 from dlcv_cli.vision.steps import measure_cost
@@ -112,7 +112,7 @@ def frozen(stage: str, paths: list[Path], threads: int, device: str, precision: 
         return torch.stack([images.pixels(index, PLAIN) for index in batch])
 
     def steps() -> Iterator[int]:
-        batches = split_evenly(range(len(paths)), extractor.batch_size)
+        batches = split_batches(range(len(paths)), extractor.batch_size)
         for batch, x in extract_in_threads(extractor, batches, load, threads):
             to_rows(x)
             yield len(batch)
@@ -135,9 +135,9 @@ def train_from_cache(stage: str, paths: list[Path], threads: int, device: str, p
         dtype = torch.bfloat16 if exact == "bfloat16" else torch.float32
         rows = to_rows(torch.rand(count, *shape).to(dtype))
         labels = np.arange(count) % CLASSES
-        train = source_of_rows(rows, lambda epoch: np.arange(count), labels, place)
+        train = build_row_source(rows, lambda epoch: np.arange(count), labels, place)
     else:
-        train = source_of_images(images, FeatureExtractor([], images.preprocessing, place, exact), threads)
+        train = build_image_source(images, FeatureExtractor([], images.preprocessing, place, exact), threads)
     val = train
     evaluate_ms = 0.0
 

@@ -220,7 +220,7 @@ def count_sound_entries(cache: Path) -> list[int]:
     actual = stores.list_feature_caches(cache)
     for listing in actual:
         assert listing.problem is None
-        assert all(listing.features.is_sound(listing.features.rows(), slot) for slot in range(listing.entries))
+        assert all(listing.cache.is_sound(listing.cache.map_rows(), slot) for slot in range(listing.entries))
     return [listing.entries for listing in actual]
 
 

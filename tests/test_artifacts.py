@@ -19,7 +19,15 @@ from dlcv_cli.config import FinetuneConfig
 from dlcv_cli.errors import DlcvError, ExistsError, FileError
 from dlcv_cli.files import disk as files
 from dlcv_cli.files import tensors
-from dlcv_cli.files.disk import check_output, hash_json, path_beside, read_json, relative_path, write_json, write_whole
+from dlcv_cli.files.disk import (
+    check_output,
+    hash_json,
+    make_relative,
+    read_json,
+    replace_ending,
+    write_json,
+    write_whole,
+)
 from dlcv_cli.files.recipes import Input, Recipe, is_up_to_date
 from dlcv_cli.results import metrics
 
@@ -29,7 +37,7 @@ SCHEMA = "dlcv.test/1"
 @pytest.fixture
 def umask() -> Iterator[Callable[[int], None]]:
     """Sets the process's umask for one test."""
-    before = files.umask()
+    before = files.read_umask()
 
     def change(mask: int) -> None:
         os.umask(mask)
@@ -92,7 +100,7 @@ def test_permissions_are_the_umasks(
     else:
         tensors.write(path, SCHEMA, {"a": np.zeros(1)}, {})
     assert path.stat().st_mode & 0o777 == mode
-    assert files.umask() == mask
+    assert files.read_umask() == mask
 
 
 def test_content_is_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +128,7 @@ def test_full_disk_while_writing_tensors(tmp_path: Path, monkeypatch: pytest.Mon
     def full(_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensors, "_bytes", full)
+    monkeypatch.setattr(tensors, "_get_bytes", full)
     with pytest.raises(OSError, match="No space left") as caught:
         tensors.write(path, SCHEMA, {"a": np.ones(3)}, {})
     assert (caught.value.errno, caught.value.filename) == (28, str(path))
@@ -293,8 +301,8 @@ def test_types_that_numpy_lacks(tmp_path: Path, dtype: str) -> None:
     [
         (None, "is not a dlcv file"),
         ({"format": "pt"}, "is not a dlcv file"),
-        ({"dlcv": ""}, "its record is not JSON"),
-        ({"dlcv": "{"}, "its record is not JSON"),
+        ({"dlcv": ""}, "its metadata is not JSON"),
+        ({"dlcv": "{"}, "its metadata is not JSON"),
         ({"dlcv": '{"schema": "dlcv.test/1", "x": NaN}'}, "NaN is no JSON number"),
         ({"dlcv": "[" * 100_000}, "nested too deep"),
         ({"dlcv": "[]"}, "is not a dlcv file"),
@@ -424,15 +432,15 @@ def test_hash_of_a_document() -> None:
 
 def test_names_beside() -> None:
     """What belongs to a checkpoint is named after it, dots in its name and all."""
-    assert path_beside(Path("runs/head.safetensors"), ".metrics.json") == Path("runs/head.metrics.json")
-    assert path_beside(Path("runs/lr.0.01.safetensors"), ".eval.json") == Path("runs/lr.0.01.eval.json")
+    assert replace_ending(Path("runs/head.safetensors"), ".metrics.json") == Path("runs/head.metrics.json")
+    assert replace_ending(Path("runs/lr.0.01.safetensors"), ".eval.json") == Path("runs/lr.0.01.eval.json")
 
 
 def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A path is seen from the folder where it is recorded, wherever the command runs."""
-    assert relative_path(tmp_path / "a" / "x", tmp_path / "b" / "c") == "../../a/x"
+    assert make_relative(tmp_path / "a" / "x", tmp_path / "b" / "c") == "../../a/x"
     monkeypatch.chdir(tmp_path)
-    assert relative_path(Path("a/x"), Path("a")) == "x"
+    assert make_relative(Path("a/x"), Path("a")) == "x"
 
 
 @pytest.mark.parametrize("name", ["head.pth", "head", ".safetensors", "head.safetensors.bak"])

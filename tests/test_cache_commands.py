@@ -31,8 +31,8 @@ def cache(cache_folder: Path) -> Iterator[Path]:
     """A cache folder with three stores, `b` used last and `c` longest ago, and files that are not ours."""
     for age, (letter, count) in enumerate(COUNTS.items()):
         store = FeatureCache(cache_folder / stores.FOLDER / (letter * 40))
-        store.begin((2, 3), "float32", ABOUT)
-        with store.appending() as append:
+        store.create((2, 3), "float32", ABOUT)
+        with store.open_for_appending() as append:
             append([bytes([i % 256, i // 256]) * 16 for i in range(count)], np.zeros((count, 2, 3), np.float32))
         os.utime(store.folder / "store.json", (1e9 - age, 1e9 - age))
     for foreign in FOREIGN:
@@ -44,7 +44,7 @@ def cache(cache_folder: Path) -> Iterator[Path]:
 
 def names(cache: Path) -> str:
     """First letters of the stores there, the one used last first."""
-    return "".join(listing.features.folder.name[0] for listing in stores.list_feature_caches(cache))
+    return "".join(listing.cache.folder.name[0] for listing in stores.list_feature_caches(cache))
 
 
 def size_of(cache: Path, letter: str) -> int:
@@ -120,7 +120,7 @@ def test_use_is_noted(run: Run, cache: Path) -> None:
 def test_clear(run: Run, cache: Path, as_json: bool) -> None:
     """Every store goes but one that is being filled, which is named; what is not ours stays (see `cache`)."""
     total = size_of(cache, "b") + size_of(cache, "c")
-    with hold_lock(stores.lock_path(cache / stores.FOLDER / ("a" * 40)), None):
+    with hold_lock(stores.locate_lock(cache / stores.FOLDER / ("a" * 40)), None):
         result = run("cache", "clear", *(["--json"] if as_json else []))
     assert result.exit_code == 0
     assert names(cache) == "a"
@@ -188,7 +188,7 @@ def test_default_folder(tmp_path: Path, xdg: str | None, folder: str, monkeypatc
     monkeypatch.setenv("HOME", str(tmp_path))
     if xdg is not None:
         monkeypatch.setenv("XDG_CACHE_HOME", xdg)
-    assert stores.default_folder() == Path(folder.replace("HOME", str(tmp_path)))
+    assert stores.find_default_folder() == Path(folder.replace("HOME", str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_default_folder_elsewhere(tmp_path: Path, platform: str, folder: str, mo
     monkeypatch.setattr(platformdirs, "PlatformDirs", getattr(import_module(f"platformdirs.{module}"), name))
     if module == "windows":
         monkeypatch.setattr("platformdirs.windows.get_win_folder", lambda _: str(tmp_path))
-    assert Path(str(stores.default_folder()).replace("\\", "/")) == tmp_path / folder
+    assert Path(str(stores.find_default_folder()).replace("\\", "/")) == tmp_path / folder
 
 
 def test_whose_word_counts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +226,7 @@ def test_whose_word_counts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_lock_that_cannot_be_had(run: Run, tmp_path: Path) -> None:
     """A store whose lock cannot be opened is not deleted; one line says why."""
     store = FeatureCache(tmp_path / "activations" / "store")
-    store.begin((2, 3), "float32", ABOUT)
+    store.create((2, 3), "float32", ABOUT)
     (tmp_path / "activations" / "store.lock").mkdir()
     refused(run("cache", "clear", "--cache", tmp_path), "store.lock")
     assert store.open()

@@ -9,7 +9,7 @@ import pytest
 from conftest import Run, dlcv
 from safetensors.numpy import load_file
 
-from dlcv_cli.sequences.cells import CELLS, initial_parameters
+from dlcv_cli.sequences.cells import CELLS, draw_parameters
 
 GATES = {"lstm": (1, 0), "gru": (1, None)}  # that keeps the state, that writes it, in torch's order
 
@@ -18,8 +18,8 @@ GATES = {"lstm": (1, 0), "gru": (1, None)}  # that keeps the state, that writes 
 def test_gates_begin_with_a_memory(cell: str) -> None:
     """A keeping gate lets u / (1 + u) of the state on, u over 1..T-1, the writing gate the rest; all else as is."""
     hidden, steps = 400, 100
-    plain = initial_parameters(CELLS[cell], 2, hidden, 1.0, 3)
-    actual = initial_parameters(CELLS[cell], 2, hidden, 1.0, 3, steps)
+    plain = draw_parameters(CELLS[cell], 2, hidden, 1.0, 3)
+    actual = draw_parameters(CELLS[cell], 2, hidden, 1.0, 3, steps)
     gates = (actual["rnn.bias_ih_l0"] + actual["rnn.bias_hh_l0"]).astype(np.float64).reshape(-1, hidden)
     keeps, writes = GATES[cell]
     kept = 1 / (1 + np.exp(-gates[keeps]))
@@ -45,7 +45,7 @@ def test_chrono_through_the_command(run: Run, tmp_path: Path) -> None:
     for engine in ("compiled", "torch"):
         output = tmp_path / f"{engine}.safetensors"
         dlcv("seq", "train", data, "--chrono", 50, "--lr", 1e-9, "--epochs", 1, "--engine", engine, "-o", output)
-        expected = initial_parameters(CELLS["gru"], 2, 32, 1.0, 0, 50)
+        expected = draw_parameters(CELLS["gru"], 2, 32, 1.0, 0, 50)
         np.testing.assert_allclose(load_file(output)["rnn.bias_hh_l0"], expected["rnn.bias_hh_l0"], atol=1e-6)
     result = run("seq", "train", data, "--cell", "elman", "--chrono", 50, "-o", tmp_path / "elman.safetensors")
     assert result.exit_code == 2

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from typer.testing import Result
 
 from dlcv_cli.files import sequences, tensors
-from dlcv_cli.statistics.metrics import Floats, Labels, largest_class, score_logits
+from dlcv_cli.statistics.metrics import Floats, Labels, find_largest_class, score_logits
 from dlcv_cli.studies.images import study as image_study
 from dlcv_cli.studies.images.predictor import open_checkpoint
 from dlcv_cli.studies.sequences import study as sequence_study
@@ -163,8 +163,8 @@ def test_close_is_nearer_than_the_bound() -> None:
 
 def test_largest_class() -> None:
     """The most frequent training class is the baseline's; the lowest of equal ones."""
-    assert largest_class(np.array([2, 0, 2, 1])) == 2
-    assert largest_class(np.array([2, 1, 2, 1])) == 1
+    assert find_largest_class(np.array([2, 0, 2, 1])) == 2
+    assert find_largest_class(np.array([2, 1, 2, 1])) == 1
 
 
 # ------------------------------------------------------------------------------------------------------------- files

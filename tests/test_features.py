@@ -318,13 +318,13 @@ def test_an_earlier_cut_serves(
     dlcv("data", "split", photo_folder / "photos", "-o", photo_folder / "other.split.json", "--seed", 1)
     [earlier] = stores.list_feature_caches(cache_folder)
     if damaged:
-        flip_bit(earlier.features.folder / "records.bin", 5)
+        flip_bit(earlier.cache.folder / "records.bin", 5)
     given = ("--weights", photo_folder / "head.safetensors", "--precision", precision)
     actual = train("head", *given, split=photo_folder / "other.split.json")
     common = {*digests(photo_folder / "photos.split.json", "train", "val")}.intersection(
         digests(photo_folder / "other.split.json", "train", "val")
     )
-    printed = f"{len(common)} images start from feature cache {earlier.features.name}, before features.28"
+    printed = f"{len(common)} images start from feature cache {earlier.cache.name}, before features.28"
     assert (printed in actual.printed, len(actual.warnings)) == ((False, 1) if damaged else (True, 0))
     assert actual.store["computed"] == BOTH
     assert actual.data == train("head", *given, "--no-cache", split=photo_folder / "other.split.json").data

@@ -36,10 +36,10 @@ def test_a_damaged_store(train: Train, cache_folder: Path, damage: Callable[[Pat
     """Damage is named in one warning and made good; the training is the undisturbed one."""
     first = train("head")
     [listing] = stores.list_feature_caches(cache_folder)
-    damage(listing.features.folder)
+    damage(listing.cache.folder)
     actual = train("head")
     [warning] = actual.warnings
-    assert str(listing.features.folder) in warning
+    assert str(listing.cache.folder) in warning
     assert warning.endswith("; dropped, computing the features again")
     assert (actual.data, actual.store["computed"]) == (first.data, BOTH)
     assert count_sound_entries(cache_folder) == [BOTH]
@@ -51,7 +51,7 @@ def test_too_little_disk(train: Train, cache_folder: Path, monkeypatch: pytest.M
     """When the store would take more than nine tenths of what is free, it is not begun: a warning has both figures."""
     first = train("head", "--no-cache", "--precision", "float32")
     free = [1000]
-    monkeypatch.setattr(resume, "free_space", lambda _: 10**12)
+    monkeypatch.setattr(resume, "measure_free_space", lambda _: 10**12)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
     need = 4 * 512 * BOTH
     for free[0], printed in ((1000, "1 kB"), (int(need / 0.9) - 10, "43.2 kB")):

@@ -20,7 +20,7 @@ from dlcv_cli.vision import images
 
 
 def decode(data: bytes) -> Pixels:
-    with images.decoder_errors():
+    with images.convert_decoder_errors():
         image = images.decode_image(images.open_image(data))
     assert image.mode == "RGB"
     return np.asarray(image)
@@ -185,7 +185,7 @@ def test_decompression_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyP
 
 def test_a_large_photo_is_not_a_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest size accepted lies above a phone's 108 megapixels, and is accepted without a warning."""
-    monkeypatch.setattr(images, "_rgb", lambda image: image)
+    monkeypatch.setattr(images, "_convert_to_rgb", lambda image: image)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: None)
     monkeypatch.setattr(images.ImageOps, "exif_transpose", lambda image: image)
     assert images.decode_image(images.open_image(png_header(12_000, 9_000))).size == (12_000, 9_000)
@@ -210,7 +210,7 @@ def test_truncated_file_is_refused(kind: str, kept: float, tmp_path: Path) -> No
 def test_other_formats_are_refused(kind: str) -> None:
     """Formats that are not among the five are refused even where Pillow could read them."""
     data = encode(Image.fromarray(noise(32, 32)), kind)
-    assert not images.looks_like_image(data[:32])
+    assert not images.has_image_signature(data[:32])
     with pytest.raises(ValueError, match="not an image"):
         decode(data)
 
@@ -251,7 +251,7 @@ def test_read_says_why_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_are_known_by_content(kind: str) -> None:
     """The first 32 bytes of each of the five formats are known."""
-    assert images.looks_like_image(encode(Image.fromarray(noise(20, 20)), kind, **KINDS[kind])[:32])
+    assert images.has_image_signature(encode(Image.fromarray(noise(20, 20)), kind, **KINDS[kind])[:32])
 
 
 @pytest.mark.parametrize(
@@ -272,4 +272,4 @@ def test_images_are_known_by_content(kind: str) -> None:
 )
 def test_other_content_is_no_image(head: bytes) -> None:
     """Text, sound, other formats and stubs are not taken for images."""
-    assert not images.looks_like_image(head)
+    assert not images.has_image_signature(head)

@@ -16,7 +16,7 @@ from torchvision.models.squeezenet import Fire
 
 from dlcv_cli.vision import inference as module
 from dlcv_cli.vision.architectures import ARCHITECTURES
-from dlcv_cli.vision.batches import from_rows, split_evenly, to_rows
+from dlcv_cli.vision.batches import from_rows, split_batches, to_rows
 from dlcv_cli.vision.inference import FeatureExtractor, extract_in_threads, has_bfloat16, resolve_precision
 from dlcv_cli.vision.models import build_network, build_random_network, unfreeze
 from dlcv_cli.vision.preprocessing import Preprocessing
@@ -77,7 +77,7 @@ def plain(prefix: nn.Sequential, pixels: Tensor) -> Tensor:
 
 def passed(forward: FeatureExtractor, pixels: Tensor, order: Sequence[int], size: int, threads: int) -> Tensor:
     """Outputs of the images in that order, so many a group, put back in the images' own order."""
-    actual = extract_in_threads(forward, split_evenly(order, size), lambda group: pixels[list(group)], threads)
+    actual = extract_in_threads(forward, split_batches(order, size), lambda group: pixels[list(group)], threads)
     y = torch.cat([x for _, x in actual])
     back: Tensor = y[torch.tensor(order).argsort()]
     return back
@@ -118,7 +118,7 @@ def test_torchs_own_threads_do_not_matter(pixels: Tensor) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        assert [len(x) for _, x in extract_in_threads(forward, split_evenly(range(19), 4), load, 2)] == [4, 4, 4, 4, 3]
+        assert [len(x) for _, x in extract_in_threads(forward, split_batches(range(19), 4), load, 2)] == [4, 4, 4, 4, 3]
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
@@ -172,7 +172,7 @@ def test_fusion_is_tried_first(wrong: str, monkeypatch: pytest.MonkeyPatch) -> N
             raise RuntimeError
         return nn.functional.conv2d(x, weight, bias, conv.stride, conv.padding)
 
-    monkeypatch.setattr(module, "_fused_conv_relu", broken)
+    monkeypatch.setattr(module, "_apply_conv_relu", broken)
     assert not module.fusion_works(torch.float32)
     assert not made([nn.Conv2d(3, 4, 3), nn.ReLU()], "float32").fused
 
@@ -189,7 +189,7 @@ def test_going_on_is_going_all_the_way(name: str, precision: str, side: int, pix
         kept = to_rows(made(prefix[:place], precision, side)(pixels))
         rest = FeatureExtractor(prefix, Preprocessing(side, side), CPU, precision, place)
         for some in (slice(0, 19), slice(7, 9)):  # whole groups, and too few for one
-            actual = torch.cat([x for _, x in extract_in_threads(rest, split_evenly(kept[some], 16), from_rows, 2)])
+            actual = torch.cat([x for _, x in extract_in_threads(rest, split_batches(kept[some], 16), from_rows, 2)])
             assert torch.equal(actual, expected[some]), prefix[place]
 
 
@@ -222,7 +222,7 @@ def test_outputs_come_in_order_and_errors_come_out() -> None:
         time.sleep(0.02 if group[0] == 0 else 0)
         return torch.full((len(group), 2), float(group[0]))
 
-    seen = [int(x[0, 0]) for _, x in extract_in_threads(forward, split_evenly(range(8), 2), load, 3)]
+    seen = [int(x[0, 0]) for _, x in extract_in_threads(forward, split_batches(range(8), 2), load, 3)]
     assert seen == [0, 2, 4, 6]
     with pytest.raises(OSError, match="gone"):
         list(extract_in_threads(forward, [[1], [9], [2]], load, 2))

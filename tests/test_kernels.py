@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dlcv_cli.config import GenConfig, SeqTrainConfig
-from dlcv_cli.sequences.cells import CELLS, Parameters, initial_parameters
+from dlcv_cli.sequences.cells import CELLS, Parameters, draw_parameters
 from dlcv_cli.sequences.engines.compiled import Compiled
 from dlcv_cli.sequences.engines.reference import Recurrent, Reference
 from dlcv_cli.sequences.tasks import Sequences, generate
@@ -35,7 +35,7 @@ def made(count: int, low: int = 1, high: int = 10, stream: int = 0, task: str = 
 
 def weights_of(cell: str, hidden: int, inputs: int = 6, scale: float = 1.0) -> Parameters:
     """Initial weights, larger by `scale`."""
-    return {n: np.float32(scale) * a for n, a in initial_parameters(CELLS[cell], inputs, hidden, 0.5, seed=0).items()}
+    return {n: np.float32(scale) * a for n, a in draw_parameters(CELLS[cell], inputs, hidden, 0.5, seed=0).items()}
 
 
 def network64(cell: str, weights: Parameters) -> Recurrent:
@@ -57,7 +57,7 @@ def gradients64(cell: str, weights: Parameters, data: Sequences, some: list[int]
 def first_means(engine: Compiled) -> Parameters:
     """Adam's means, in the layout of the weights."""
     engine.weights, kept = engine.means, engine.weights
-    actual = engine.parameters()
+    actual = engine.copy_parameters()
     engine.weights = kept
     return actual
 
@@ -93,7 +93,7 @@ def test_a_hundred_steps_are_torchs(cell: str, hidden: int, batch: int, clip: fl
     (loss, steps), (expected_loss, expected_steps) = (engine.advance(order) for engine in engines)
     assert steps == expected_steps == 100
     assert loss == pytest.approx(expected_loss, rel=1e-4)
-    ours, theirs = (engine.parameters() for engine in engines)
+    ours, theirs = (engine.copy_parameters() for engine in engines)
     for name, expected in theirs.items():
         assert np.abs(ours[name] - expected).max() <= 1e-4 * np.abs(expected).max(), name
         assert np.abs(expected - weights[name]).max() > 1e-3, "the weights have moved"
@@ -107,7 +107,7 @@ def test_clipping_matters_in_the_case(cell: str) -> None:
     for clip in (None, 0.05):
         engine = Compiled(CELLS[cell], weights_of(cell, 16), SeqTrainConfig(clip_norm=clip), data)
         engine.advance(order)
-        actual.append(engine.parameters()["head.weight"])
+        actual.append(engine.copy_parameters()["head.weight"])
     assert np.abs(actual[0] - actual[1]).max() > 1e-4
 
 
@@ -155,9 +155,9 @@ def test_a_loss_that_is_not_finite_changes_nothing(cell: str) -> None:
     data.targets[7] = np.inf
     engine = Compiled(CELLS[cell], weights_of(cell, 4), SeqTrainConfig(), data)
     engine.advance(np.arange(7))
-    before = engine.parameters()
+    before = engine.copy_parameters()
     assert engine.advance(np.arange(7, 20)) == (0.0, 0)
-    assert all(np.array_equal(a, before[name]) for name, a in engine.parameters().items())
+    assert all(np.array_equal(a, before[name]) for name, a in engine.copy_parameters().items())
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
@@ -180,7 +180,7 @@ def test_parameters_are_a_copy() -> None:
     data = made(20, 2, 5)
     for kind in (Compiled, Reference):
         engine = kind(CELLS["lstm"], weights_of("lstm", 4), SeqTrainConfig(), data)
-        before = engine.parameters()
+        before = engine.copy_parameters()
         kept = {name: array.copy() for name, array in before.items()}
         assert all(np.array_equal(before[name], weights_of("lstm", 4)[name]) for name in before)
         engine.advance(np.arange(20))

@@ -68,7 +68,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequence training so slow that it is looked at often: 7 steps at a time, each time 4 milliseconds or more."""
     monkeypatch.setattr(runs, "TICK", 0.01)
     for engine in (Compiled, Reference):
-        monkeypatch.setattr(engine, "pace", lambda _: 7)
+        monkeypatch.setattr(engine, "choose_pace", lambda _: 7)
         monkeypatch.setattr(
             engine, "advance", lambda *args, advance=engine.advance: (time.sleep(0.004), advance(*args))[1]
         )
@@ -277,7 +277,7 @@ def test_full_disk(run: Run, place: Path, base: Path, monkeypatch: pytest.Monkey
 def test_too_little_space(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What checkpoint and snapshots will take is known before the training, and refused when the disk has it not."""
     before = contents(place)
-    monkeypatch.setattr(resume, "free_space", lambda _: 1_000_000)
+    monkeypatch.setattr(resume, "measure_free_space", lambda _: 1_000_000)
     result = run(*STAGES["scratch"], "-o", "scratch.safetensors")
     assert (result.exit_code, result.stdout) == (1, "")
     # 625,834 parameters of 4 bytes: twice weights, best weights and two means, and the checkpoint

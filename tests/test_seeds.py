@@ -24,7 +24,7 @@ from dlcv_cli.sequences.engines.compiled import Compiled
 from dlcv_cli.sequences.training import Training
 from dlcv_cli.stages import seed_runs
 from dlcv_cli.stages import train_sequences as seq
-from dlcv_cli.statistics.metrics import over_runs
+from dlcv_cli.statistics.metrics import summarize_runs
 
 LAYERS = {"elman": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
 SETTINGS = ("--hidden-size", 4, "--record-every", 40, "--lr", 0.02)
@@ -153,8 +153,8 @@ def test_runs_load_into_torch(folder: Path, run: Run) -> None:
 
 def test_over_runs() -> None:
     """Mean, sample standard deviation, least and largest; one run has no spread."""
-    assert over_runs([1.0, 2.0, 6.0]) == {"mean": 3, "std": pytest.approx(7**0.5), "min": 1, "max": 6}
-    assert over_runs([0.5]) == {"mean": 0.5, "std": 0, "min": 0.5, "max": 0.5}
+    assert summarize_runs([1.0, 2.0, 6.0]) == {"mean": 3, "std": pytest.approx(7**0.5), "min": 1, "max": 6}
+    assert summarize_runs([0.5]) == {"mean": 0.5, "std": 0, "min": 0.5, "max": 0.5}
 
 
 def test_table_of_several_runs(folder: Path, run: Run) -> None:
@@ -316,7 +316,7 @@ def test_a_worker_that_dies_while_a_save_is_due(
         return state(training)
 
     monkeypatch.setattr(Training, "state", fail)
-    monkeypatch.setattr(Compiled, "pace", lambda _: 1)
+    monkeypatch.setattr(Compiled, "choose_pace", lambda _: 1)
     if signals:
         hold = seq.hold_signals
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from dlcv_cli.config import GenConfig, SeqTrainConfig
 from dlcv_cli.sequences import training
-from dlcv_cli.sequences.cells import CELLS, Parameters, check_parameters, initial_parameters
+from dlcv_cli.sequences.cells import CELLS, Parameters, check_parameters, draw_parameters
 from dlcv_cli.sequences.engines import build_engine, reference
 from dlcv_cli.sequences.engines.base import Constant, Engine
 from dlcv_cli.sequences.tasks import TASKS, Sequences, generate
-from dlcv_cli.sequences.training import DivergedAtError, Record, Training, mean_squared_error
+from dlcv_cli.sequences.training import DivergedAtError, Record, Training, measure_loss
 
 Floats = NDArray[np.float64]
 RECURRENT = ("elman", "lstm", "gru")
@@ -34,7 +34,7 @@ def made(task: str = "adding", count: int = 200, stream: int = 0, **settings: in
 
 def start(cell: str, hidden: int, seed: int = 0) -> Parameters:
     """Initial weights for two numbers a step."""
-    return initial_parameters(CELLS[cell], 2, hidden, 1.0, seed)
+    return draw_parameters(CELLS[cell], 2, hidden, 1.0, seed)
 
 
 def answers_of(cell: str, weights: Parameters, engine: str, data: Sequences) -> NDArray[np.float32]:
@@ -190,7 +190,7 @@ def test_cells_follow_their_equations(engine: str, cell: str, low: int, high: in
 
 def test_baseline_answers_its_constant() -> None:
     """The baseline answers the task's constant whatever it sees."""
-    weights = initial_parameters(CELLS["baseline"], 2, 5, 0.25, seed=0)
+    weights = draw_parameters(CELLS["baseline"], 2, 5, 0.25, seed=0)
     for engine in ("compiled", "torch"):
         assert answers_of("baseline", weights, engine, made(count=7)).tolist() == [0.25] * 7
 
@@ -253,7 +253,7 @@ def test_predictions_of_mixed_lengths(engine: str, cell: str, monkeypatch: pytes
     np.testing.assert_allclose(answers_of(cell, weights, engine, data), alone, rtol=0, atol=1e-6)
     expected = np.mean((np.array(alone) - data.targets) ** 2)
     settings: Any = {"engine": engine}
-    actual = mean_squared_error(build_engine(CELLS[cell], weights, SeqTrainConfig(**settings)), data)
+    actual = measure_loss(build_engine(CELLS[cell], weights, SeqTrainConfig(**settings)), data)
     assert actual == pytest.approx(expected, rel=1e-5)
 
 
@@ -305,8 +305,8 @@ def test_training_is_a_plain_loop(
             losses += errors.detach().square().tolist()
             seen += 1
         assert record.train_loss == pytest.approx(np.mean(losses), rel=1e-3)
-        assert record.val_loss == pytest.approx(mean_squared_error(ours, val))
-        actual = ours.parameters()
+        assert record.val_loss == pytest.approx(measure_loss(ours, val))
+        actual = ours.copy_parameters()
         for name, tensor in theirs.state_dict().items():
             np.testing.assert_allclose(actual[name], tensor.numpy(), rtol=0, atol=1e-4, err_msg=name)
     assert next(batches, None) is None
@@ -340,7 +340,7 @@ def test_a_batch_may_have_a_sequence_many_times(cell: str) -> None:
 def test_best_weights_are_kept(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights of the lowest validation loss are kept, the earliest of equal ones."""
     script = iter([0.5, 0.2, 0.2, 0.9])
-    monkeypatch.setattr(training, "mean_squared_error", lambda *_: next(script))
+    monkeypatch.setattr(training, "measure_loss", lambda *_: next(script))
     settings: Any = {"engine": engine}
     config = SeqTrainConfig(epochs=1, record_every=2, **settings)
     network = build_engine(CELLS["gru"], start("gru", 4), config, made(count=8))
@@ -348,7 +348,7 @@ def test_best_weights_are_kept(engine: str, monkeypatch: pytest.MonkeyPatch) -> 
     trained = Training(network, 8, made(count=4), config, 0)
     for record in filter(None, trained):
         records.append(record)
-        states.append({name: array.copy() for name, array in network.parameters().items()})
+        states.append({name: array.copy() for name, array in network.copy_parameters().items()})
     assert [r.best for r in records] == [True, True, False, False]
     best = trained.best
     assert list(best) == list(states[1])
@@ -363,7 +363,7 @@ def test_best_loss_again(engine: str) -> None:
     records, best, _ = training_of("gru", 8, train, val, epochs=2, lr=0.02, record_every=50, engine=engine)
     lowest = min(r.val_loss for r in records)
     settings: Any = {"engine": engine}
-    again = mean_squared_error(build_engine(CELLS["gru"], best, SeqTrainConfig(**settings)), val)
+    again = measure_loss(build_engine(CELLS["gru"], best, SeqTrainConfig(**settings)), val)
     assert again == pytest.approx(lowest, rel=1e-9)
     assert lowest < 0.1
 

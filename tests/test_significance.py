@@ -20,18 +20,18 @@ from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import zconfint
 
 from dlcv_cli.statistics import significance
-from dlcv_cli.statistics.metrics import calibration_of, r2_of, recall_of, score_logits
+from dlcv_cli.statistics.metrics import build_calibration, build_r2, build_recall, score_logits
 from dlcv_cli.statistics.significance import (
     Statistic,
-    bca,
-    holm,
-    mcnemar,
-    mean_of,
-    paired_shares,
-    sign_flips,
-    t_interval,
-    t_test,
-    wilson,
+    bootstrap,
+    build_mean,
+    compute_paired_interval,
+    compute_t_interval,
+    compute_wilson_interval,
+    correct_by_holm,
+    flip_signs,
+    run_mcnemar,
+    run_t_test,
 )
 
 Floats = NDArray[np.float64]
@@ -47,13 +47,13 @@ def test_wilson_is_statsmodels() -> None:
     cases += [(int(rng.integers(0, n + 1)), n) for rng, n in ((default_rng(i), 41 + 37 * i) for i in range(100))]
     for successes, n in cases:
         expected = proportion_confint(successes, n, method="wilson")
-        assert wilson(successes, n) == pytest.approx(expected, **CLOSE), (successes, n)
+        assert compute_wilson_interval(successes, n) == pytest.approx(expected, **CLOSE), (successes, n)
 
 
 def test_wilson_ends_at_the_ends() -> None:
     """0 of n begins at exactly 0, n of n ends at exactly 1, and neither has no width."""
-    assert wilson(0, 7)[0] == 0 < wilson(0, 7)[1]
-    assert wilson(7, 7)[0] < 1 == wilson(7, 7)[1]
+    assert compute_wilson_interval(0, 7)[0] == 0 < compute_wilson_interval(0, 7)[1]
+    assert compute_wilson_interval(7, 7)[0] < 1 == compute_wilson_interval(7, 7)[1]
 
 
 def test_paired_shares_is_walds_with_one_more_of_either_kind() -> None:
@@ -64,8 +64,8 @@ def test_paired_shares_is_walds_with_one_more_of_either_kind() -> None:
         a, b, _ = rng.multinomial(n, rng.dirichlet([1, 1, 5]))
         differences = np.repeat([1.0, -1.0, 0.0], [a + 1, b + 1, n - a - b])
         expected = np.clip(zconfint(differences, ddof=0), -1, 1)
-        assert paired_shares(int(a), int(b), n) == pytest.approx(expected, **CLOSE)
-    low, high = paired_shares(0, 0, 1)
+        assert compute_paired_interval(int(a), int(b), n) == pytest.approx(expected, **CLOSE)
+    low, high = compute_paired_interval(0, 0, 1)
     assert -1 <= low < 0 < high <= 1, "identical systems, one example: no certainty"
 
 
@@ -73,14 +73,14 @@ def test_mcnemar_is_statsmodels_and_mlxtends() -> None:
     """The exact p is theirs for all tables up to 25; mid-p takes off half of what the observed table itself weighs."""
     for a in range(26):
         for b in range(26):
-            mid, exact = mcnemar(a, b)
+            mid, exact = run_mcnemar(a, b)
             assert exact == pytest.approx(statsmodels_mcnemar([[3, a], [b, 5]], exact=True).pvalue, **CLOSE)
             expected = stats.binomtest(a, a + b).pvalue - stats.binom.pmf(a, a + b, 0.5) if a != b else 1.0
             assert mid == pytest.approx(expected, **CLOSE), (a, b)
     for a, b in ((9, 2), (12, 12), (1, 30), (170, 130)):
         _, p = mlxtend_mcnemar(np.array([[3, a], [b, 5]]), exact=True)
-        assert mcnemar(a, b)[1] == pytest.approx(min(1, p), **CLOSE)
-    assert mcnemar(0, 0) == (1, 1), "identical systems"
+        assert run_mcnemar(a, b)[1] == pytest.approx(min(1, p), **CLOSE)
+    assert run_mcnemar(0, 0) == (1, 1), "identical systems"
 
 
 # ---------------------------------------------------------------------------------------------------------- bootstrap
@@ -90,7 +90,7 @@ def scipys_draws(monkeypatch: pytest.MonkeyPatch, n: int, draws: int) -> Floats:
     """Resamples that both scipy and dlcv are given: the counts of rows of indices."""
     index = default_rng((n, draws)).integers(0, n, (draws, n))
     counts = np.array([np.bincount(row, minlength=n) for row in index], np.float64)
-    monkeypatch.setattr(significance, "_resamples", lambda size, count: [counts])
+    monkeypatch.setattr(significance, "_draw_counts", lambda size, count: [counts])
     return index
 
 
@@ -111,9 +111,9 @@ def cases(kind: str, rng: np.random.Generator, n: int) -> tuple[Statistic, Calla
     logits[np.arange(n), labels] += 1
     scores = score_logits(logits, labels)
     if kind == "mean":
-        return mean_of(scores.losses), lambda i: float(scores.losses[i].mean())
+        return build_mean(scores.losses), lambda i: float(scores.losses[i].mean())
     if kind == "recall":
-        return recall_of(scores.right, labels), lambda i: float(
+        return build_recall(scores.right, labels), lambda i: float(
             recall_score(labels[i], scores.predicted[i], labels=np.unique(labels[i]), average="macro")
         )
     if kind == "calibration":
@@ -124,10 +124,10 @@ def cases(kind: str, rng: np.random.Generator, n: int) -> tuple[Statistic, Calla
             counts = np.bincount(np.clip(np.ceil(sure * 15) - 1, 0, 14).astype(int), minlength=15)
             return float(np.abs(accuracy - confidence) @ counts[counts > 0] / len(i))
 
-        return calibration_of(scores), ece
+        return build_calibration(scores), ece
     targets = rng.random(n).astype(np.float32)
     answers = (targets + rng.normal(0, 0.2, n)).astype(np.float32)
-    return r2_of(answers, targets), lambda i: float(r2_score(targets[i].astype(float), answers[i].astype(float)))
+    return build_r2(answers, targets), lambda i: float(r2_score(targets[i].astype(float), answers[i].astype(float)))
 
 
 @pytest.mark.parametrize("kind", ["mean", "recall", "calibration", "r2"])
@@ -151,43 +151,43 @@ def test_bca_is_scipys(monkeypatch: pytest.MonkeyPatch, kind: str, repeats: int)
         n = int(rng.integers(12, 50))
         statistic, truth = cases(kind, rng, n)
         index = scipys_draws(monkeypatch, n, 199)
-        [interval] = bca([statistic])
+        [interval] = bootstrap([statistic])
         assert interval == pytest.approx(scipys_bca(truth, index, n), rel=1e-7)
 
 
 def test_bca_of_many_is_bca_of_each() -> None:
     """Statistics that share their draws have the intervals that each has alone."""
     statistics = [cases(kind, default_rng(5), 40)[0] for kind in ("mean", "recall", "calibration", "r2")]
-    assert bca(statistics, 499) == [pytest.approx(bca([statistic], 499)[0]) for statistic in statistics]
-    assert bca(statistics, 499) == bca(statistics, 499), "the draws are a function of the data's size"
+    assert bootstrap(statistics, 499) == [pytest.approx(bootstrap([statistic], 499)[0]) for statistic in statistics]
+    assert bootstrap(statistics, 499) == bootstrap(statistics, 499), "the draws are a function of the data's size"
 
 
 def test_bca_is_scipys_with_its_own_draws() -> None:
     """With draws of its own, the interval is scipy's but for what 9,999 draws leave to chance."""
     values = default_rng(3).gamma(0.5, 1, 300)
     expected = stats.bootstrap((values,), np.mean, rng=default_rng(0)).confidence_interval
-    [(low, high)] = bca([mean_of(values)])
+    [(low, high)] = bootstrap([build_mean(values)])
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.03 * (expected.high - expected.low))
 
 
 @pytest.mark.parametrize("values", [[0.5], [2.0, 2.0, 2.0], [0.0, 0.0]])
 def test_bca_without_spread(values: list[float]) -> None:
     """One example, or equal values: an interval without width at the value, and no warning."""
-    assert bca([mean_of(np.array(values))]) == [(values[0], values[0])]
+    assert bootstrap([build_mean(np.array(values))]) == [(values[0], values[0])]
 
 
 def test_bca_of_mostly_ties() -> None:
     """A statistic whose draws nearly all tie still has a finite interval around it."""
     values = np.zeros(300)
     values[0] = 1
-    [(low, high)] = bca([mean_of(values)])
+    [(low, high)] = bootstrap([build_mean(values)])
     assert 0 <= low <= values.mean() <= high < 0.1
 
 
 def test_bca_of_many_examples() -> None:
     """Beyond LARGEST examples groups are drawn: the interval is the one of all examples but for chance."""
     values = np.sort(default_rng(0).gamma(0.5, 1, 20_000))  # sorted as a split is by class: groups must not follow it
-    grouped = bca([mean_of(values)])[0]
+    grouped = bootstrap([build_mean(values)])[0]
     half = 1.96 * values.std() / math.sqrt(len(values))
     assert grouped == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
 
@@ -210,7 +210,7 @@ def test_sign_flips_are_scipys() -> None:
         rng = default_rng(seed)
         n = int(rng.integers(2, 11))
         values = rng.normal(0.3, 1, n) if seed % 3 else rng.integers(-2, 3, n) / 7
-        result = sign_flips(values[None])[0]
+        result = flip_signs(values[None])[0]
         assert result == pytest.approx(scipys_flips(values, 5000), **CLOSE), values
 
 
@@ -218,17 +218,17 @@ def test_random_sign_flips_are_scipys() -> None:
     """Of more pairs, p is scipy's within what random swaps leave to chance, and never 0; rows do not meddle."""
     rng = default_rng(0)
     rows = rng.standard_t(3, (40, 60)) + np.linspace(0, 0.4, 40)[:, None]
-    result = sign_flips(rows)
+    result = flip_signs(rows)
     for p, row in zip(result, rows, strict=True):
         assert p == pytest.approx(scipys_flips(row, 4999), abs=4 * math.sqrt(2 * p / 4999))
-    assert sign_flips(rows[3:4]) == [pytest.approx(result[3])]
-    assert sign_flips(np.ones((1, 200))) == [1 / 10_000]
+    assert flip_signs(rows[3:4]) == [pytest.approx(result[3])]
+    assert flip_signs(np.ones((1, 200))) == [1 / 10_000]
 
 
 def test_sign_flips_without_a_difference() -> None:
     """Identical systems have p = 1, whatever their number; so has one example."""
-    assert sign_flips(np.zeros((2, 500))) == [1, 1]
-    assert sign_flips(np.array([[0.3]])) == [1]
+    assert flip_signs(np.zeros((2, 500))) == [1, 1]
+    assert flip_signs(np.array([[0.3]])) == [1]
 
 
 # -------------------------------------------------------------------------------------------------------------- seeds
@@ -241,24 +241,24 @@ def test_t_tests_are_scipys() -> None:
         a, b = rng.lognormal(0, 0.5, int(rng.integers(2, 40))), rng.lognormal(0.1, 0.3, int(rng.integers(2, 40)))
         c = a * rng.lognormal(0, 0.2, len(a))
         for expected, result, gap in (
-            (stats.ttest_rel(a, c), t_test(a, c, True), a.mean() - c.mean()),
-            (stats.ttest_ind(a, b, equal_var=False), t_test(a, b, False), a.mean() - b.mean()),
-            (stats.ttest_1samp(a - 1.1, 0), t_test(a, 1.1, False), a.mean() - 1.1),
+            (stats.ttest_rel(a, c), run_t_test(a, c, True), a.mean() - c.mean()),
+            (stats.ttest_ind(a, b, equal_var=False), run_t_test(a, b, False), a.mean() - b.mean()),
+            (stats.ttest_1samp(a - 1.1, 0), run_t_test(a, 1.1, False), a.mean() - 1.1),
         ):
             ends = expected.confidence_interval()
             assert result[0] == pytest.approx(gap, **CLOSE)
             assert result[1] == pytest.approx((ends.low, ends.high), rel=1e-8, abs=1e-12)
             assert result[2] == pytest.approx(expected.pvalue, rel=1e-8)
         mean, error = a.mean(), stats.sem(a)
-        assert t_interval(a) == pytest.approx(stats.t.interval(0.95, len(a) - 1, mean, error), **CLOSE)
+        assert compute_t_interval(a) == pytest.approx(stats.t.interval(0.95, len(a) - 1, mean, error), **CLOSE)
 
 
 def test_t_tests_without_spread() -> None:
     """Runs that are all alike: no difference is p = 1, any other is certain; no warning of a division by 0."""
     same = np.full(5, 0.1)
-    assert t_test(same, same, True) == (0, (0, 0), 1)
-    assert t_test(same, same.copy(), False) == (0, (0, 0), 1)
-    difference, interval, p = t_test(same, 0.3, False)
+    assert run_t_test(same, same, True) == (0, (0, 0), 1)
+    assert run_t_test(same, same.copy(), False) == (0, (0, 0), 1)
+    difference, interval, p = run_t_test(same, 0.3, False)
     assert (difference, interval, p) == (pytest.approx(-0.2), pytest.approx((-0.2, -0.2)), 0)
 
 
@@ -276,7 +276,7 @@ def test_holm_is_statsmodels() -> None:
             )
             for i, p in enumerate(ps)
         ]
-        assert holm(ps) == pytest.approx(closed, **CLOSE)
+        assert correct_by_holm(ps) == pytest.approx(closed, **CLOSE)
         if seed < 12:  # slow
-            assert holm(ps) == pytest.approx(multipletests(ps, method="holm")[1], **CLOSE)
-    assert holm([]) == []
+            assert correct_by_holm(ps) == pytest.approx(multipletests(ps, method="holm")[1], **CLOSE)
+    assert correct_by_holm([]) == []

@@ -43,14 +43,14 @@ def rows(*numbers: int) -> Any:
 def begun(folder: Path) -> FeatureCache:
     """An empty store."""
     store = FeatureCache(folder)
-    store.begin(SHAPE, "float32", ABOUT)
+    store.create(SHAPE, "float32", ABOUT)
     return store
 
 
 def filled(folder: Path, *numbers: int) -> FeatureCache:
     """A store with those records."""
     store = begun(folder)
-    with store.appending() as append:
+    with store.open_for_appending() as append:
         append([key(n) for n in numbers], rows(*numbers))
     return store
 
@@ -61,8 +61,8 @@ def check(folder: Path, *numbers: int) -> FeatureCache:
     assert store.open() is bool((folder / "store.json").exists())
     assert store.slots == {key(n): slot for slot, n in enumerate(numbers)}
     if numbers:
-        np.testing.assert_array_equal(store.rows(), rows(*numbers))
-    assert all(store.is_sound(store.rows(), slot) for slot in range(len(numbers)))
+        np.testing.assert_array_equal(store.map_rows(), rows(*numbers))
+    assert all(store.is_sound(store.map_rows(), slot) for slot in range(len(numbers)))
     return store
 
 
@@ -76,7 +76,7 @@ def test_append_and_reopen(tmp_path: Path) -> None:
     filled(folder, 1, 2)
     store = check(folder, 1, 2)
     assert (store.shape, store.dtype, store.metadata["before"]) == (SHAPE, np.dtype("<f4"), "classifier.2")
-    with store.appending() as append:
+    with store.open_for_appending() as append:
         append([key(3)], rows(3))
         append([key(4), key(5)], rows(4, 5))
     assert store.slots[key(5)] == 4
@@ -88,14 +88,14 @@ def test_append_and_reopen(tmp_path: Path) -> None:
 def test_bfloat16_is_kept_as_its_bits(tmp_path: Path) -> None:
     """Records of bfloat16 are two bytes a number, little endian."""
     store = FeatureCache(tmp_path / "store")
-    store.begin((4,), "bfloat16", {})
+    store.create((4,), "bfloat16", {})
     bits = np.array([[0, 1, -1, 0x7FC0]], np.int16)
-    with store.appending() as append:
+    with store.open_for_appending() as append:
         append([key(1)], bits)
     assert (tmp_path / "store" / "records.bin").read_bytes() == bytes.fromhex("00000100ffffc07f")
     again = FeatureCache(tmp_path / "store")
     assert again.open()
-    np.testing.assert_array_equal(again.rows(), bits)
+    np.testing.assert_array_equal(again.map_rows(), bits)
 
 
 @pytest.mark.parametrize("left", [1, 31, 32, 63])
@@ -144,12 +144,12 @@ def test_a_flipped_bit_is_found(tmp_path: Path, place: int, damaged: int) -> Non
     (folder / "records.bin").write_bytes(data)
     store = FeatureCache(folder)
     assert store.open()
-    assert [store.is_sound(store.rows(), slot) for slot in range(3)] == [slot != damaged for slot in range(3)]
+    assert [store.is_sound(store.map_rows(), slot) for slot in range(3)] == [slot != damaged for slot in range(3)]
 
 
 def write(store: FeatureCache, *numbers: int, error: BaseException | None = None) -> None:
     """Appends records one by one; then the block ends, by the error if there is one."""
-    with store.appending() as append:
+    with store.open_for_appending() as append:
         for number in numbers:
             append([key(number)], rows(number))
         if error:
@@ -222,7 +222,7 @@ def killed(file):
 stores._flush, stores.COMMIT_SECONDS = killed, -1.0
 store = stores.FeatureCache(folder)
 store.open()
-with store.appending() as append:
+with store.open_for_appending() as append:
     for n in (2, 3, 4):
         append([bytes([n]) * 32], np.arange(6, dtype=np.float32).reshape(1, 2, 3) + 10 * n)
 """
@@ -231,7 +231,7 @@ import sys, time
 from pathlib import Path
 from dlcv_cli.files import feature_cache as stores
 from dlcv_cli.files.locks import hold_lock
-with hold_lock(stores.lock_path(Path(sys.argv[1])), None) as mine:
+with hold_lock(stores.locate_lock(Path(sys.argv[1])), None) as mine:
     print(mine, flush=True)
     time.sleep(60)
 """
@@ -281,7 +281,7 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
     with python("-c", HOLDER, folder, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "True\n"
-        with hold_lock(stores.lock_path(folder), None) as mine:
+        with hold_lock(stores.locate_lock(folder), None) as mine:
             assert not mine
 
         def waiting() -> None:
@@ -289,13 +289,13 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
             threading.Timer(0.3, holder.kill).start()
 
         begin = time.monotonic()
-        with hold_lock(stores.lock_path(folder), waiting) as mine:
+        with hold_lock(stores.locate_lock(folder), waiting) as mine:
             assert mine
             assert time.monotonic() - begin >= 0.25
-            with hold_lock(stores.lock_path(folder), None) as second:
+            with hold_lock(stores.locate_lock(folder), None) as second:
                 assert not second, "it holds in one process too"
     assert message == ["waiting"], "told once"
-    with hold_lock(stores.lock_path(folder), None) as mine:
+    with hold_lock(stores.locate_lock(folder), None) as mine:
         assert mine
 
 
@@ -306,13 +306,13 @@ def test_a_lock_dropped_with_its_cache(tmp_path: Path, monkeypatch: pytest.Monke
     def too_late(handle: int, operation: int) -> None:
         monkeypatch.setattr(fcntl, "flock", flock)
         folder.with_suffix(".lock").unlink()
-        assert third.enter_context(hold_lock(stores.lock_path(folder), None))
+        assert third.enter_context(hold_lock(stores.locate_lock(folder), None))
         flock(handle, operation)
 
     monkeypatch.setattr(fcntl, "flock", too_late)
-    with third, hold_lock(stores.lock_path(folder), None) as mine:
+    with third, hold_lock(stores.locate_lock(folder), None) as mine:
         assert not mine
-    with hold_lock(stores.lock_path(folder), None) as mine:
+    with hold_lock(stores.locate_lock(folder), None) as mine:
         assert mine
 
 
@@ -334,8 +334,8 @@ def only_store(cache: Path) -> FeatureCache:
     """The one store of a cache folder, opened, all of its records sound."""
     [listing] = stores.list_feature_caches(cache)
     assert listing.problem is None
-    assert all(listing.features.is_sound(listing.features.rows(), slot) for slot in range(listing.entries))
-    return listing.features
+    assert all(listing.cache.is_sound(listing.cache.map_rows(), slot) for slot in range(listing.entries))
+    return listing.cache
 
 
 def test_a_killed_run_is_gone_on_with(run: Run, split_file: Path, tmp_path: Path, cache_folder: Path) -> None:
@@ -362,7 +362,7 @@ def test_two_runs_at_once(run: Run, split_file: Path, tmp_path: Path, cache_fold
     assert run(*args, outputs[2], "--cache", tmp_path / "other").exit_code == 0
     folder = cache_folder / stores.FOLDER / only_store(tmp_path / "other").folder.name
     with contextlib.ExitStack() as stack:
-        with hold_lock(stores.lock_path(folder), None) as mine:
+        with hold_lock(stores.locate_lock(folder), None) as mine:
             assert mine
             started = []
             for output in outputs[:2]:
@@ -384,8 +384,8 @@ def test_two_runs_at_once(run: Run, split_file: Path, tmp_path: Path, cache_fold
 def test_an_entry_that_names_another_image(tmp_path: Path) -> None:
     """A record is believed of the image it was made of alone, in the shape it was made in."""
     store = FeatureCache(tmp_path / "store")
-    store.begin((2, 3), "float32", {})
-    with store.appending() as append:
+    store.create((2, 3), "float32", {})
+    with store.open_for_appending() as append:
         append([bytes([n]) * 32 for n in (1, 2)], np.arange(12, dtype=np.float32).reshape(2, 2, 3))
     index, about = store.folder / "index.bin", store.folder / "store.json"
     for path, old, new in ((index, bytes([1]) * 32, bytes([2]) * 32), (about, b" 2,\n  3\n", b" 3,\n  2\n")):
@@ -394,8 +394,8 @@ def test_an_entry_that_names_another_image(tmp_path: Path) -> None:
         path.write_bytes(whole.replace(old, new))
         again = FeatureCache(store.folder)
         assert again.open()
-        assert not again.is_sound(again.rows(), 0)
+        assert not again.is_sound(again.map_rows(), 0)
         path.write_bytes(whole)
     again = FeatureCache(store.folder)
     assert again.open()
-    assert again.is_sound(again.rows(), 0)
+    assert again.is_sound(again.map_rows(), 0)

@@ -106,7 +106,7 @@ def test_knows_one_is_the_conditional_mean(task: str) -> None:
     """The answer of one who knows the first is the mean target, given that: in ten bins of it, to four errors."""
     data = made(task, 20_000, 22, 24)
     firsts = np.array([known(task, x) for x in each(data)])
-    answers = np.array([TASKS[task].knows_one(x) for x in each(data)])
+    answers = np.array([TASKS[task].guess(x) for x in each(data)])
     edges = np.unique(np.quantile(firsts, np.linspace(0, 1, 11)))
     bins = np.searchsorted(edges[1:-1], firsts, "right") if len(edges) > 2 else firsts
     assert len(np.unique(bins)) >= (2 if task == "temporal-order" else 9)
@@ -135,7 +135,7 @@ def regression(predictions: Any, targets: Any) -> dict[str, float]:
 def test_scores_of_who_knows_one(task: str, mse: float, mae: float) -> None:
     """Squared and absolute errors have the means worked out by hand, to 3 %."""
     data = made(task, 20_000, 200, 200) if task == "adding-1997" else made(task, 20_000, 2, 4)
-    actual = regression(np.array([TASKS[task].knows_one(x) for x in each(data)]), data.targets)
+    actual = regression(np.array([TASKS[task].guess(x) for x in each(data)]), data.targets)
     assert actual["mse"] == pytest.approx(mse, rel=0.03)
     assert actual["mae"] == pytest.approx(mae, rel=0.03)
 
@@ -150,7 +150,7 @@ def test_scores_in_the_evaluation(run: Run, tmp_path: Path) -> None:
         part = sequences.read(data).parts["test"]
         for line, answers in zip(
             list(csv.DictReader(result.stdout.splitlines()))[1:],
-            (np.full(40, TASKS[task].constant), np.array([TASKS[task].knows_one(x) for x in each(part)])),
+            (np.full(40, TASKS[task].constant), np.array([TASKS[task].guess(x) for x in each(part)])),
             strict=True,
         ):
             scores = [float(line[key]) for key in ("mse", "mae", "close", "r2")]

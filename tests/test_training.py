@@ -23,7 +23,7 @@ from dlcv_cli.config import FinetuneConfig, TrainConfig
 from dlcv_cli.errors import DivergedError, DlcvError
 from dlcv_cli.vision import training
 from dlcv_cli.vision.architectures import ARCHITECTURES, Architecture
-from dlcv_cli.vision.batches import Source, source_of_images
+from dlcv_cli.vision.batches import Source, build_image_source
 from dlcv_cli.vision.inference import FeatureExtractor
 from dlcv_cli.vision.models import build_random_network, unfreeze
 from dlcv_cli.vision.steps import SplitNetwork, list_steps, split_at_frozen, trains
@@ -75,7 +75,7 @@ def state(network: nn.Module) -> dict[str, Tensor]:
 
 def source(split: SplitNetwork, images: Images, precision: str = "float32") -> Source:
     """Return what enters the layers that train, as the stages have it without cached features."""
-    return source_of_images(images, FeatureExtractor([*split.frozen], images.preprocessing, CPU, precision), 2)
+    return build_image_source(images, FeatureExtractor([*split.frozen], images.preprocessing, CPU, precision), 2)
 
 
 def training_of(

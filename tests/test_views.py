@@ -190,7 +190,7 @@ def test_jpegs_are_pillows(mode: str, size: tuple[int, int], quality: int, subsa
     if mode == "RGB":
         options["subsampling"] = subsampling
     data = encode(photo(*size).convert(mode), "JPEG", **options)
-    with images.decoder_errors():
+    with images.convert_decoder_errors():
         expected = np.asarray(images.open_image(data).convert("RGB"))
     assert difference(decode(data), expected) <= 2
 

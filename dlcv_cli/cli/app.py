@@ -63,11 +63,11 @@ def _describe(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not error.filename:
         return f"{where}{error.strerror or error}"
-    from dlcv_cli.files.disk import mount_point
+    from dlcv_cli.files.disk import find_mount_point
 
     return (
-        f"{where}{error.strerror} on the disk at {mount_point(Path(os.fsdecode(error.filename)))}; what was there is "
-        "unchanged: free some space and run the same command again"
+        f"{where}{error.strerror} on the disk at {find_mount_point(Path(os.fsdecode(error.filename)))}; what was there "
+        "is unchanged: free some space and run the same command again"
     )
 
 

@@ -32,7 +32,7 @@ def list_(cache: CacheFolder, as_json: Json = False) -> None:
         return
     rows = [
         [
-            listing.features.name,
+            listing.cache.name,
             listing.metadata.get("arch", "damaged"),
             listing.metadata.get("before", ""),
             listing.metadata.get("precision", ""),
@@ -79,13 +79,13 @@ def _prune(cache: Path, limit: int, as_json: bool) -> None:
         print_json({"cache": str(cache), **{key: [_to_json(item) for item in items] for key, items in lists.items()}})
         return
     for listing in busy:
-        typer.echo(f"{listing.features.name} is in use by another dlcv process and was not deleted", err=True)
+        typer.echo(f"{listing.cache.name} is in use by another dlcv process and was not deleted", err=True)
     say(f"deleted {len(dropped)} of {cache}, {format_bytes(sum(listing.size for listing in dropped))}")
 
 
 def _to_json(listing: CacheListing) -> dict[str, Any]:
     metadata = {key: listing.metadata.get(key) for key in ("arch", "before", "precision", "image_size")}
-    return {"key": listing.features.folder.name, **metadata, "images": listing.entries, "bytes": listing.size}
+    return {"key": listing.cache.folder.name, **metadata, "images": listing.entries, "bytes": listing.size}
 
 
 def _parse_size(text: str) -> int:

@@ -37,10 +37,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 
 
 def _cache_folder() -> Path:
-    from dlcv_cli.files.feature_cache import default_folder
+    from dlcv_cli.files.feature_cache import find_default_folder
 
     # typer 0.26 ignores envvar where there is a default_factory
-    return Path(os.environ.get("DLCV_CACHE") or default_folder())
+    return Path(os.environ.get("DLCV_CACHE") or find_default_folder())
 
 
 _CACHE = "Folder of cached features and compiled code. Default: $DLCV_CACHE, or the user's cache folder."

@@ -15,12 +15,12 @@ from typing import Any
 from dlcv_cli.errors import DlcvError, FileError
 
 MAX_JSON = 256 * 2**20
-TEMPORARY, OLD = ".tmp", ".old"  # endings of what is being written, and of a folder that is being replaced
+TEMPORARY, OLD = ".tmp", ".old"  # endings: a file or folder being written, and a folder being replaced
 JSON = dict[str, Any]
 
 
-def umask() -> int:
-    """Return the process's umask, which can only be read by setting it."""
+def read_umask() -> int:
+    """Return the umask of this process. The system only returns it when it is set, so set it and put it back."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
@@ -30,8 +30,8 @@ def umask() -> int:
 def write_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, which is renamed to `path` when the block ends without an error.
 
-    Missing folders are made. The content is flushed to disk before the rename, with permissions by the umask. After
-    an error the temporary file is deleted, and `path` is as it was.
+    Create missing folders. Flush the content to disk before the rename, with the permissions that the umask allows.
+    After an error, delete the temporary file and leave `path` as it was.
     """
     temporary = None
     try:
@@ -40,7 +40,7 @@ def write_whole(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        temporary.chmod(0o666 & ~umask())
+        temporary.chmod(0o666 & ~read_umask())
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -63,28 +63,28 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, document: JSON) -> None:
-    """Write a JSON document whole, with exact numbers and its keys in order."""
+    """Write a JSON document whole, numbers exact and keys in order. Raise ValueError for NaN and infinities."""
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with write_whole(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
-def write_folder(folder: Path, files: Iterable[tuple[str, bytes]], manifest: str, record: JSON, replace: bool) -> None:
-    """Write a folder of small files whole: beside it first, then renamed. `manifest` names the file for the record."""
+def write_folder(folder: Path, files: Iterable[tuple[str, bytes]], manifest: str, content: JSON, replace: bool) -> None:
+    """Write a folder of small files whole: under a temporary name, then renamed. `content` goes to file `manifest`."""
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=TEMPORARY, dir=folder.parent))
-        temporary.chmod(0o777 & ~umask())
+        temporary.chmod(0o777 & ~read_umask())
         hashes = {}
         for name, data in files:
             target = temporary / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
             hashes[name] = hashlib.sha256(data).hexdigest()
-        write_json(temporary / manifest, {**record, "files": hashes})
+        write_json(temporary / manifest, {**content, "files": hashes})
         if hasattr(os, "sync"):
-            os.sync()  # thousands of small files: once for all of them
+            os.sync()  # once, not for each of thousands of small files
         if replace:
             old = temporary.with_suffix(OLD)
             folder.rename(old)
@@ -95,7 +95,7 @@ def write_folder(folder: Path, files: Iterable[tuple[str, bytes]], manifest: str
                 raise
         else:
             if folder.is_dir():
-                folder.rmdir()  # empty, or the stage would have refused
+                folder.rmdir()  # it is empty: the stage refuses any other
             temporary.rename(folder)
         _sync_folder(folder.parent)
     except OSError as error:
@@ -108,7 +108,7 @@ def write_folder(folder: Path, files: Iterable[tuple[str, bytes]], manifest: str
 
 
 def hash_file(path: Path) -> str:
-    """Return the hex sha256 of a file."""
+    """Return the hex sha256 of a file. Raise FileError if it is missing or empty."""
     require_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -121,7 +121,7 @@ def hash_json(document: Any) -> str:
 
 
 def require_file(path: Path) -> None:
-    """Raise FileError unless the path is a regular file that is not empty."""
+    """Raise FileError unless the path is a regular, non-empty file."""
     if not path.exists():
         raise FileError(path, "no such file")
     if not path.is_file():
@@ -131,7 +131,7 @@ def require_file(path: Path) -> None:
 
 
 def read_json(path: Path, schema: str) -> JSON:
-    """Read a JSON document of this schema. FileError, which names its schema, for anything else."""
+    """Return the JSON document in a file. Raise FileError, which names the schema, if it has another schema or none."""
     require_file(path)
     if path.stat().st_size > MAX_JSON:
         raise FileError(path, f"is larger than a {schema} file can be")
@@ -143,7 +143,7 @@ def read_json(path: Path, schema: str) -> JSON:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON. ValueError for NaN and infinities, which are not JSON, and for nesting too deep to parse."""
+    """Return the value of a JSON text. Raise ValueError for NaN, infinities and nesting that is too deep to parse."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON number")
@@ -155,7 +155,7 @@ def parse_json(text: str) -> Any:
 
 
 def check_schema(path: Path, document: Any, schema: str) -> JSON:
-    """Return the document. FileError unless it is an object of this schema."""
+    """Return the document. Raise FileError unless it is an object of this schema."""
     if not isinstance(document, dict) or not isinstance(document.get("schema"), str):
         raise FileError(path, f"is not a dlcv file (a {schema} file is expected here)")
     if document["schema"] != schema:
@@ -168,8 +168,8 @@ def as_object(value: Any) -> JSON:
     return value if isinstance(value, dict) else {}
 
 
-def relative_path(path: Path, folder: Path) -> str:
-    """Return the path relative to a folder, so that both can move together; with / on every platform."""
+def make_relative(path: Path, folder: Path) -> str:
+    """Return the path relative to a folder, with / on every platform, so that both can be moved together."""
     path, folder = path.resolve(), folder.resolve()
     try:
         return Path(os.path.relpath(path, folder)).as_posix()
@@ -177,13 +177,13 @@ def relative_path(path: Path, folder: Path) -> str:
         return path.as_posix()
 
 
-def path_beside(path: Path, ending: str) -> Path:
-    """Return a path with another ending: `runs/head.safetensors`, `.metrics.json` -> `runs/head.metrics.json`."""
+def replace_ending(path: Path, ending: str) -> Path:
+    """Return the path with another ending: `runs/head.safetensors`, `.metrics.json` -> `runs/head.metrics.json`."""
     return path.with_name(path.name.removesuffix(".safetensors") + ending)
 
 
 def check_output(path: Path, ending: str) -> Path:
-    """Return the output path. DlcvError unless it has the ending that its format needs, and is no folder."""
+    """Return the output path. Raise DlcvError if it lacks the ending of its format, or is a folder."""
     if not path.name.endswith(ending) or path.name == ending:
         raise DlcvError(f"{path}: the output's name must end in {ending}")
     if path.is_dir():
@@ -191,11 +191,11 @@ def check_output(path: Path, ending: str) -> Path:
     return path
 
 
-def mount_point(path: Path) -> Path:
-    """Return where the disk is mounted that holds a path, which need not exist."""
+def find_mount_point(path: Path) -> Path:
+    """Return the mount point of the disk that holds a path. The path need not exist."""
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists() and os.path.ismount(p))
 
 
-def free_space(path: Path) -> int:
-    """Return how many bytes are free on the disk that is to hold a path."""
+def measure_free_space(path: Path) -> int:
+    """Return the number of free bytes on the disk that holds a path. The path need not exist."""
     return shutil.disk_usage(next(p for p in path.absolute().parents if p.exists())).free

@@ -1,9 +1,9 @@
 """The feature cache, `activations/KEY/` in the cache folder: the features of images, one entry each, keyed by content.
 
-Three files: `store.json` (schema dlcv.activations/1), `records.bin` (entries of one size, end to end) and `index.bin`
-(64 bytes an entry, in the same order: the image's key, and a sha256 of key and features). An index line is written
-once its entry is on disk, so a killed process leaves only complete entries behind. (The files keep the names of
-schema dlcv.activations/1, so that caches filled by earlier versions stay valid.)
+It has three files: `store.json` (schema dlcv.activations/1), `records.bin` (entries of one size, end to end) and
+`index.bin` (64 bytes per entry, in the same order: the image's key, and a sha256 of key and features). An index line is
+written after its entry is on disk, so a killed process leaves complete entries only. The files keep the names of
+schema dlcv.activations/1, so that caches filled by earlier versions stay valid.
 """
 
 from __future__ import annotations
@@ -27,45 +27,45 @@ from dlcv_cli.files.locks import hold_lock
 
 SCHEMA = "dlcv.activations/1"
 FOLDER = "activations"
-# numpy has no bfloat16: its bits are stored as integers
+# NumPy has no bfloat16: its bits are stored as integers
 TYPES: dict[Any, np.dtype[Any]] = {"float32": np.dtype("<f4"), "bfloat16": np.dtype("<i2")}
 COMMIT_SECONDS = 5.0
 FILES = METADATA, ENTRIES, INDEX = "store.json", "records.bin", "index.bin"
 INDEX_BYTES = 64
 
 
-def default_folder() -> Path:
-    """Return the user's cache folder for dlcv, by the platform's convention."""
+def find_default_folder() -> Path:
+    """Return the user's cache folder for dlcv, following the platform's convention."""
     import platformdirs
 
     return platformdirs.user_cache_path("dlcv", appauthor=False)
 
 
-def folder_for(cache: Path, key: bytes) -> Path:
-    """Return the folder of the feature cache with that key."""
+def locate_folder(cache: Path, key: bytes) -> Path:
+    """Return the folder of the feature cache with this key."""
     return cache / FOLDER / key.hex()[:40]
 
 
-def lock_path(folder: Path) -> Path:
-    """Return the lock file of the feature cache in that folder."""
+def locate_lock(folder: Path) -> Path:
+    """Return the lock file of the feature cache in this folder."""
     return folder.with_suffix(".lock")
 
 
 class FeatureCache:
-    """The cached features of one frozen network. Read without a lock; filled, checked and dropped under one."""
+    """The cached features of one frozen network. Hold its lock to fill, check or drop it; reading needs none."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name[:12]
         self.forget()
 
     def forget(self) -> None:
-        """Forget what was read, as if the folder were empty."""
-        self.slots: dict[bytes, int] = {}  # key -> place of the entry
-        self.keys: list[bytes] = []  # of each entry
-        self.digests: list[bytes] = []  # likewise
+        """Forget the index, as if the folder were empty."""
+        self.slots: dict[bytes, int] = {}  # key -> number of the entry
+        self.keys: list[bytes] = []  # one per entry
+        self.digests: list[bytes] = []  # one per entry
 
     def open(self) -> bool:
-        """Read metadata and index; return False if there is nothing.
+        """Read metadata and index. Return False if the folder holds no cache.
 
         Raises:
             FileError: a file is damaged.
@@ -75,7 +75,7 @@ class FeatureCache:
         self._read_metadata()
         entries, index = self.folder / ENTRIES, self.folder / INDEX
         data = index.read_bytes() if index.exists() else b""
-        count = len(data) // INDEX_BYTES  # a torn last line does not count
+        count = len(data) // INDEX_BYTES  # an incomplete last line does not count
         size = entries.stat().st_size if entries.exists() else 0
         if size < count * self.entry_bytes:
             raise FileError(entries, f"damaged: holds {size:,} of {count * self.entry_bytes:,} bytes")
@@ -95,35 +95,35 @@ class FeatureCache:
         self.metadata, self.shape, self.dtype = metadata, tuple(shape), TYPES[dtype]
         self.entry_bytes = math.prod(shape) * self.dtype.itemsize
 
-    def begin(self, shape: Sequence[int], dtype: str, metadata: JSON) -> None:
-        """Create an empty cache for features of that shape and dtype (`float32` or `bfloat16`)."""
+    def create(self, shape: Sequence[int], dtype: str, metadata: JSON) -> None:
+        """Create an empty cache for features of this shape and dtype (`float32` or `bfloat16`)."""
         write_json(self.folder / METADATA, {"schema": SCHEMA, "shape": list(shape), "dtype": dtype, **metadata})
         self._read_metadata()
 
     def mark_used(self) -> None:
-        """Note that the cache is in use now: `cache prune` drops the least recently used first."""
+        """Record that the cache is in use now: `cache prune` drops the least recently used first."""
         with contextlib.suppress(OSError):
             os.utime(self.folder / METADATA)
 
-    def rows(self) -> NDArray[Any]:
-        """Return all features, (entries, *shape), mapped from the disk."""
+    def map_rows(self) -> NDArray[Any]:
+        """Return all features, (entries, *shape), mapped from disk."""
         if not self.digests:
             return np.empty(0, np.float32)
         return np.memmap(self.folder / ENTRIES, self.dtype, "r", shape=(len(self.digests), *self.shape))
 
     def is_sound(self, rows: NDArray[Any], slot: int) -> bool:
-        """Return whether an entry is what was written."""
-        return self._digest(self.keys[slot], rows[slot]) == self.digests[slot]
+        """Return whether an entry still has the sha256 that it was written with."""
+        return self._hash_entry(self.keys[slot], rows[slot]) == self.digests[slot]
 
-    def _digest(self, key: bytes, row: NDArray[Any]) -> bytes:
+    def _hash_entry(self, key: bytes, row: NDArray[Any]) -> bytes:
         """Return the sha256 of an entry: dtype, shape, key and features."""
         digest = hashlib.sha256(f"{self.dtype.str}{self.shape}".encode() + key)
         digest.update(np.ascontiguousarray(row).data)
         return digest.digest()
 
     @contextlib.contextmanager
-    def appending(self) -> Iterator[Callable[[Iterable[bytes], NDArray[Any]], None]]:
-        """Yield a function (keys, rows) that appends entries. Complete entries stay, however the block ends."""
+    def open_for_appending(self) -> Iterator[Callable[[Iterable[bytes], NDArray[Any]], None]]:
+        """Yield a function (keys, rows) that appends entries. Complete entries stay, even after an error."""
         pending: list[tuple[bytes, bytes]] = []
         committed = time.monotonic()
         with (
@@ -134,7 +134,7 @@ class FeatureCache:
             def commit() -> None:
                 nonlocal committed
                 _flush(entries)
-                index.seek(len(self.digests) * INDEX_BYTES)  # over the lines of a commit that was interrupted
+                index.seek(len(self.digests) * INDEX_BYTES)  # overwrite the lines of an interrupted commit
                 index.write(b"".join(key + digest for key, digest in pending))
                 _flush(index)
                 self.slots.update((key, slot) for slot, (key, _) in enumerate(pending, len(self.digests)))
@@ -146,7 +146,7 @@ class FeatureCache:
             def append(keys: Iterable[bytes], rows: NDArray[Any]) -> None:
                 for key, row in zip(keys, rows, strict=True):
                     entries.write(row)
-                    pending.append((key, self._digest(key, row)))
+                    pending.append((key, self._hash_entry(key, row)))
                 if time.monotonic() - committed > COMMIT_SECONDS:
                     commit()
 
@@ -160,16 +160,16 @@ class FeatureCache:
 
     def drop(self) -> None:
         """Delete the cache's own files. A process that has them open can use them until it ends."""
-        for name in (INDEX, ENTRIES, METADATA):  # killed in between, it leaves an empty cache, not orphaned files
+        for name in (INDEX, ENTRIES, METADATA):  # in this order, a kill leaves an empty cache and no orphaned files
             (self.folder / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # the user's files in there stay
+        with contextlib.suppress(OSError):  # files of the user stay
             self.folder.rmdir()
         self.forget()
 
 
 @contextlib.contextmanager
 def _open_at(path: Path, position: int) -> Iterator[BinaryIO]:
-    """Open a file for writing at that position; cut off what follows."""
+    """Open a file for writing at this position, in bytes, and truncate it there."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
     with os.fdopen(handle, "r+b") as file:
         file.truncate(position)
@@ -186,7 +186,7 @@ def _flush(file: BinaryIO) -> None:
 class CacheListing:
     """One feature cache as `cache list` shows it."""
 
-    features: FeatureCache
+    cache: FeatureCache
     metadata: JSON
     entries: int
     size: int  # bytes on disk
@@ -194,36 +194,36 @@ class CacheListing:
     problem: str | None = None
 
 
-def list_feature_caches(cache: Path) -> list[CacheListing]:
-    """Return every feature cache of a cache folder, most recently used first; damaged ones have a `problem`."""
+def list_feature_caches(root: Path) -> list[CacheListing]:
+    """Return every feature cache of a cache folder, most recently used first. Damaged ones have a `problem`."""
     listings = []
-    for folder in (cache / FOLDER).iterdir() if (cache / FOLDER).is_dir() else ():
+    for folder in (root / FOLDER).iterdir() if (root / FOLDER).is_dir() else ():
         if not (folder / METADATA).is_file():
             continue
-        features, metadata, problem = FeatureCache(folder), {}, None
+        cache, metadata, problem = FeatureCache(folder), {}, None
         try:
-            features.open()
-            metadata = features.metadata
+            cache.open()
+            metadata = cache.metadata
         except DlcvError as error:
             problem = str(error)
         size = sum((folder / name).stat().st_size for name in FILES if (folder / name).exists())
         used = (folder / METADATA).stat().st_mtime
-        listings.append(CacheListing(features, metadata, len(features.digests), size, used, problem))
+        listings.append(CacheListing(cache, metadata, len(cache.digests), size, used, problem))
     return sorted(listings, key=lambda listing: listing.used, reverse=True)
 
 
-def prune(cache: Path, limit: int) -> tuple[list[CacheListing], list[CacheListing]]:
+def prune(root: Path, limit: int) -> tuple[list[CacheListing], list[CacheListing]]:
     """Drop feature caches, least recently used first, until the remaining ones have `limit` bytes at most.
 
     Returns:
-        Those dropped, and those that another process is filling and that therefore stay.
+        The dropped caches, and the busy ones, which stay because another process is filling them.
     """
-    listings = list_feature_caches(cache)
+    listings = list_feature_caches(root)
     total, dropped, busy = sum(listing.size for listing in listings), [], []
     for listing in reversed(listings):
         if total <= limit:
             break
-        if _drop_unless_busy(listing.features):
+        if _drop_unless_busy(listing.cache):
             total -= listing.size
             dropped.append(listing)
         else:
@@ -231,12 +231,12 @@ def prune(cache: Path, limit: int) -> tuple[list[CacheListing], list[CacheListin
     return dropped, busy
 
 
-def _drop_unless_busy(features: FeatureCache) -> bool:
-    """Delete a feature cache; return False if another process is filling it."""
-    lock = lock_path(features.folder)
+def _drop_unless_busy(cache: FeatureCache) -> bool:
+    """Delete a feature cache. Return False if another process is filling it."""
+    lock = locate_lock(cache.folder)
     with hold_lock(lock, None) as acquired:
         if acquired:
-            features.drop()
-            with contextlib.suppress(PermissionError):  # Windows, where it is open
+            cache.drop()
+            with contextlib.suppress(PermissionError):  # on Windows it is still open
                 lock.unlink(missing_ok=True)
         return acquired

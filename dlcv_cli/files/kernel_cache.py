@@ -1,4 +1,4 @@
-"""Compiled sequence kernels, `kernels/KEY/` in the cache folder: numba's files and a list of them with their sha256."""
+"""Compiled sequence kernels, `kernels/KEY/` in the cache folder: numba's files, and a list of their sha256."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dlcv_cli.files.locks import hold_lock
 
 FOLDER = "kernels"
 FILE_LIST, LOCK = "kernels.json", "kernels.lock"
-SUFFIXES = (".nbi", ".nbc")  # of numba's files
+SUFFIXES = (".nbi", ".nbc")  # numba's index and code files
 
 
 def drop_kernels(folder: Path) -> None:
@@ -19,7 +19,7 @@ def drop_kernels(folder: Path) -> None:
         if path.suffix in SUFFIXES:
             path.unlink(missing_ok=True)
         elif path.is_dir():
-            with contextlib.suppress(OSError):  # the user's files in there stay
+            with contextlib.suppress(OSError):  # files of the user stay
                 path.rmdir()
 
 
@@ -27,17 +27,17 @@ def clear_kernels(cache: Path) -> list[Path]:
     """Delete all compiled kernels of a cache folder.
 
     Returns:
-        The folders that stay because another process is compiling or loading from them.
+        The busy folders, which stay because another process is compiling or loading from them.
     """
     busy = []
-    for folder in [folder for folder in (cache / FOLDER).glob("*") if folder.is_dir()]:
+    for folder in [path for path in (cache / FOLDER).glob("*") if path.is_dir()]:
         with hold_lock(folder / LOCK, None) as acquired:
             if not acquired:
                 busy.append(folder)
                 continue
             drop_kernels(folder)
-            with contextlib.suppress(OSError):  # Windows, where it is open
+            with contextlib.suppress(OSError):  # on Windows it is still open
                 (folder / LOCK).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # the user's files in there stay
+        with contextlib.suppress(OSError):  # files of the user stay
             folder.rmdir()
     return busy

@@ -1,4 +1,4 @@
-"""One process at a time: whoever writes an output, or fills a feature cache, holds its lock."""
+"""Locks: a process that writes an output or fills a feature cache holds its lock, and works on it alone."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from dlcv_cli.errors import DlcvError
 from dlcv_cli.files.disk import OLD, TEMPORARY
 
 POLL_SECONDS = 0.1
-# of file systems without locks, such as those of some clusters: two dlcv processes on one output do not see each other
+# errors of file systems without locks, as on some clusters: there, two dlcv processes on one output do not notice
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
-def hold_lock(path: Path, waiting: Callable[[], None] | None) -> Iterator[bool]:
-    """Hold a lock file until the block ends; yield whether it is held.
+def hold_lock(path: Path, report_wait: Callable[[], None] | None) -> Iterator[bool]:
+    """Hold a lock file until the block ends, and yield whether it is held.
 
-    The system frees the lock when the process ends, however it does.
+    The system frees the lock when the process ends, even if it is killed.
 
     Args:
-        waiting: called once before waiting for another process that holds the lock; None: do not wait, yield False.
+        report_wait: called once before waiting for the process that holds the lock; None: yield False, do not wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # without the fallback to a lock that is a mere file, which a killed process would leave behind
+    # no fallback to a lock that is only a file, which a killed process would leave behind
     lock = FileLock(path, fallback_to_soft=False)
     try:
-        acquired = _acquire(lock, waiting)
+        acquired = _acquire(lock, report_wait)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
@@ -43,42 +43,42 @@ def hold_lock(path: Path, waiting: Callable[[], None] | None) -> Iterator[bool]:
         lock.release()
 
 
-def _acquire(lock: FileLock, waiting: Callable[[], None] | None) -> bool:
+def _acquire(lock: FileLock, report_wait: Callable[[], None] | None) -> bool:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        if waiting is None:
+        if report_wait is None:
             return False
-        waiting()
+        report_wait()
         lock.acquire(timeout=-1, poll_interval=POLL_SECONDS)
     return True
 
 
-def _lock_path(output: Path) -> Path:
+def _locate_lock(output: Path) -> Path:
     return output.with_name(f".{output.name}.lock")
 
 
 def list_leftovers(*outputs: Path) -> list[Path]:
-    """Return what a process that was killed while it wrote these outputs may have left beside them."""
+    """Return the temporary files and locks that a process killed while writing these outputs left beside them."""
     endings = (TEMPORARY, OLD)
     temporary = [p for o in outputs for end in endings for p in o.parent.glob(f".{escape(o.name)}.*{end}")]
-    return temporary + [lock for lock in map(_lock_path, outputs) if lock.exists()]
+    return temporary + [lock for lock in map(_locate_lock, outputs) if lock.exists()]
 
 
 @contextlib.contextmanager
 def claim_outputs(output: Path, *others: Path) -> Iterator[None]:
-    """Claim an output for this process until the block ends, and delete what a killed process left of it.
+    """Claim an output for this process until the block ends, and delete the leftovers of a killed process.
 
     Args:
         others: files that are written beside the output under the same claim.
 
     Raises:
         DlcvError: another process has claimed it.
-        OSError: nothing can be written there; names the output.
+        OSError: the folder cannot be written to; the error names the output.
     """
     folders = [folder for folder in output.absolute().parents if not folder.exists()]
     with contextlib.ExitStack() as stack:
-        lock = _lock_path(output)
+        lock = _locate_lock(output)
         try:
             acquired = stack.enter_context(hold_lock(lock, None))
         except OSError as error:
@@ -86,25 +86,25 @@ def claim_outputs(output: Path, *others: Path) -> Iterator[None]:
         if not acquired:
             raise DlcvError(f"{output} is in use by another dlcv process: let it finish, or choose another -o")
         try:
-            _sweep(output, *others)
+            _delete_leftovers(output, *others)
             yield
         finally:
-            with contextlib.suppress(OSError):  # Windows, where it is open
+            with contextlib.suppress(OSError):  # on Windows it is still open
                 lock.unlink()
-            for folder in folders:  # created for the lock, and nothing was written
+            for folder in folders:  # created for the lock; removed if nothing was written
                 with contextlib.suppress(OSError):
                     folder.rmdir()
 
 
-def _sweep(*outputs: Path) -> None:
+def _delete_leftovers(*outputs: Path) -> None:
     for output in outputs:
-        for stray in output.parent.glob(f".{escape(output.name)}.*{OLD}"):
+        for old in output.parent.glob(f".{escape(output.name)}.*{OLD}"):
             if output.exists():
-                shutil.rmtree(stray, ignore_errors=True)
-            else:  # killed between moving the old folder away and the new one there
-                stray.rename(output)
-        for stray in output.parent.glob(f".{escape(output.name)}.*{TEMPORARY}"):
-            if stray.is_dir():
-                shutil.rmtree(stray, ignore_errors=True)
+                shutil.rmtree(old, ignore_errors=True)
+            else:  # killed after the old folder was renamed, before the new one was
+                old.rename(output)
+        for temporary in output.parent.glob(f".{escape(output.name)}.*{TEMPORARY}"):
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
             else:
-                stray.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""What an output is made from: stage, settings and inputs by content. Decides, like make, what has to be done.
+"""Recipes: the stage, settings and inputs of an output. They decide, like make, whether an output is up to date.
 
-How settings are compared, so that a new version leaves old outputs up to date:
+Settings are compared so that outputs of older versions stay up to date:
 
 * A setting that the file does not record has its default: the file is older than the setting.
-* A recorded setting that no longer exists matters unless it is null, which always means "not set".
+* A recorded setting that no longer exists is a difference unless it is null, which always means "not set".
 * Lists that are typed as text are compared without the spaces around their commas.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 from dlcv_cli.config import Config
 from dlcv_cli.context import count_processors
 from dlcv_cli.errors import DlcvError, ExistsError
-from dlcv_cli.files.disk import JSON, as_object, relative_path
+from dlcv_cli.files.disk import JSON, as_object, make_relative
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an output's bytes depend on. Settings given as a Config know their defaults."""
+    """All that the bytes of an output depend on. Settings in a Config know their defaults."""
 
     stage: str
     config: Config | JSON
@@ -51,12 +51,12 @@ class Recipe:
         inputs = {}
         for role, source in self.inputs.items():
             paths = {"path": source.path, "root": source.root}
-            entry = {key: relative_path(path, folder) for key, path in paths.items() if path}
+            entry = {key: make_relative(path, folder) for key, path in paths.items() if path}
             inputs[role] = ({"name": source.name} if source.name else {}) | entry | {"sha256": source.sha256}
         return {"stage": self.stage, "config": self._settings(), "inputs": inputs}
 
     def differences(self, recorded: JSON) -> list[str]:
-        """Return how the recipe that an existing output records differs, in clauses about it; empty if it does not."""
+        """Return the differences to the recipe that an existing output records, as clauses about it; empty if none."""
         if recorded.get("stage") is None:
             return ["it does not say how it was made"]
         if recorded["stage"] != self.stage:
@@ -65,7 +65,7 @@ class Recipe:
             return ["its settings are unreadable"]
         old, new = self._defaults() | recorded["config"], self._defaults() | self._settings()
         clauses = [
-            f"{_option(key, new.get(key))} was {_describe(old.get(key))}, now {_describe(new.get(key))}"
+            f"{_name_option(key, new.get(key))} was {_describe(old.get(key))}, now {_describe(new.get(key))}"
             for key in old | new
             if _normalise(old.get(key)) != _normalise(new.get(key))
         ]
@@ -73,7 +73,7 @@ class Recipe:
         for role in {**inputs, **self.inputs}:
             source = self.inputs.get(role)
             if as_object(inputs.get(role)).get("sha256") != (source and source.sha256):
-                article = "" if role.endswith("s") or role == "data" else "a "  # several, or an amount
+                article = "" if role.endswith("s") or role == "data" else "a "  # plural or uncountable
                 clauses.append(f"it was {'trained on' if role == 'split' else 'made from'} {article}different {role}")
         return clauses
 
@@ -92,8 +92,8 @@ def _normalise(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _option(key: str, value: Any) -> str:
-    """Return a setting's name as it is typed on the command line; lists are arguments, not options."""
+def _name_option(key: str, value: Any) -> str:
+    """Return the name of a setting as typed on the command line. Lists are arguments, not options."""
     return key if isinstance(value, list) else f"--{key.replace('_', '-')}"
 
 
@@ -103,34 +103,34 @@ def _describe(value: Any) -> str:
     return "not set" if value is None else str(value)
 
 
-def is_up_to_date(output: Path, recipe: Recipe, recorded: Callable[[Path], JSON], force: bool) -> bool:
+def is_up_to_date(output: Path, recipe: Recipe, read_recorded: Callable[[Path], JSON], force: bool) -> bool:
     """Return whether `output` exists and was made by this recipe.
 
     Args:
-        recorded: reads the recipe that a file records.
-        force: count any existing output as out of date.
+        read_recorded: returns the recipe that a file records.
+        force: treat any existing output as out of date.
 
     Raises:
         ExistsError: it was made by another recipe.
-        DlcvError: the output is a folder, or one of the inputs, which would be lost.
+        DlcvError: the output is a folder, or one of the inputs, which would be overwritten.
     """
-    _check_place(output, recipe)
+    _require_own_path(output, recipe)
     if force or not output.exists():
         return False
     try:
-        differences = recipe.differences(recorded(output))
+        differences = recipe.differences(read_recorded(output))
     except DlcvError as error:
-        raise ExistsError(output, [_problem(error, output)]) from None
+        raise ExistsError(output, [_describe_error(error, output)]) from None
     if differences:
         raise ExistsError(output, differences)
     return True
 
 
-def _problem(error: DlcvError, path: Path) -> str:
+def _describe_error(error: DlcvError, path: Path) -> str:
     return f"it {str(error).removeprefix(f'{path}: ')}"
 
 
-def _check_place(output: Path, recipe: Recipe) -> None:
+def _require_own_path(output: Path, recipe: Recipe) -> None:
     if output.is_dir():
         raise DlcvError(f"{output}: is a folder, where a file is to be written; move it away")
     for role, source in recipe.inputs.items():
@@ -138,23 +138,23 @@ def _check_place(output: Path, recipe: Recipe) -> None:
             raise DlcvError(f"{output} is the {role} of this command and would be overwritten; give another name")
 
 
-def refuse_overwrite(beside: Path, recipe: Recipe, recorded: Callable[[Path], JSON], force: bool) -> None:
-    """Refuse to write a file beside the output over an input, a folder, or (unless forced) another program's file."""
-    _check_place(beside, recipe)
-    if beside.exists() and not force:
+def refuse_overwrite(path: Path, recipe: Recipe, read_recorded: Callable[[Path], JSON], force: bool) -> None:
+    """Raise DlcvError if `path` is an input, a folder, or (unless `force` is set) a file of another program."""
+    _require_own_path(path, recipe)
+    if path.exists() and not force:
         try:
-            recorded(beside)
+            read_recorded(path)
         except DlcvError as error:
-            raise ExistsError(beside, [_problem(error, beside)]) from None
+            raise ExistsError(path, [_describe_error(error, path)]) from None
 
 
-def installed_versions(*packages: str) -> dict[str, str]:
+def read_versions(*packages: str) -> dict[str, str]:
     """Return the versions of dlcv and these packages, without importing them."""
     return {name: importlib.metadata.version(name) for name in ("dlcv", *packages)}
 
 
 class RunInfo:
-    """All that varies between two identical runs: times, machine, versions. The clock starts at once."""
+    """All that varies between identical runs: times, machine, versions. The clock starts when it is created."""
 
     def __init__(self) -> None:
         self.started = datetime.now(UTC)
@@ -167,6 +167,6 @@ class RunInfo:
             "seconds": round(time.perf_counter() - self.clock, 3),
             "machine": f"{platform.system()} {platform.machine()}, {count_processors()} of {os.cpu_count()} processors",
             "python": platform.python_version(),
-            "versions": installed_versions(*packages),
+            "versions": read_versions(*packages),
             **more,
         }

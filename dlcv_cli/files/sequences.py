@@ -35,20 +35,20 @@ def write(path: Path, parts: Mapping[str, Sequences], metadata: JSON) -> None:
 
 
 def read(path: Path) -> SequenceFile:
-    """Read a sequence file. FileError if anything in it is wrong."""
+    """Return the content of a sequence file. Raise FileError if it is damaged."""
     file = tensors.read(path, tensors.SEQUENCES)
     config = file.metadata.get("config")
     task = config.get("task") if isinstance(config, dict) else None
     if not isinstance(task, str):
         raise FileError(path, "damaged: its metadata names no task")
-    parts = {part: _part(file, part) for part in PARTS}
+    parts = {part: _read_part(file, part) for part in PARTS}
     widths = {data.inputs.shape[1] for data in parts.values()}
     if len(widths) > 1 or min(widths) < 1:
         raise FileError(path, f"damaged: its parts have {sorted(widths)} inputs per step")
     return SequenceFile(path, task, parts, file.metadata)
 
 
-def _part(file: tensors.Tensors, part: str) -> Sequences:
+def _read_part(file: tensors.Tensors, part: str) -> Sequences:
     inputs = tensors.get_array(file, f"{part}.inputs", np.float32, 2)
     lengths = tensors.get_array(file, f"{part}.lengths", np.int64, 1)
     targets = tensors.get_array(file, f"{part}.targets", np.float32, 1)
@@ -59,8 +59,8 @@ def _part(file: tensors.Tensors, part: str) -> Sequences:
     return Sequences(inputs, lengths, targets)
 
 
-def fingerprint(data: Sequences) -> str:
-    """Return the sha256 of the content of a part."""
+def hash_part(data: Sequences) -> str:
+    """Return the fingerprint of a part: the hex sha256 of its inputs, lengths and targets."""
     digest = hashlib.sha256()
     for values in (data.inputs, data.lengths, data.targets):
         digest.update(f"{values.dtype}{values.shape}".encode() + np.ascontiguousarray(values).tobytes())
@@ -68,10 +68,10 @@ def fingerprint(data: Sequences) -> str:
 
 
 def hash_examples(data: Sequences) -> list[bytes]:
-    """Return the sha256 of each sequence: of its length, inputs and target."""
-    edges = np.cumsum(data.lengths)
-    starts = edges - data.lengths
+    """Return the sha256 of the length, inputs and target of each sequence, 32 bytes each."""
+    ends = np.cumsum(data.lengths)
+    starts = ends - data.lengths
     return [
         hashlib.sha256(length.tobytes() + data.inputs[start:end].tobytes() + target.tobytes()).digest()
-        for length, start, end, target in zip(data.lengths, starts, edges, data.targets, strict=True)
+        for length, start, end, target in zip(data.lengths, starts, ends, data.targets, strict=True)
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dlcv_cli.errors import FileError
-from dlcv_cli.files.disk import JSON, hash_json, read_json, relative_path, write_json
+from dlcv_cli.files.disk import JSON, hash_json, make_relative, read_json, write_json
 from dlcv_cli.vision.splits import PARTS, Example
 
 SCHEMA = "dlcv.split/1"
@@ -27,26 +27,26 @@ class Split:
     metadata: JSON
 
 
-def fingerprint(classes: Sequence[str], part: Sequence[Example]) -> str:
-    """Return the sha256 of the classes and of each example's content and label, in order, wherever the files lie."""
+def hash_part(classes: Sequence[str], part: Sequence[Example]) -> str:
+    """Return the fingerprint of a part: the hex sha256 of the classes and of each example's content and label."""
     return hash_json([list(classes), [[e.sha256, e.label] for e in part]])
 
 
-def _fingerprint_of_all(classes: Sequence[str], parts: Mapping[str, Sequence[Example]]) -> str:
+def _hash_parts(classes: Sequence[str], parts: Mapping[str, Sequence[Example]]) -> str:
     return hash_json([list(classes), *([[e.path, e.label, e.sha256] for e in parts[part]] for part in PARTS)])
 
 
 def write(
     path: Path, root: Path, classes: Sequence[str], parts: Mapping[str, Sequence[Example]], metadata: JSON
 ) -> None:
-    """Write a split; `metadata` holds the recipe, skipped files and duplicates."""
+    """Write a split file. `metadata` holds the recipe, skipped files and duplicates."""
     document = {
         "schema": SCHEMA,
         **metadata,
-        "root": relative_path(root, path.parent),
+        "root": make_relative(root, path.parent),
         "classes": list(classes),
         "counts": {part: len(parts[part]) for part in PARTS},
-        "fingerprint": _fingerprint_of_all(classes, parts),
+        "fingerprint": _hash_parts(classes, parts),
         "parts": {
             part: [{"path": e.path, "label": e.label, "sha256": e.sha256} for e in parts[part]] for part in PARTS
         },
@@ -55,7 +55,7 @@ def write(
 
 
 def read(path: Path, root: Path | None = None) -> Split:
-    """Read a split file; `root` replaces the folder that it names. FileError if anything in it is wrong."""
+    """Return the content of a split file; `root` replaces the root that it names. Raise FileError if it is damaged."""
     metadata = read_json(path, SCHEMA)
     classes, parts = metadata.get("classes"), metadata.get("parts")
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes) or len(classes) < 1:
@@ -64,11 +64,11 @@ def read(path: Path, root: Path | None = None) -> Split:
         raise FileError(path, "damaged: a class is listed twice")
     if not isinstance(parts, dict) or set(parts) != set(PARTS) or not all(isinstance(p, list) for p in parts.values()):
         raise FileError(path, "damaged: parts must be lists train, val and test")
-    checked = {part: [_example(path, entry, len(classes)) for entry in parts[part]] for part in PARTS}
+    checked = {part: [_parse_example(path, entry, len(classes)) for entry in parts[part]] for part in PARTS}
     paths = [e.path for part in PARTS for e in checked[part]]
     if len(set(paths)) != len(paths):
         raise FileError(path, "damaged: an image is listed twice")
-    if metadata.get("fingerprint") != _fingerprint_of_all(classes, checked):
+    if metadata.get("fingerprint") != _hash_parts(classes, checked):
         raise FileError(
             path, "damaged: its fingerprint does not match its content; create it again with dlcv data split --force"
         )
@@ -80,7 +80,7 @@ def read(path: Path, root: Path | None = None) -> Split:
     return Split(path, root or path.parent / metadata["root"], classes, checked, metadata)
 
 
-def _example(path: Path, entry: Any, classes: int) -> Example:
+def _parse_example(path: Path, entry: Any, classes: int) -> Example:
     if not isinstance(entry, dict):
         raise FileError(path, "damaged: each image needs path, label and sha256")
     name, label, digest = entry.get("path"), entry.get("label"), entry.get("sha256")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 
 from dlcv_cli.errors import FileError
-from dlcv_cli.files.disk import as_object, path_beside, read_json
+from dlcv_cli.files.disk import as_object, read_json, replace_ending
 from dlcv_cli.results.codec import Count, Digest, Document, Finite, NonNegative, Setting, Share, Struct, read_document
 
 SCHEMA = "dlcv.metrics/1"
@@ -75,7 +75,7 @@ class TrainingMetrics(Document, frozen=True, kw_only=True, omit_defaults=True):
 
 def metrics_path(checkpoint: Path) -> Path:
     """Return where the metrics of a checkpoint are."""
-    return path_beside(checkpoint, ".metrics.json")
+    return replace_ending(checkpoint, ".metrics.json")
 
 
 def read_metrics(checkpoint: Path, checkpoint_sha256: str) -> TrainingMetrics:

@@ -1,7 +1,7 @@
-"""The networks that read a sequence, one entry each in CELLS: a recurrent layer, and a linear layer on its last state.
+"""The sequence networks, one entry each in CELLS: a recurrent layer, and a linear layer on its last state.
 
-Tensors are named as in torch.nn, behind `rnn.` (nn.RNN, nn.LSTM, nn.GRU) and `head.` (nn.Linear), so a checkpoint loads
-into those classes. Initial weights come from NumPy: the same for every engine.
+Tensors are named as in torch.nn, with the prefix `rnn.` (nn.RNN, nn.LSTM, nn.GRU) or `head.` (nn.Linear), so a
+checkpoint loads into those classes. Initial weights come from NumPy and are the same for every engine.
 
 A cell of your own is an entry whose `module` is a class (or a function that returns a module) called and shaped like
 nn.GRU: `module(inputs, hidden, batch_first=True, **options)`, whose parameters are weight_ih_l0 (G*D, F),
@@ -25,14 +25,14 @@ Parameters = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Cell:
-    """One network: its recurrent layer, by its name in torch.nn or as a class of one's own; None for the baseline."""
+    """One network. `module` is its recurrent layer: a name in torch.nn, or a class; None for the baseline."""
 
     module: str | Callable[..., Any] | None
     gates: int = 0
-    options: Mapping[str, Any] | None = None  # more arguments of the layer's class
-    keeps: int | None = None  # the gate that keeps the state while it is open
-    writes: int | None = None  # the gate that lets new values into the state, if that is another one
-    compiled: bool = False  # whether engines/kernels.py has it; if not, it trains with --engine torch
+    options: Mapping[str, Any] | None = None  # further arguments of the layer's class
+    keeps: int | None = None  # number of the gate that keeps the state while it is open
+    writes: int | None = None  # number of the gate that lets new values into the state, if it is another gate
+    compiled: bool = False  # whether engines/kernels.py has kernels for it; if not, it trains with --engine torch
 
 
 CELLS: dict[str, Cell] = {
@@ -43,7 +43,7 @@ CELLS: dict[str, Cell] = {
 }
 
 
-def shapes(cell: Cell, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
+def list_shapes(cell: Cell, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
     """Return the shape of each weight by name: rnn.weight_ih_l0 (G*D, F), ...; for the baseline only constant (1,)."""
     width = cell.gates * hidden
     if cell.module is None:
@@ -59,9 +59,9 @@ def shapes(cell: Cell, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
 
 
 def check_parameters(cell: Cell, parameters: Parameters, inputs: int) -> Parameters:
-    """Return the weights in the order of `shapes`. ValueError unless they fit the cell and `inputs` numbers a step."""
+    """Return the weights in the order of `list_shapes`. Raise ValueError unless they are float32 of these shapes."""
     hidden = parameters.get("head.weight", np.empty(0)).size
-    expected, actual = shapes(cell, inputs, hidden), {name: array.shape for name, array in parameters.items()}
+    expected, actual = list_shapes(cell, inputs, hidden), {name: array.shape for name, array in parameters.items()}
     wrong = [name for name in expected | actual if expected.get(name) != actual.get(name)]
     if wrong:
         name = wrong[0]
@@ -71,13 +71,13 @@ def check_parameters(cell: Cell, parameters: Parameters, inputs: int) -> Paramet
     return {name: parameters[name] for name in expected}
 
 
-def initial_parameters(
+def draw_parameters(
     cell: Cell, inputs: int, hidden: int, constant: float, seed: int, chrono: int | None = None
 ) -> Parameters:
-    """Return random float32 weights of these `shapes`, all uniform in +-1/sqrt(D).
+    """Return random float32 weights of the shapes of `list_shapes`, all uniform in +-1/sqrt(D).
 
     With `chrono`, the biases of the gate that keeps the state are log u instead, u uniform in [1, chrono - 1], so that
-    each unit begins with a memory of about u steps; those of the gate that writes are -log u.
+    each unit starts with a memory of about u steps; those of the gate that writes are -log u.
 
     Source: the initialisation of torch.nn.RNN and torch.nn.Linear; Tallec & Ollivier 2018 (arXiv:1804.11188).
     """
@@ -86,7 +86,7 @@ def initial_parameters(
     rng, bound = np.random.default_rng(seed), hidden**-0.5
     parameters = {
         name: rng.uniform(-bound, bound, shape).astype(np.float32)
-        for name, shape in shapes(cell, inputs, hidden).items()
+        for name, shape in list_shapes(cell, inputs, hidden).items()
     }
     if chrono:
         memory = np.log(rng.uniform(1, chrono - 1, hidden)).astype(np.float32)

@@ -20,15 +20,14 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Task:
-    """How one sequence is drawn, and two predictions to beat: the mean target, which needs no input, and the best guess
-    from only one of the two marked values, or symbols, with the mean of the other.
-    """
+    """How a sequence is drawn, and the two predictions that a network has to beat: `constant` and `guess`."""
 
     draw: Callable[[Generator, int, int], tuple[Floats, float]]  # (rng, T, shortest T) -> inputs (T, F), target
     inputs: int  # F
-    constant: float
-    knows_one: Callable[[Floats], float]  # inputs (T, F) -> prediction
-    shortest: int = 2  # least T
+    constant: float  # the mean target, which needs no input
+    # inputs (T, F) -> the best prediction from the first marked value, or symbol, and the mean of the second
+    guess: Callable[[Floats], float]
+    shortest: int = 2  # smallest T
     finite: bool = False  # made of symbols, not numbers: short sequences can be equal by chance
 
 
@@ -41,8 +40,8 @@ class Sequences:
     targets: Floats
 
 
-def _marked(rng: Generator, steps: int) -> tuple[Floats, float, float]:
-    """Return (value, marker) a step, values uniform in [0, 1), marker 1 at two steps; and the two marked values."""
+def _draw_marked(rng: Generator, steps: int) -> tuple[Floats, float, float]:
+    """Return inputs (T, 2), values uniform in [0, 1) and markers, 1 at two steps; and the two marked values."""
     inputs = np.zeros((steps, 2), np.float32)
     inputs[:, 0] = rng.random(steps, np.float32)
     marked = rng.choice(steps, 2, replace=False)
@@ -51,19 +50,19 @@ def _marked(rng: Generator, steps: int) -> tuple[Floats, float, float]:
     return inputs, float(first), float(second)
 
 
-def _first_marked(inputs: Floats) -> float:
+def _get_first(inputs: Floats) -> float:
     return float(inputs[inputs[:, 1] == 1, 0][0])
 
 
-def adding(rng: Generator, steps: int, _: int) -> tuple[Floats, float]:
+def draw_adding(rng: Generator, steps: int, _: int) -> tuple[Floats, float]:
     """Return a sequence whose target is the sum of the two marked values.
 
     Source: Hochreiter & Schmidhuber 1997, experiment 4, in its modern form."""
-    inputs, first, second = _marked(rng, steps)
+    inputs, first, second = _draw_marked(rng, steps)
     return inputs, first + second
 
 
-def adding_1997(rng: Generator, steps: int, shortest: int) -> tuple[Floats, float]:
+def draw_adding_1997(rng: Generator, steps: int, shortest: int) -> tuple[Floats, float]:
     """Return a sequence of the original adding problem: values in [-1, 1], markers -1 at both ends, sum scaled to 0..1.
 
     One mark is among the first ten steps, the other among the first T/2 - 1 of the shortest T; a marked first step
@@ -76,7 +75,7 @@ def adding_1997(rng: Generator, steps: int, shortest: int) -> tuple[Floats, floa
     early = int(rng.integers(10))
     steps_of_late = shortest // 2 - 1
     late = int(rng.integers(steps_of_late - (early < steps_of_late)))
-    late += late >= early  # among those not marked yet
+    late += late >= early  # skip the step that is marked already
     inputs[[early, late], 1] = 1
     if 0 in (early, late):
         inputs[0, 0] = 0
@@ -84,16 +83,16 @@ def adding_1997(rng: Generator, steps: int, shortest: int) -> tuple[Floats, floa
     return inputs, 0.5 + (float(first) + float(second)) / 4
 
 
-def multiplication(rng: Generator, steps: int, _: int) -> tuple[Floats, float]:
+def draw_multiplication(rng: Generator, steps: int, _: int) -> tuple[Floats, float]:
     """Return a sequence whose target is the product of the two marked values.
 
     Source: Hochreiter & Schmidhuber 1997, experiment 5."""
-    inputs, first, second = _marked(rng, steps)
+    inputs, first, second = _draw_marked(rng, steps)
     return inputs, first * second
 
 
-def temporal_order(rng: Generator, steps: int, _: int) -> tuple[Floats, float]:
-    """Return a sequence whose target says in which order two symbols came: XX 0, XY 1/3, YX 2/3, YY 1.
+def draw_temporal_order(rng: Generator, steps: int, _: int) -> tuple[Floats, float]:
+    """Return a sequence whose target is the order in which two symbols come: XX 0, XY 1/3, YX 2/3, YY 1.
 
     Each step is one of six symbols, one-hot: X, Y, and four distractors.
     Source: Hochreiter & Schmidhuber 1997, experiment 6a, its four classes as numbers.
@@ -106,15 +105,11 @@ def temporal_order(rng: Generator, steps: int, _: int) -> tuple[Floats, float]:
 
 
 TASKS: dict[str, Task] = {
-    "adding": Task(adding, 2, constant=1.0, knows_one=lambda x: _first_marked(x) + 0.5),
-    "adding-1997": Task(adding_1997, 2, constant=0.5, knows_one=lambda x: 0.5 + _first_marked(x) / 4, shortest=20),
-    "multiplication": Task(multiplication, 2, constant=0.25, knows_one=lambda x: _first_marked(x) * 0.5),
+    "adding": Task(draw_adding, 2, constant=1.0, guess=lambda x: _get_first(x) + 0.5),
+    "adding-1997": Task(draw_adding_1997, 2, constant=0.5, guess=lambda x: 0.5 + _get_first(x) / 4, shortest=20),
+    "multiplication": Task(draw_multiplication, 2, constant=0.25, guess=lambda x: _get_first(x) * 0.5),
     "temporal-order": Task(
-        temporal_order,
-        6,
-        constant=0.5,
-        knows_one=lambda x: (2 * int(x[x[:, :2].any(1)][0, 1]) + 0.5) / 3,
-        finite=True,
+        draw_temporal_order, 6, constant=0.5, guess=lambda x: (2 * int(x[x[:, :2].any(1)][0, 1]) + 0.5) / 3, finite=True
     ),
 }
 
@@ -132,8 +127,8 @@ def generate(config: GenConfig, count: int, stream: int) -> Sequences:
     lengths = rng.integers(config.min_length, config.max_length + 1, count)
     inputs = np.empty((int(lengths.sum()), task.inputs), np.float32)
     targets = np.empty(count, np.float32)
-    at = 0
+    begin = 0
     for n, steps in enumerate(lengths):
-        inputs[at : at + steps], targets[n] = task.draw(rng, int(steps), config.min_length)
-        at += steps
+        inputs[begin : begin + steps], targets[n] = task.draw(rng, int(steps), config.min_length)
+        begin += steps
     return Sequences(inputs, lengths, targets)

@@ -21,7 +21,7 @@ from dlcv_cli.sequences.tasks import Sequences
 
 
 class DivergedAtError(DivergedError):
-    """The loss was no longer a finite number at an iteration."""
+    """The loss stopped being a finite number at an iteration."""
 
     def __init__(self, iteration: int, lr: float) -> None:
         super().__init__(
@@ -35,24 +35,23 @@ class Record:
     """One line of training progress. Losses are means of squared errors per sequence."""
 
     iteration: int  # steps so far
-    train_loss: float | None  # mean since the last record, each error before its step; None if nothing was trained
+    train_loss: float | None  # mean since the last record, each error before its step; None for the baseline
     val_loss: float
     best: bool  # the lowest validation loss so far; of equal ones the earliest
 
 
-def mean_squared_error(engine: Engine | Constant, data: Sequences) -> float:
-    """Return the mean of squared errors over the sequences, in float64."""
+def measure_loss(engine: Engine | Constant, data: Sequences) -> float:
+    """Return the mean squared error over the sequences, computed in float64."""
     return float(np.mean((engine.predict(data).astype(np.float64) - data.targets) ** 2))
 
 
 class Training:
     """The training of an engine on its `count` sequences, which runs when iterated over.
 
-    `best` has the weights of the lowest validation loss.
-    Yields a record after each validation pass, and None in between, wherever training may be interrupted: `state` then
-    is all that another Training needs for `restore` to end the same way, bit for bit. The order of the sequences is a
-    function of (seed, epoch); the end of an epoch does not cut a batch short. The baseline has one validation pass, at
-    iteration 0.
+    `best` holds the weights with the lowest validation loss.
+    Yields a record after each validation pass, and None wherever else training may be interrupted: another Training
+    that restores the `state` of that moment ends with the same bits. The order of the sequences is a function of
+    (seed, epoch); a batch may continue into the next epoch. The baseline has one validation pass, at iteration 0.
 
     Raises (when iterated over):
         DivergedAtError: the loss is no longer a finite number.
@@ -71,17 +70,17 @@ class Training:
 
     def __iter__(self) -> Iterator[Record | None]:
         if isinstance(self.engine, Constant):
-            self.best = self.engine.parameters()
-            yield Record(0, None, mean_squared_error(self.engine, self.val), True)
+            self.best = self.engine.copy_parameters()
+            yield Record(0, None, measure_loss(self.engine, self.val), True)
             return
         total = self.count * self.config.epochs
         between_records = self.config.record_every * self.config.batch_size
-        piece = self.engine.pace() * self.config.batch_size
+        chunk = self.engine.choose_pace() * self.config.batch_size
         while self.at < total:
             begin = self.at - self.at % between_records
             end = min(begin + between_records, total)
             while self.at < end:
-                self._advance(self.engine, self._order_of(self.at, min(self.at + piece, end)))
+                self._advance(self.engine, self._get_order(self.at, min(self.at + chunk, end)))
                 if self.at < end:
                     yield None
             yield self._validate(end - begin)
@@ -94,8 +93,8 @@ class Training:
         self.loss += loss
         self.at += len(order)
 
-    def _order_of(self, first: int, last: int) -> Order:
-        """Return which sequences stand at these places of all epochs' orders, end to end."""
+    def _get_order(self, first: int, last: int) -> Order:
+        """Return the sequences from place `first` to before `last` in the orders of all epochs, end to end."""
         pieces = []
         while first < last:
             epoch, begin = divmod(first, self.count)
@@ -106,13 +105,13 @@ class Training:
         return np.concatenate(pieces)
 
     def _validate(self, trained: int) -> Record:
-        """Return the record of a validation pass, `trained` sequences after the last one; keep the weights if best."""
-        val_loss = mean_squared_error(self.engine, self.val)
+        """Return the record of a validation pass, `trained` sequences after the last. Keep the weights if best."""
+        val_loss = measure_loss(self.engine, self.val)
         if not math.isfinite(val_loss):
             raise DivergedAtError(self.steps, self.config.lr)
         best = self.lowest is None or val_loss < self.lowest
         if best:
-            self.lowest, self.best = val_loss, self.engine.parameters()
+            self.lowest, self.best = val_loss, self.engine.copy_parameters()
         train_loss, self.loss = self.loss / trained, 0.0
         return Record(self.steps, train_loss, val_loss, best)
 
@@ -122,32 +121,32 @@ class Training:
         return self.engine
 
     def state(self) -> tuple[Parameters, dict[str, Any]]:
-        """Return (arrays, numbers), copies of all that changed since the beginning."""
-        means, squares = self._trainable().moments()
-        groups = {"now": self.engine.parameters(), "mean": means, "square": squares, "best": self.best}
+        """Return (arrays, numbers): copies of all that training has changed."""
+        means, squares = self._trainable().copy_moments()
+        groups = {"now": self.engine.copy_parameters(), "mean": means, "square": squares, "best": self.best}
         arrays = {f"{group}.{name}": array for group, members in groups.items() for name, array in members.items()}
         return arrays, {"at": self.at, "steps": self.steps, "loss": self.loss, "lowest": self.lowest}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]], numbers: Mapping[str, Any]) -> None:
-        """Continue from what `state` returned.
+        """Continue from a state that `state` returned.
 
         Raises:
-            ValueError: it is not the state of such a training.
+            ValueError: it is not a state of this training.
         """
         engine = self._trainable()
         groups: dict[str, Parameters] = {"now": {}, "mean": {}, "square": {}, "best": {}}
         for key, array in arrays.items():
             group, _, name = key.partition(".")
             groups.get(group, {})[name] = array
-        self._check(groups, numbers)
+        self._require_possible(groups, numbers)
         self.at, self.steps = numbers["at"], math.ceil(numbers["at"] / self.config.batch_size)
         self.loss, self.best = float(numbers["loss"]), groups["best"]
         self.lowest = None if numbers["lowest"] is None else float(numbers["lowest"])
         engine.restore(groups["now"], groups["mean"], groups["square"], self.steps)
 
-    def _check(self, groups: Mapping[str, Parameters], numbers: Mapping[str, Any]) -> None:
+    def _require_possible(self, groups: Mapping[str, Parameters], numbers: Mapping[str, Any]) -> None:
         """Raise ValueError unless tensors and numbers fit this network, its settings and each other."""
-        own = {name: (array.shape, array.dtype) for name, array in self.engine.parameters().items()}
+        own = {name: (array.shape, array.dtype) for name, array in self.engine.copy_parameters().items()}
         for group, members in groups.items():
             expected = own if group != "best" or numbers["lowest"] is not None else {}
             if {name: (array.shape, array.dtype) for name, array in members.items()} != expected:

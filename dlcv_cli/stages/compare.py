@@ -19,7 +19,7 @@ from dlcv_cli.errors import DlcvError, FileError, list_names, look_up
 from dlcv_cli.results.comparison import Column, Comparison, Pair, Row
 from dlcv_cli.results.evaluation import AnyEvaluation, Baseline, Interval
 from dlcv_cli.statistics.paired import Difference
-from dlcv_cli.statistics.significance import holm
+from dlcv_cli.statistics.significance import correct_by_holm
 from dlcv_cli.studies import study_named
 from dlcv_cli.studies.base import Metric, Study, System, summarize, systems_of
 from dlcv_cli.studies.stored import read_evaluation, read_predictions
@@ -180,7 +180,7 @@ def _test(metric: Metric[Any], systems: Sequence[System[Any]], reference: int) -
     """Return the tests of one metric of each row against the reference's, corrected for their number."""
     base, others = systems[reference], [system for number, system in enumerate(systems) if number != reference]
     differences = metric.compare(others, base)
-    corrected = holm([difference.p for difference in differences])
+    corrected = correct_by_holm([difference.p for difference in differences])
     return [
         Pair(
             name=other.name,

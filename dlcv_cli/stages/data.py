@@ -14,7 +14,7 @@ from dlcv_cli.errors import DlcvError, ExistsError, list_names
 from dlcv_cli.files import splits
 from dlcv_cli.files.disk import JSON, as_object, check_output, hash_json, read_json, write_folder
 from dlcv_cli.files.locks import claim_outputs
-from dlcv_cli.files.recipes import Input, Recipe, installed_versions, is_up_to_date
+from dlcv_cli.files.recipes import Input, Recipe, is_up_to_date, read_versions
 from dlcv_cli.vision import datasets, images
 from dlcv_cli.vision.splits import PARTS, Example, split_examples
 
@@ -49,7 +49,7 @@ def write_split(
             "ignored": scan.ignored,
             "identical": identical,
             "label_conflicts": conflicts,
-            "versions": installed_versions("pillow"),
+            "versions": read_versions("pillow"),
         }
         splits.write(output, root, scan.classes, parts, metadata)
         unused = len(examples) - sum(map(len, parts.values()))
@@ -209,7 +209,7 @@ def fill_folder(
 
     if filled:
         _refuse_additions(folder, read_json(manifest, FOLDER))
-    metadata = {"schema": FOLDER, **recipe.to_json(folder.parent), "versions": installed_versions(*packages)}
+    metadata = {"schema": FOLDER, **recipe.to_json(folder.parent), "versions": read_versions(*packages)}
     with claim_outputs(folder):
         write_folder(folder, report_files(), datasets.MANIFEST, metadata, replace=filled)
     return True

@@ -13,7 +13,7 @@ from dlcv_cli.config import EvalConfig
 from dlcv_cli.context import Context, Reporter
 from dlcv_cli.errors import FileError, list_names
 from dlcv_cli.files import tensors
-from dlcv_cli.files.disk import JSON, as_object, hash_file, path_beside, read_json
+from dlcv_cli.files.disk import JSON, as_object, hash_file, read_json, replace_ending
 from dlcv_cli.files.locks import claim_outputs
 from dlcv_cli.files.recipes import Input, Recipe, RunInfo, refuse_overwrite
 from dlcv_cli.results.codec import write_document
@@ -93,8 +93,8 @@ def _plan(checkpoint: Path, config: EvalConfig, data: Path | None, context: Cont
     source = _locate_data(checkpoint, metadata, study.data_role, data, context.reporter)
     inputs = {"checkpoint": Input(hash_file(checkpoint), checkpoint), "data": Input(hash_file(source), source)}
     recipe = Recipe("eval", config, inputs)
-    output = path_beside(checkpoint, f".{config.part}.eval.json")
-    predictions = path_beside(checkpoint, f".{config.part}.predictions.safetensors")
+    output = replace_ending(checkpoint, f".{config.part}.eval.json")
+    predictions = replace_ending(checkpoint, f".{config.part}.predictions.safetensors")
     refuse_overwrite(predictions, recipe, lambda path: tensors.read_metadata(path, tensors.PREDICTIONS), context.force)
     refuse_overwrite(output, recipe, _read_any_schema, context.force)
     return _Task(study, metadata, source, recipe, output, predictions)

@@ -18,7 +18,7 @@ from dlcv_cli.context import Reporter, count_processors
 from dlcv_cli.errors import DivergedError, Interrupted
 from dlcv_cli.files.disk import JSON
 from dlcv_cli.files.tensors import Tensors
-from dlcv_cli.sequences.cells import Cell, Parameters, check_parameters, initial_parameters
+from dlcv_cli.sequences.cells import Cell, Parameters, check_parameters, draw_parameters
 from dlcv_cli.sequences.engines import ENGINES, build_engine
 from dlcv_cli.sequences.tasks import Sequences, Task
 from dlcv_cli.sequences.training import DivergedAtError, Record, Training
@@ -41,7 +41,7 @@ class SeedSetup:
     def training(self, seed: int) -> Training:
         """Return the training of a seed from its initial weights."""
         width, config = self.train.inputs.shape[1], self.config
-        weights = initial_parameters(self.cell, width, config.hidden_size, self.task.constant, seed, config.chrono)
+        weights = draw_parameters(self.cell, width, config.hidden_size, self.task.constant, seed, config.chrono)
         engine = build_engine(self.cell, weights, config, self.train)
         return Training(engine, len(self.train.lengths), self.val, config, seed)
 

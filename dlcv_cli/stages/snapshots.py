@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dlcv_cli.context import Context
 from dlcv_cli.errors import DlcvError, FileError, Interrupted, format_bytes
 from dlcv_cli.files import tensors
-from dlcv_cli.files.disk import JSON, as_object, free_space, mount_point, path_beside
+from dlcv_cli.files.disk import JSON, as_object, find_mount_point, measure_free_space, replace_ending
 from dlcv_cli.files.recipes import Recipe
 
 SHARE = 0.02  # of a training's time that saving may take, except for snapshots at a signal
@@ -27,7 +27,7 @@ Caught = Callable[[], int | None]  # the number of the signal that came, if one 
 
 def snapshot_path(output: Path) -> Path:
     """`runs/head.safetensors` -> `runs/head.snapshot`."""
-    return path_beside(output, ".snapshot")
+    return replace_ending(output, ".snapshot")
 
 
 @contextlib.contextmanager
@@ -119,11 +119,11 @@ class SnapshotFile:
             state, final: bytes of the snapshot, which exists twice while it is replaced, and of the output.
         """
         existing = self.path.stat().st_size if self.path.exists() else 0
-        need, free = 2 * state + final - existing, free_space(self.output)
+        need, free = 2 * state + final - existing, measure_free_space(self.output)
         if need > free:
             raise DlcvError(
                 f"{self.output}: needs {format_bytes(need)} of temporary space, and the disk at "
-                f"{mount_point(self.output)} has {format_bytes(free)} free; free some space, or choose another -o"
+                f"{find_mount_point(self.output)} has {format_bytes(free)} free; free some space, or choose another -o"
             )
 
     def is_due(self, epoch_ended: bool) -> bool:

@@ -31,7 +31,7 @@ from dlcv_cli.stages.snapshots import (
 from dlcv_cli.stages.training import TrainingResult, claim_training, find_finished, warn_if_unpaired, write_training
 from dlcv_cli.stages.weights import WeightsFile, locate_weights, read_weights
 from dlcv_cli.statistics.collapse import judge_classes
-from dlcv_cli.statistics.metrics import largest_class
+from dlcv_cli.statistics.metrics import find_largest_class
 from dlcv_cli.studies.images.features import FrozenLayers, open_sources
 from dlcv_cli.studies.images.predictor import (
     PACKAGES,
@@ -348,7 +348,7 @@ def warn_if_collapsed(
     if epoch.epoch not in ((epochs + 1) // 2, epochs):
         return
     correct = round(epoch.val_accuracy * len(val))
-    collapse = judge_classes(np.array(epoch.val_predicted), val, correct, largest_class(train), classes)
+    collapse = judge_classes(np.array(epoch.val_predicted), val, correct, find_largest_class(train), classes)
     if collapse.collapsed:
         remedy = "try a lower --lr, more --epochs, an --arch with batch normalisation, or a head (dlcv image head)"
         share = f"{100 * collapse.share:.1f} % of the predictions are {collapse.most_frequent}"

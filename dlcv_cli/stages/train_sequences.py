@@ -15,8 +15,8 @@ from dlcv_cli.errors import DlcvError, FileError, SettingError, look_up
 from dlcv_cli.files import sequences, tensors
 from dlcv_cli.files.disk import as_object, check_output, hash_file
 from dlcv_cli.files.locks import claim_outputs
-from dlcv_cli.files.recipes import Input, Recipe, RunInfo, installed_versions, is_up_to_date
-from dlcv_cli.sequences.cells import CELLS, Cell, Parameters, shapes
+from dlcv_cli.files.recipes import Input, Recipe, RunInfo, is_up_to_date, read_versions
+from dlcv_cli.sequences.cells import CELLS, Cell, Parameters, list_shapes
 from dlcv_cli.sequences.engines import ENGINES, build_engine
 from dlcv_cli.sequences.tasks import TASKS, Task, generate
 from dlcv_cli.stages.seed_runs import SeedRun, SeedRuns, SeedSetup
@@ -43,7 +43,7 @@ def generate_sequences(output: Path, config: GenConfig, *, context: Context | No
         return Outcome(output, False, {"counts": counts})
     with claim_outputs(output):
         parts = {part: generate(config, counts[part], stream) for stream, part in enumerate(PARTS)}
-        sequences.write(output, parts, {**recipe.to_json(output.parent), "versions": installed_versions("numpy")})
+        sequences.write(output, parts, {**recipe.to_json(output.parent), "versions": read_versions("numpy")})
     return Outcome(output, True, {"counts": counts})
 
 
@@ -64,7 +64,7 @@ def train_sequences(data: Path, output: Path, config: SeqTrainConfig, *, context
         _require_finite(output)
         return finished
     with claim_training(output):
-        machine = {"processor": platform.machine(), **installed_versions(*PACKAGES[config.engine])}
+        machine = {"processor": platform.machine(), **read_versions(*PACKAGES[config.engine])}
         snapshot = SnapshotFile(output, recipe, machine, context)
         saved = snapshot.load()
         count = _count_parameters(cell, task, config)
@@ -97,7 +97,7 @@ def _find_cell(config: SeqTrainConfig) -> Cell:
 
 def _count_parameters(cell: Cell, task: Task, config: SeqTrainConfig) -> int:
     """Return how many numbers one seed trains."""
-    sizes = shapes(cell, task.inputs, config.hidden_size)
+    sizes = list_shapes(cell, task.inputs, config.hidden_size)
     return 0 if cell.module is None else sum(math.prod(shape) for shape in sizes.values())
 
 

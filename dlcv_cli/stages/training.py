@@ -15,7 +15,7 @@ from dlcv_cli.errors import DlcvError
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON, hash_file, read_json
 from dlcv_cli.files.locks import claim_outputs, list_leftovers
-from dlcv_cli.files.recipes import Recipe, RunInfo, installed_versions, is_up_to_date, refuse_overwrite
+from dlcv_cli.files.recipes import Recipe, RunInfo, is_up_to_date, read_versions, refuse_overwrite
 from dlcv_cli.results import metrics
 from dlcv_cli.results.codec import write_document
 from dlcv_cli.stages.snapshots import SnapshotFile, snapshot_path
@@ -75,7 +75,7 @@ def write_training(
     """Write the checkpoint, then the metrics, which name its sha256; then delete the snapshot."""
     best = _without_best(result.best)
     common = {**recipe.to_json(output.parent), **result.subject}
-    versions = installed_versions(*result.packages)
+    versions = read_versions(*result.packages)
     tensors.write(
         output, tensors.CHECKPOINT, result.arrays, {**common, **result.metadata, "best": best, "versions": versions}
     )

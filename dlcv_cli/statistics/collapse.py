@@ -1,4 +1,4 @@
-"""Networks that have learned to ignore what they see. Letters: N examples, K classes or runs."""
+"""Collapse: networks that ignore their input. Letters: N examples, K classes or runs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcv_cli.statistics.metrics import CLOSE, absolute_errors
-from dlcv_cli.statistics.significance import bca, mean_of, wilson
+from dlcv_cli.statistics.metrics import CLOSE, compute_absolute_errors
+from dlcv_cli.statistics.significance import bootstrap, build_mean, compute_wilson_interval
 
 FEW = 4  # a network that predicts a quarter of the classes that occur, or fewer, has collapsed
 FEWEST = 30  # with fewer examples even a good network cannot be distinguished from the baseline
@@ -19,13 +19,13 @@ SAME = 0.95  # a network with this share of its predictions in one place has col
 
 @dataclass(frozen=True)
 class Collapse:
-    """Whether a network ignores what it sees, and its most frequent prediction. Part of an evaluation file."""
+    """Whether a network ignores its input, and its most frequent prediction. Part of an evaluation file."""
 
     collapsed: bool
-    why: str | None  # in words
+    why: str | None  # the reason in words; None if it has not collapsed
     classes_predicted: Annotated[int, msgspec.Meta(ge=0)] | None  # None: it predicts numbers
     most_frequent: str  # prediction
-    share: Annotated[float, msgspec.Meta(ge=0, le=1)]  # of the predictions that are the most frequent one
+    share: Annotated[float, msgspec.Meta(ge=0, le=1)]  # of the predictions that equal the most frequent one
 
     def describe(self) -> str:
         """Return the most frequent prediction and its share in words."""
@@ -38,15 +38,15 @@ def judge_classes(
 ) -> Collapse:
     """Return whether a classifier has collapsed.
 
-    It has if it predicts few of the classes that occur, or if on FEWEST examples or more it is right no more often than
+    It has if it predicts few of the classes that occur, or if on FEWEST examples or more its accuracy does not exceed
     the upper end of the 95 % interval of the baseline's accuracy.
 
     Args:
-        predicted: (K,), how often it predicts each class. labels: (N,), of the same images.
-        right: how many of its predictions are. baseline: the class that the baseline always predicts.
+        predicted: (K,), the number of predictions of each class. labels: (N,), of the same images.
+        right: the number of correct predictions. baseline: the class that the baseline always predicts.
     """
     n, occur, different = len(labels), len(np.unique(labels)), int(np.count_nonzero(predicted))
-    low, high = wilson(int((labels == baseline).sum()), n)
+    low, high = compute_wilson_interval(int((labels == baseline).sum()), n)
     why = None
     if occur > 1 and different <= max(1, occur // FEW):
         why = f"predicts {different} of {occur} classes"
@@ -68,12 +68,12 @@ def judge_numbers(
     middles = np.median(predictions, axis=1)
     shares = np.mean(np.abs(predictions - middles[:, None]) < CLOSE, axis=1)
     spread = float(np.mean(np.abs(targets - np.median(targets)) < CLOSE))
-    [(low, high)] = bca([mean_of((targets.astype(np.float64) - constant) ** 2)])
+    [(low, high)] = bootstrap([build_mean((targets.astype(np.float64) - constant) ** 2)])
     reasons = []
     for share, run in zip(shares, predictions, strict=True):
         if share >= SAME > spread:
             reasons.append(f"{100 * share:.0f} % of the predictions are the same within {CLOSE}")
-        elif len(targets) >= FEWEST and np.mean(absolute_errors(run, targets) ** 2) >= low:
+        elif len(targets) >= FEWEST and np.mean(compute_absolute_errors(run, targets) ** 2) >= low:
             reasons.append(f"no better than constant {constant:g} (MSE {low:.3g} to {high:.3g})")
     why = reasons[0] if reasons and learns else None
     if why and len(predictions) > 1:

@@ -21,9 +21,9 @@ from dlcv_cli.results.codec import Struct
 from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import AnyEvaluation, Baseline, Interval, Over, PerSeed, Spread
 from dlcv_cli.statistics.collapse import Collapse
-from dlcv_cli.statistics.metrics import over_runs
+from dlcv_cli.statistics.metrics import summarize_runs
 from dlcv_cli.statistics.paired import Difference, Sample
-from dlcv_cli.statistics.significance import Proportion, Statistic, intervals_of, t_interval
+from dlcv_cli.statistics.significance import Proportion, Statistic, compute_intervals, compute_t_interval
 
 S = TypeVar("S")  # what a study makes of the predictions of one run: all that its metrics need
 Arrays = Mapping[str, NDArray[Any]]
@@ -166,11 +166,11 @@ def summarize(study: Study[S], systems: Sequence[System[S]]) -> Summary:
     drawn = [] if several else [(metric, network.runs[0]) for metric in metrics]
     drawn += [(metric, baseline.runs[0]) for baseline in baselines for metric in rules]
     pairs = [(metric.column.key, metric.interval(scores)) for metric, scores in drawn if metric.interval]
-    intervals = iter([Interval(*ends) for ends in intervals_of([statistic for _, statistic in pairs])])
+    intervals = iter([Interval(*ends) for ends in compute_intervals([statistic for _, statistic in pairs])])
     by_run = [{metric.column.key: metric.value(scores) for metric in metrics} for scores in network.runs]
     values = {key: [run[key] for run in by_run] for key in by_run[0]}
     if several:
-        own = {m.column.key: _clip(t_interval(np.array(values[m.column.key])), m.range) for m in metrics}
+        own = {m.column.key: _clip(compute_t_interval(np.array(values[m.column.key])), m.range) for m in metrics}
     else:
         own = {metric.column.key: next(intervals) for metric in metrics if metric.interval}
     described = [
@@ -188,7 +188,7 @@ def summarize(study: Study[S], systems: Sequence[System[S]]) -> Summary:
         baselines=described,
         # zip ends early where a study does not train with several seeds
         per_seed=[PerSeed(seed=seed, metrics=run) for seed, run in zip(network.seeds, by_run, strict=False)],
-        seed_spread={key: Spread(**over_runs(of)) for key, of in values.items()} if several else {},
+        seed_spread={key: Spread(**summarize_runs(of)) for key, of in values.items()} if several else {},
     )
 
 

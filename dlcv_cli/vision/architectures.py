@@ -12,9 +12,9 @@ from dlcv_cli.vision.preprocessing import Preprocessing
 class Architecture:
     """How a network is built, and the order of its layers.
 
-    `steps` names the layers in the order in which an image passes them, so that the frozen part can end between any
-    two. The name of an nn.Sequential stands for all layers in it. What torchvision does between layers ("flatten") is
-    a step as well: steps.ADAPTERS has these.
+    `steps` names the layers in the order in which an image passes them, so that the frozen layers can end between any
+    two. The name of an nn.Sequential stands for all layers in it. Operations of torchvision between layers, such as
+    "flatten", are steps as well, from steps.ADAPTERS.
     """
 
     builder: str  # a name of torchvision's get_model, or of models.BUILDERS

@@ -14,31 +14,31 @@ import numpy as np
 from PIL import Image
 
 from dlcv_cli.errors import DlcvError, list_names
-from dlcv_cli.vision.images import SUFFIXES, looks_like_image
+from dlcv_cli.vision.images import SUFFIXES, has_image_signature
 
 BACKGROUND = "BACKGROUND_Google"
 CALTECH101_PAGE = "https://data.caltech.edu/records/mzrjq-6wc02"
 CALTECH101_FOLDER = "101_ObjectCategories"
 MANIFEST = ".dlcv.json"  # written by data digits and data draw into the folders that they fill
-PART_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+PART_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 DIGITS = 1797
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Contents of a folder of class folders; all paths are relative to the root, with /."""
+    """The content of a folder of class folders. All paths are relative to the root, with /."""
 
     classes: list[str]
     images: list[tuple[str, int]]  # path, label
-    bad: list[tuple[str, str]]  # path of a file that is named like an image but is none, reason
-    ignored: list[str]  # hidden files, stray files, other kinds of file
+    bad: list[tuple[str, str]]  # path of a file that has an image's ending but is no image, reason
+    ignored: list[str]  # hidden files, files outside class folders, files of other kinds
 
 
 def list_folder(root: Path, exclude: tuple[str, ...] = ()) -> Listing:
-    """List every class folder of `root` except those in `exclude`, sorted by name, with all images below it.
+    """Return every class folder of `root` except those in `exclude`, sorted by name, and all images below it.
 
     Raises:
-        DlcvError: no folder, no class folder, folders named after parts, or a class folder without images, by name.
+        DlcvError: `root` is no folder, has no class folders, is divided into parts, or has a class without images.
     """
     if not root.is_dir():
         raise DlcvError(f"{root}: no such folder; give a folder that has one folder of images per class")
@@ -61,22 +61,22 @@ def list_folder(root: Path, exclude: tuple[str, ...] = ()) -> Listing:
 
 
 def _refuse_divided(root: Path, folders: list[str]) -> None:
-    """Raise DlcvError if the folders are the parts of a data set that is divided already, each with class folders."""
+    """Raise DlcvError if the folders are parts of a data set that is divided already: each holds class folders."""
     parts = {}
     for name in folders:
-        if name.lower() in PART_FOLDERS:
+        if name.lower() in PART_NAMES:
             parts[name] = sorted(entry.name for entry in os.scandir(root / name) if entry.is_dir())
     if len(parts) < 2 or not all(parts.values()):
         return
-    seen = " and ".join(f"{name}/ ({list_names(classes, 3)})" for name, classes in parts.items())
+    names = " and ".join(f"{name}/ ({list_names(classes, 3)})" for name, classes in parts.items())
     raise DlcvError(
-        f"{root}: is divided already: its folders {seen} hold class folders. data split divides the images itself and "
+        f"{root}: is divided already: its folders {names} hold class folders. data split divides the images itself and "
         f"expects one folder per class: give {root / next(iter(parts))}, or merge the parts into one set of classes"
     )
 
 
 def _list_files(folder: Path, prefix: str, parents: set[str]) -> Iterator[str]:
-    """Yield the paths of all files below, depth first and sorted; do not follow a link to a folder in `parents`."""
+    """Yield the paths of all files below a folder, depth first and sorted. Do not follow links to a parent folder."""
     real = os.path.realpath(folder)
     if real in parents:
         return
@@ -96,23 +96,23 @@ def _classify_file(listing: Listing, root: Path, path: str, label: int) -> None:
         return
     try:
         with file.open("rb") as stream:
-            head = stream.read(32)
+            signature = stream.read(32)
     except OSError as error:
         listing.bad.append((path, error.strerror or str(error)))
         return
-    if looks_like_image(head):
+    if has_image_signature(signature):
         listing.images.append((path, label))
     elif file.suffix.lower() in SUFFIXES:
-        listing.bad.append((path, "empty file" if not head else "not an image, whatever its name says"))
+        listing.bad.append((path, "empty file" if not signature else "not an image, whatever its name says"))
     else:
         listing.ignored.append(path)
 
 
 def find_caltech101(root: Path, download: bool) -> Path:
-    """Return the folder `101_ObjectCategories` at or below `root`, which torchvision downloads if `download` is set.
+    """Return the folder `101_ObjectCategories` at or below `root`. If `download` is set, download it if necessary.
 
     Raises:
-        DlcvError: not there, or the download failed; the message says how to do it by hand.
+        DlcvError: the folder is missing, or the download failed; the message says how to do it by hand.
     """
     manual = f"download caltech-101.zip from {CALTECH101_PAGE}, unpack it and its inner archive, and give that folder"
     if folder := _locate_caltech101(root):
@@ -137,14 +137,14 @@ def _locate_caltech101(root: Path) -> Path | None:
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """Return the bytes of a PNG file."""
+    """Return an image as the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def read_digits() -> Iterator[tuple[str, bytes]]:
-    """Yield (path, PNG) of the 1,797 handwritten digits, 8 x 8 gray; their values 0..16 become 0..255.
+    """Yield (path, PNG) of each of the 1,797 handwritten digits, 8 x 8 gray, values scaled from 0..16 to 0..255.
 
     Source: UCI Machine Learning Repository, data set 80; see data/digits.md.
     """

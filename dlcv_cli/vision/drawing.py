@@ -1,7 +1,7 @@
-"""Drawn figures: an unlimited set of labelled images for pretraining without any download.
+"""Drawn figures: an unlimited set of labelled images for pretraining without a download.
 
-A class is a figure of two to four strokes, chosen at random; an image is that figure drawn by an unsteady hand: moved
-points, another slant, size, pen, colours, sharpness.
+A class is a random figure of two to four strokes. An image is this figure drawn by an unsteady hand: its points, slant,
+size, pen, colours and sharpness vary.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCALE = 3  # drawn three times as large and then reduced, for smooth edges
 
 
 def draw_figures(config: DrawConfig) -> Iterator[tuple[str, bytes]]:
-    """Yield (path, PNG of size x size RGB) of every image, a function of the seed, its class and its number alone."""
+    """Yield (path, PNG of size x size RGB) of every image. It depends on the seed, its class and its number alone."""
     for label in range(config.classes):
         strokes = invent_figure(default_rng((config.seed, label)))
         for number in range(config.per_class):
@@ -31,7 +31,7 @@ def draw_figures(config: DrawConfig) -> Iterator[tuple[str, bytes]]:
 
 
 def invent_figure(rng: Generator) -> list[Points]:
-    """Return the strokes of a class: lines, arcs, rings and waves, some of which start where the last one ended."""
+    """Return the strokes of a class: lines, arcs, rings and waves. Half of them start where the last one ends."""
     kinds = ("line", "arc", "ring", "wave")
     strokes: list[Points] = []
     for _ in range(rng.integers(2, 5)):
@@ -46,7 +46,7 @@ def invent_figure(rng: Generator) -> list[Points]:
 
 
 def _invent_stroke(kind: str, rng: Generator) -> Points:
-    """Return 24 points along a random stroke of that kind."""
+    """Return 24 points along a random stroke of this kind, (24, 2)."""
     t = np.linspace(0, 1, 24)
     if kind in ("arc", "ring"):
         centre, radius = rng.uniform(-0.45, 0.45, 2), rng.uniform(0.25, 0.5)
@@ -64,7 +64,7 @@ def _invent_stroke(kind: str, rng: Generator) -> Points:
 
 
 def draw_by_hand(strokes: list[Points], size: int, rng: Generator) -> Image.Image:
-    """Return one unsteady drawing of a figure, size x size RGB."""
+    """Return an unsteady drawing of a figure, size x size RGB."""
     turn, shear = rng.normal(0, 0.15), rng.normal(0, 0.15)
     stretch = rng.uniform(0.7, 1.15, 2)
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ [[1, shear], [0, 1]]
@@ -75,7 +75,7 @@ def draw_by_hand(strokes: list[Points], size: int, rng: Generator) -> Image.Imag
     pen = ImageDraw.Draw(image)
     width = rng.uniform(0.04, 0.16) * side
     for stroke in strokes:
-        wobble = rng.normal(0, 0.07, (2, 2))  # moves both ends of a stroke, and the points between along with them
+        wobble = rng.normal(0, 0.07, (2, 2))  # moves both ends of a stroke, and the points between with them
         t = np.linspace(0, 1, len(stroke))[:, None]
         points = (stroke + (1 - t) * wobble[0] + t * wobble[1]) @ (matrix * stretch).T + shift
         pixels = [(float(x), float(y)) for x, y in (points * 0.85 + 1) / 2 * side]

@@ -1,4 +1,4 @@
-"""Read and decode image files; what is an image is decided by its content. Imports no torch."""
+"""Read and decode image files. The content decides what is an image, not the name. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif"}
-MAX_PIXELS = 128 * 2**20  # above the 108 megapixels of today's phones; decoded, 400 MB
+MAX_PIXELS = 128 * 2**20  # above the 108 megapixels of today's phones; 400 MB when decoded
 MAX_BYTES = 512 * 2**20
 
-# Ours is checked below, from the header, before anything is decoded.
-Image.MAX_IMAGE_PIXELS = None
-Image.init()  # Image.open with `formats` needs every one of them registered
+Image.MAX_IMAGE_PIXELS = None  # open_image checks MAX_PIXELS instead, before anything is decoded
+Image.init()  # Image.open with `formats` needs all of them registered
 
 
-def looks_like_image(head: bytes) -> bool:
-    """Return whether a file's first 32 bytes are those of a JPEG, PNG, BMP, WebP or GIF."""
+def has_image_signature(head: bytes) -> bool:
+    """Return whether the first 32 bytes of a file are those of a JPEG, PNG, BMP, WebP or GIF."""
     return (
         head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a"))
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
@@ -36,8 +35,8 @@ _BMP_HEADERS = {struct.pack("<I", size) for size in (12, 40, 52, 56, 64, 108, 12
 
 
 @contextlib.contextmanager
-def decoder_errors() -> Iterator[None]:
-    """Turn whatever a decoder raises on a damaged image into a ValueError with the reason."""
+def convert_decoder_errors() -> Iterator[None]:
+    """Convert any error that a decoder raises on a damaged image into a ValueError with the reason."""
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
@@ -47,13 +46,13 @@ def decoder_errors() -> Iterator[None]:
         raise
     except MemoryError:
         raise ValueError("too large for this machine's memory") from None
-    # The decoders raise many kinds of error on damaged files; each means the same to the user.
+    # decoders raise many kinds of error on damaged files; to the user they all mean the same
     except Exception as error:
         raise ValueError(f"damaged ({str(error) or type(error).__name__})") from None
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Return an image without decoding its pixels. ValueError if they are more than MAX_PIXELS."""
+    """Return an image without decoding its pixels. Raise ValueError if it has more than MAX_PIXELS."""
     image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels is more than the {MAX_PIXELS:,} that are accepted")
@@ -68,14 +67,14 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def decode_image(image: Image.Image) -> Image.Image:
-    """Decode an image: the first frame, turned as EXIF says, as 8-bit RGB; transparency over white."""
+    """Return the first frame of an image as 8-bit RGB, in its EXIF orientation; transparency over white."""
     image.load()
-    with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
+    with contextlib.suppress(Exception):  # damaged EXIF data does not affect the pixels
         image = ImageOps.exif_transpose(image)
-    return _rgb(image)
+    return _convert_to_rgb(image)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _convert_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit gray, which convert("RGB") would clip at 255
         gray = np.asarray(image).astype(np.float64) / 257
         return Image.fromarray(gray.round().clip(0, 255).astype(np.uint8)).convert("RGB")
@@ -86,7 +85,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def read_image_file(path: Path) -> bytes:
-    """Return the content of an image file. ValueError, with the reason, if it cannot be read."""
+    """Return the content of an image file. Raise ValueError, with the reason, if it cannot be read."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -98,15 +97,15 @@ def read_image_file(path: Path) -> bytes:
 
 
 def hash_image_file(path: Path) -> str:
-    """Return the hex sha256 of an image file. ValueError, with the reason, if it cannot be read."""
+    """Return the hex sha256 of an image file. Raise ValueError, with the reason, if it cannot be read."""
     return hashlib.sha256(read_image_file(path)).hexdigest()
 
 
 def find_problem(path: Path) -> str | None:
-    """Return why an image cannot be used, or None if it decodes."""
+    """Return the reason why an image cannot be used, or None if it can be decoded."""
     try:
         data = read_image_file(path)
-        with decoder_errors():
+        with convert_decoder_errors():
             decode_image(open_image(data))
     except ValueError as error:
         return str(error)

@@ -1,4 +1,4 @@
-"""Builds the networks of architectures.py, gives them weights, and says which of their layers train.
+"""Build the networks of architectures.py, load their weights, and set which of their layers train.
 
 Letters: K classes.
 """
@@ -20,18 +20,18 @@ from dlcv_cli.vision.architectures import Architecture
 def _build_vgg16_mini(classes: int) -> nn.Module:
     """Return torchvision's VGG16 at an eighth of the width, pooled to 2 x 2, with a classifier 512 wide."""
     features = make_layers([width if width == "M" else int(width) // 8 for width in cfgs["D"]])
-    with torch.device("meta"):  # the classifier that VGG makes is replaced: it takes neither memory nor random numbers
+    with torch.device("meta"):  # the classifier is replaced below, so it takes no memory and no random numbers
         network = VGG(features, num_classes=classes, init_weights=False)
     network.avgpool = nn.AdaptiveAvgPool2d(2)
     hidden = [
         layer for size in (64 * 2 * 2, 512) for layer in (nn.Linear(size, 512), nn.ReLU(inplace=True), nn.Dropout(0.5))
     ]
     network.classifier = nn.Sequential(*hidden, nn.Linear(512, classes))
-    # VGG's own scheme, N(0, 0.01) for layers 4096 wide, leaves one as narrow as this on its first plateau
+    # VGG's own scheme, N(0, 0.01) for layers 4096 wide, leaves a network this narrow on its first plateau
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):  # Source: He et al. 2015 (arXiv:1502.01852), fan in
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # they all have one
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # all of them have a bias
     return network  # type: ignore[no-any-return]  # torchvision has no types
 
 
@@ -40,14 +40,14 @@ BUILDERS: dict[str, Callable[[int], nn.Module]] = {"vgg16_mini": _build_vgg16_mi
 
 
 def build_network(architecture: Architecture, classes: int) -> nn.Module:
-    """Return a network with K logits and its builder's random weights, drawn from torch's global generator."""
+    """Return a network with K logits and random weights, drawn from torch's global generator."""
     build = BUILDERS.get(architecture.builder)
     network: nn.Module = build(classes) if build else get_model(architecture.builder, num_classes=classes)
     return network
 
 
 def build_random_network(architecture: Architecture, classes: int, seed: int) -> nn.Module:
-    """Return a network whose weights follow from the seed alone; the caller's random numbers do not change."""
+    """Return a network whose random weights depend on the seed alone. Leave torch's global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_network(architecture, classes)
@@ -57,7 +57,7 @@ def build_loaded_network(architecture: Architecture, classes: int, tensors: Mapp
     """Return a network with exactly these tensors.
 
     Raises:
-        ValueError: one is missing, superfluous, or of another shape or type.
+        ValueError: a tensor is missing, superfluous, or has another shape or dtype.
     """
     with torch.device("meta"):
         network = build_network(architecture, classes)
@@ -73,15 +73,15 @@ def build_loaded_network(architecture: Architecture, classes: int, tensors: Mapp
 
 
 def list_top_layers(network: nn.Module) -> tuple[str, ...]:
-    """Return the names of the outermost layers with weights: together they are the whole network."""
+    """Return the names of the outermost layers with weights, which together are the whole network."""
     return tuple(dict.fromkeys(name.partition(".")[0] for name, _ in network.named_parameters()))
 
 
 def unfreeze(network: nn.Module, names: Sequence[str]) -> None:
-    """Let exactly the layers of these names, and all that they contain, train.
+    """Make exactly the layers with these names, and all layers inside them, train.
 
     Raises:
-        DlcvError: a name fits no layer with weights.
+        DlcvError: no layer with weights has the name.
     """
     trainable = set()
     for name in names:
@@ -95,14 +95,14 @@ def unfreeze(network: nn.Module, names: Sequence[str]) -> None:
 
 
 def count_parameters(network: nn.Module) -> dict[str, int]:
-    """Return how many numbers the parameters have in all, and how many of them train."""
+    """Return the `total` number of parameters, and the number of `trainable` ones."""
     sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
     return {"total": sum(n for n, _ in sizes), "trainable": sum(n for n, trains in sizes if trains)}
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How weights fit a network: names that fit, that the weights lack, and that the network has no use for."""
+    """How weights fit a network: names that fit, names missing in the weights, and names that the network lacks."""
 
     fits: list[str]
     missing: list[str]
@@ -110,10 +110,10 @@ class Fit:
 
 
 def copy_weights(network: nn.Module, tensors: Mapping[str, Tensor], head: str) -> Fit:
-    """Copy the tensors that fit by name and shape, all but the head's, into the network."""
+    """Copy into the network the tensors that fit by name and shape, except those of the head."""
     own = {n: t for n, t in network.state_dict().items() if not n.startswith(f"{head}.")}
     fits = [name for name, t in own.items() if name in tensors and tensors[name].shape == t.shape]
-    # in these torch counts batches, for BatchNorm's momentum=None alone; older files lack it
+    # torch counts batches in num_batches_tracked, for BatchNorm's momentum=None only; older files lack it
     missing = [name for name in own if name not in fits and not name.endswith("num_batches_tracked")]
     network.load_state_dict({name: tensors[name] for name in fits}, strict=False)
     return Fit(fits, missing, [name for name in tensors if name not in fits])

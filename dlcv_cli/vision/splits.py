@@ -1,4 +1,4 @@
-"""Division of images into train, val and test: pure functions of paths, labels, hashes and a seed."""
+"""Divide images into train, val and test: pure functions of paths, labels, hashes and a seed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Group:
-    """Byte-identical images, which stay in one part and count as images of the first one's class."""
+    """Byte-identical images, which stay in one part. They count as images of the class of the first."""
 
     examples: tuple[Example, ...]
 
@@ -35,12 +35,12 @@ class Group:
 
 
 def count_held_out(count: int, fraction: float) -> int:
-    """Return `fraction` of `count`, rounded up but free of floating-point error (100 x 0.07 is 7)."""
+    """Return `fraction` of `count`, rounded up, free of floating-point error (100 x 0.07 is 7)."""
     return math.ceil(round(count * fraction, 9))
 
 
 def group_identical(examples: Sequence[Example], seed: int) -> list[Group]:
-    """Group examples by content, in an order that depends on the seed and the paths alone."""
+    """Return the examples in groups of equal content, in an order that depends on the seed and the paths alone."""
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in sorted(examples, key=lambda e: e.path):
         groups[example.sha256].append(example)
@@ -54,10 +54,10 @@ def group_identical(examples: Sequence[Example], seed: int) -> list[Group]:
 def split_examples(
     examples: Sequence[Example], classes: Sequence[str], config: SplitConfig
 ) -> dict[str, list[Example]]:
-    """Divide examples into train, val and test, each sorted by path.
+    """Return the examples of train, val and test, each sorted by path.
 
     Raises:
-        DlcvError: a class has too few images, by name.
+        DlcvError: a class has too few images; the error names it.
     """
     groups = group_identical(examples, config.seed)
     if config.per_class:
@@ -88,15 +88,15 @@ def _require_groups(groups: Sequence[Group], classes: Sequence[str], minimum: di
 
 
 def _hold_out(groups: Sequence[Group], count: int, stratify: bool, keep: int) -> tuple[list[Group], list[Group]]:
-    """Return (held out, others): the first are groups of `count` images in all, each class with its share.
+    """Return (held out, others): the held-out groups have about `count` images, each class in proportion.
 
-    Of each class at least one group is held out and at least `keep` groups are not, so that no part lacks a class.
+    Each class has at least one held-out group and at least `keep` others, so that no part lacks a class.
     """
     pools: dict[int, list[Group]] = defaultdict(list)
     for group in groups:
         pools[group.label if stratify else 0].append(group)
     sizes = {label: sum(len(group.examples) for group in pool) for label, pool in pools.items()}
-    quotas = _share_out(sizes, count)
+    quotas = _distribute(sizes, count)
     held_out, others, carry = [], [], 0
     for label, pool in sorted(pools.items()):
         quota = quotas[label] + carry
@@ -108,14 +108,14 @@ def _hold_out(groups: Sequence[Group], count: int, stratify: bool, keep: int) ->
         if not chosen:
             chosen = [min(pool, key=lambda group: len(group.examples))]
             quota -= len(chosen[0].examples)
-        carry = quota  # a class whose groups do not fill its quota exactly passes the difference to the next class
+        carry = quota  # the next class gets what the groups of this class cannot fill exactly
         held_out += chosen
         others += [group for group in pool if group not in chosen]
     return held_out, others
 
 
-def _share_out(sizes: dict[int, int], count: int) -> dict[int, int]:
-    """Divide `count` in proportion to the sizes by largest remainders, at least 1 each (so the sum may exceed it)."""
+def _distribute(sizes: dict[int, int], count: int) -> dict[int, int]:
+    """Return shares of `count` in proportion to the sizes, by largest remainders; at least 1 each, so maybe more."""
     total = sum(sizes.values())
     exact = {label: count * size / total for label, size in sizes.items()}
     shares = {label: max(1, math.floor(quota)) for label, quota in exact.items()}
@@ -129,10 +129,10 @@ def _share_out(sizes: dict[int, int], count: int) -> dict[int, int]:
 
 
 def _split_per_class(groups: Sequence[Group], classes: Sequence[str], config: SplitConfig) -> dict[str, list[Group]]:
-    """Divide by the protocols of the literature: a fixed number of groups per class, whatever the class's size.
+    """Return parts by the protocols of the literature: a fixed number of groups per class, whatever its size.
 
-    Numbers that are not set follow from the others: val has val_fraction of what is not test, train has what remains,
-    and test has what remains if the number of training images is set.
+    Numbers that are not set follow from the others: val has val_fraction of what is not test, and train has the rest;
+    test has the rest if the number of training images is set.
     """
     pools: dict[int, list[Group]] = defaultdict(list)
     for group in groups:

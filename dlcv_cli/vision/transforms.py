@@ -114,7 +114,7 @@ def decode(data: bytes) -> Tensor:
     Raises:
         ValueError: it cannot be decoded; with the reason.
     """
-    with images.decoder_errors():
+    with images.convert_decoder_errors():
         image = images.open_image(data)
         if image.format == "JPEG" and image.mode in ("RGB", "L"):
             from torchvision.io import ImageReadMode, decode_jpeg

@@ -1,4 +1,4 @@
-"""What computes the cells, one entry each in ENGINES."""
+"""The engines, which compute the cells: one entry each in ENGINES."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dlcv_cli.sequences.tasks import Sequences
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """One engine: where its class is (imported when first used, for the sake of start-up), and how it computes."""
+    """One engine: where its class is (imported when first used, for a fast start), and how it computes."""
 
     module: str
     name: str
-    package: str  # the library it computes with; checkpoints record its version
-    compiled: bool  # by kernels, which not every cell has, and which leave other threads free to train other seeds
+    package: str  # the library that it computes with; checkpoints record its version
+    compiled: bool  # whether it uses kernels, which not every cell has, and which train several seeds in threads
 
 
 ENGINES: dict[str, EngineEntry] = {
@@ -31,7 +31,7 @@ ENGINES: dict[str, EngineEntry] = {
 def build_engine(
     cell: Cell, parameters: Parameters, config: SeqTrainConfig, train: Sequences | None = None
 ) -> Engine | Constant:
-    """Return the cell with these weights on the engine of the settings; with `train`, ready to train on it."""
+    """Return the engine of the settings for a cell with these weights; with `train`, ready to train on that data."""
     if cell.module is None:
         return Constant(parameters)
     entry = ENGINES[config.engine]

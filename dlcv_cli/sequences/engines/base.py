@@ -1,7 +1,4 @@
-"""What every engine does, and the baseline, which needs none.
-
-Letters: N sequences.
-"""
+"""The interface of the engines, and the baseline, which needs no engine. Letters: N sequences."""
 
 from __future__ import annotations
 
@@ -20,27 +17,27 @@ class Engine(Protocol):
     """One network that predicts and trains."""
 
     def predict(self, data: Sequences) -> Floats:
-        """Return the predictions (N,), in the order of the data; nothing is padded."""
+        """Return the predictions (N,) float32, in the order of the data. Nothing is padded."""
 
-    def parameters(self) -> Parameters:
+    def copy_parameters(self) -> Parameters:
         """Return a copy of the weights, by name."""
 
     def advance(self, order: Order) -> tuple[float, int]:
-        """Train on the sequences of these numbers, one batch a step.
+        """Train on the sequences with these numbers, one step per batch.
 
         Returns:
-            The sum of their squared errors, each before its step; and how many steps were taken, fewer than there are
-            batches if an error was not finite.
+            The sum of their squared errors, each before its step; and the number of steps taken, which is less than
+            the number of batches if an error was not finite.
         """
 
-    def moments(self) -> tuple[Parameters, Parameters]:
+    def copy_moments(self) -> tuple[Parameters, Parameters]:
         """Return copies of Adam's running means of gradients and of their squares, named as the weights."""
 
     def restore(self, parameters: Parameters, means: Parameters, squares: Parameters, steps: int) -> None:
-        """Continue from these weights and moments, after that many steps."""
+        """Continue from these weights and moments, after this number of steps."""
 
-    def pace(self) -> int:
-        """Return how many batches take a few tenths of a second at most: `advance` cannot be interrupted."""
+    def choose_pace(self) -> int:
+        """Return a number of batches that takes a few tenths of a second at most: `advance` cannot be interrupted."""
 
 
 class Constant:
@@ -53,6 +50,6 @@ class Constant:
         """Return the constant for each sequence, (N,)."""
         return np.full(len(data.lengths), self._parameters["constant"][0])
 
-    def parameters(self) -> Parameters:
+    def copy_parameters(self) -> Parameters:
         """Return the constant, (1,)."""
         return dict(self._parameters)

@@ -42,10 +42,10 @@ class Compiled:
         self.weights, self.means, self.squares, self.workspace = self._allocate(steps, batch)
         _copy(self._to_kernel(parameters), self.weights)
         if train:
-            self.data = self._arrays(train)
+            self.data = self._to_arrays(train)
 
     def _allocate(self, steps: int, batch: int) -> list[tuple[NDArray[Any], ...]]:
-        """Return arrays for weights, the two moments, and the kernels to work in on batches of so many steps."""
+        """Return the arrays of weights, both moments and workspace, for batches of at most `steps` steps."""
         of_workspace = kernels.list_workspace_shapes(self.inputs, self.hidden, self.gates, steps, batch)
         arrays = kernels.allocate([*self.sizes * 3, *of_workspace], self.dtype)
         groups = [arrays[i * len(self.sizes) : (i + 1) * len(self.sizes)] for i in range(3)]
@@ -53,14 +53,11 @@ class Compiled:
         workspace[9][:] = 1
         return [*groups, workspace]
 
-    def _arrays(self, data: Sequences) -> tuple[NDArray[Any], ...]:
+    def _to_arrays(self, data: Sequences) -> tuple[NDArray[Any], ...]:
+        """Return inputs (S, F), starts (N,), lengths (N,) and targets (N,). Writable, or numba compiles anew."""
         starts = np.concatenate([[0], np.cumsum(data.lengths)[:-1]])
-        # writable, because numba would compile anew for arrays that are not
-        inputs, lengths = (
-            np.require(data.inputs, self.dtype, ["C", "W"]),
-            np.require(data.lengths, np.int64, ["C", "W"]),
-        )
-        return inputs, starts, lengths, data.targets.astype(self.dtype)
+        inputs = np.require(data.inputs, self.dtype, ["C", "W"])
+        return inputs, starts, np.require(data.lengths, np.int64, ["C", "W"]), data.targets.astype(self.dtype)
 
     def advance(self, order: Order) -> tuple[float, int]:
         """See Engine."""
@@ -77,24 +74,24 @@ class Compiled:
         out = np.empty(len(data.lengths), self.dtype)
         weights, _, _, workspace = self._allocate(int(data.lengths.max()), 1)
         _copy(self.weights, weights)
-        kernels.predict(self.gates, weights, workspace, self._arrays(data), out)
+        kernels.predict(self.gates, weights, workspace, self._to_arrays(data), out)
         return out
 
     def _to_kernel(self, parameters: Parameters) -> tuple[NDArray[Any], ...]:
-        """Return arrays as the kernels take them: matrices with the gates innermost, vectors as one row."""
+        """Return copies as the kernels take them: matrices with the gates innermost, vectors as one row."""
         arrays = (a.T if a.ndim == 2 and "rnn" in n else a for n, a in parameters.items())
         return tuple(np.atleast_2d(a).astype(self.dtype) for a in arrays)
 
     def _from_kernel(self, arrays: tuple[NDArray[Any], ...]) -> Parameters:
-        """Return copies as torch.nn has them: the opposite of `_to_kernel`."""
+        """Return copies as torch.nn has them: the inverse of `_to_kernel`."""
         named = zip(self.shapes.items(), arrays, strict=True)
         return {n: np.array(w.T if "weight" in n and "rnn" in n else w).reshape(shape) for (n, shape), w in named}
 
-    def parameters(self) -> Parameters:
+    def copy_parameters(self) -> Parameters:
         """See Engine."""
         return self._from_kernel(self.weights)
 
-    def moments(self) -> tuple[Parameters, Parameters]:
+    def copy_moments(self) -> tuple[Parameters, Parameters]:
         """See Engine."""
         return self._from_kernel(self.means), self._from_kernel(self.squares)
 
@@ -104,10 +101,10 @@ class Compiled:
             _copy(self._to_kernel({name: group[name] for name in self.shapes}), arrays)
         self.done = steps
 
-    def pace(self) -> int:
+    def choose_pace(self) -> int:
         """See Engine."""
         n = self.gates * self.hidden
-        # 2 operations a weight, forward, backward, and for the gradient; Adam takes some 20 a weight and batch
+        # 2 operations per weight, each for forward, backward and gradient; Adam: about 20 per weight and batch
         sequence = 6 * self.data[2].mean() * n * (self.hidden + self.inputs)
         batch = sequence * self.config.batch_size + 20 * sum(w.size for w in self.weights)
         return max(1, int(PACE / batch))
@@ -119,6 +116,6 @@ def _copy(sources: tuple[NDArray[Any], ...], targets: tuple[NDArray[Any], ...]) 
 
 
 def _count_steps(lengths: NDArray[np.int64], batch: int) -> int:
-    """Return the most steps that a batch can have; over the end of an epoch it may have a sequence twice."""
+    """Return the largest number of steps in a batch, which may hold a sequence twice where two epochs meet."""
     times = -(-batch // len(lengths)) + 1
     return int(np.sort(np.repeat(lengths, times))[-batch:].sum())

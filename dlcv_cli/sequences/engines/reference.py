@@ -38,7 +38,7 @@ class Recurrent(nn.Module):
 
 
 class Reference:
-    """One network. Sets torch's threads to one: at this size a second one only costs."""
+    """One network. Sets torch's threads to one: at this size a second thread makes it slower."""
 
     def __init__(
         self, cell: Cell, parameters: Parameters, config: SeqTrainConfig, train: Sequences | None = None
@@ -51,8 +51,8 @@ class Reference:
         for name in own | parameters:
             expected = parameters[name].shape if name in parameters else "none"
             if own.get(name) != expected:
-                is_own = f"{name} is {own.get(name, 'missing')}, and by `gates` and names it would be {expected}"
-                raise SettingError(f"the cell's layer has other parameters than its entry says: {is_own}")
+                difference = f"{name} is {own.get(name, 'missing')}, and by `gates` and names it would be {expected}"
+                raise SettingError(f"the cell's layer has other parameters than its entry says: {difference}")
         self._load(parameters)
         self.config = config
         if train:
@@ -81,23 +81,23 @@ class Reference:
         return total, -(-len(order) // size)
 
     def predict(self, data: Sequences) -> Floats:
-        """See Engine; sequences of one length share a batch."""
+        """See Engine. Sequences of equal length share a batch."""
         starts = np.concatenate([[0], np.cumsum(data.lengths)[:-1]])
         predictions = np.empty(len(data.lengths), np.float32)
         with torch.inference_mode():
             for steps in np.unique(data.lengths):
                 numbers = np.flatnonzero(data.lengths == steps)
-                share = max(1, PREDICT_STEPS // int(steps))
-                for batch in (numbers[i : i + share] for i in range(0, len(numbers), share)):
+                size = max(1, PREDICT_STEPS // int(steps))
+                for batch in (numbers[i : i + size] for i in range(0, len(numbers), size)):
                     x = data.inputs[starts[batch, None] + np.arange(steps)]  # (n, T, F)
                     predictions[batch] = self.module(torch.from_numpy(x)).numpy()
         return predictions
 
-    def parameters(self) -> Parameters:
+    def copy_parameters(self) -> Parameters:
         """See Engine."""
         return {name: tensor.detach().numpy().copy() for name, tensor in self.module.state_dict().items()}
 
-    def moments(self) -> tuple[Parameters, Parameters]:
+    def copy_moments(self) -> tuple[Parameters, Parameters]:
         """See Engine."""
         states = {name: self.optimizer.state[p] for name, p in self.module.named_parameters()}
         zeros = {name: torch.zeros_like(p) for name, p in self.module.named_parameters()}  # before the first step
@@ -114,7 +114,7 @@ class Reference:
             mean, square = (torch.from_numpy(moments[name].copy()) for moments in (means, squares))
             self.optimizer.state[p] = {"step": torch.tensor(float(steps)), "exp_avg": mean, "exp_avg_sq": square}
 
-    def pace(self) -> int:
+    def choose_pace(self) -> int:
         """See Engine."""
         steps = sum(x.shape[1] for x in self.xs) / len(self.xs) * self.config.batch_size
         return max(1, int(PACE / steps))

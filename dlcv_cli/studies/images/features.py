@@ -22,15 +22,15 @@ from dlcv_cli.files import feature_cache
 from dlcv_cli.files.disk import JSON, hash_json
 from dlcv_cli.files.feature_cache import FeatureCache
 from dlcv_cli.files.locks import hold_lock
-from dlcv_cli.files.recipes import installed_versions
+from dlcv_cli.files.recipes import read_versions
 from dlcv_cli.vision.batches import (
     Source,
+    build_image_source,
+    build_row_source,
     from_rows,
+    get_row_shape,
     release_pages,
-    row_shape,
-    source_of_images,
-    source_of_rows,
-    split_evenly,
+    split_batches,
     to_rows,
 )
 from dlcv_cli.vision.inference import DTYPES, FeatureExtractor, extract_in_threads
@@ -76,7 +76,7 @@ class FrozenLayers:
             device = torch.cuda.get_device_name(self.device)
         elif device == "cpu":
             device = torch.backends.cpu.get_cpu_capability()
-        versions = installed_versions("torch", "torchvision", "pillow")
+        versions = read_versions("torch", "torchvision", "pillow")
         start = {
             "preprocessing": images.preprocessing.to_json(),
             "precision": self.precision,
@@ -102,7 +102,7 @@ def open_sources(
     """
     report = context.reporter
     if not len(frozen.split.frozen):
-        direct = [source_of_images(images, frozen.extractor(images), frozen.threads) for images in parts]
+        direct = [build_image_source(images, frozen.extractor(images), frozen.threads) for images in parts]
         return direct, {"used": False, "why": "nothing frozen"}
     cost = measure_cost(frozen.split, parts[0].preprocessing.crop)
     size = math.prod(cost.shape) * DTYPES[frozen.precision].itemsize
@@ -118,7 +118,7 @@ def open_sources(
         why = "--no-cache"
         report.note("--no-cache: the features are computed again for each batch")
     else:
-        cached, why, counts = _fill_cache(frozen, row_shape(cost.shape), views, context.cache, report)
+        cached, why, counts = _fill_cache(frozen, get_row_shape(cost.shape), views, context.cache, report)
         description |= counts
     if not all(repeats):
         why = "each epoch sees another random part of each training image"
@@ -130,7 +130,7 @@ def open_sources(
             sources.append(_source_of_cache(*cached, images, frozen.device))
         else:
             extractor = extractor or frozen.extractor(images)  # one for all: it may copy the weights
-            sources.append(source_of_images(images, extractor, frozen.threads))
+            sources.append(build_image_source(images, extractor, frozen.threads))
     return sources, {"used": cached is not None, **({"why": why} if why else {}), **description}
 
 
@@ -150,7 +150,7 @@ def _source_of_cache(cache: FeatureCache, rows: NDArray[Any], images: Images, de
         keys = (images.key(i, images.view(i, epoch)) for i in range(len(images.paths)))
         return np.array([cache.slots[key] for key in keys], np.int64)
 
-    return source_of_rows(rows, slots, images.labels, device)
+    return build_row_source(rows, slots, images.labels, device)
 
 
 def _fill_cache(
@@ -159,27 +159,27 @@ def _fill_cache(
     """Return the feature cache with all views in it, and its rows; without one, why not; and counts of views."""
     images = next(iter(views.values())).images
     *earlier_keys, key = frozen.place_keys(images)
-    cache = FeatureCache(feature_cache.folder_for(folder, key))
+    cache = FeatureCache(feature_cache.locate_folder(folder, key))
     try:
         with hold_lock(
-            feature_cache.lock_path(cache.folder),
+            feature_cache.locate_lock(cache.folder),
             lambda: report.note(f"waiting for another dlcv that is filling {cache.folder}"),
         ):
             _open_and_check(cache, [*views], report)
             with _dropping_if_empty(cache):
                 if not cache.digests:
                     about = {"arch": frozen.arch, "before": frozen.split.boundary, "precision": frozen.precision}
-                    cache.begin(shape, frozen.precision, {**about, "image_size": images.preprocessing.crop})
+                    cache.create(shape, frozen.precision, {**about, "image_size": images.preprocessing.crop})
                 missing = {key: view for key, view in views.items() if key not in cache.slots}
                 space = f", {_describe_space(cache, len(missing))}" if missing else ""
                 share = f"{len(views) - len(missing):,} of {len(views):,} images are cached"
                 report.note(f"feature cache {cache.name}: {share}{space}")
                 if missing:
-                    places = [feature_cache.folder_for(folder, key) for key in earlier_keys]
+                    places = [feature_cache.locate_folder(folder, key) for key in earlier_keys]
                     _compute_missing(frozen, cache, places, missing, report)
                 cache.mark_used()
                 # mapped while no one else can drop it; what is mapped stays, whatever becomes of the files
-                return (cache, cache.rows()), "", {"images": len(views), "computed": len(missing)}
+                return (cache, cache.map_rows()), "", {"images": len(views), "computed": len(missing)}
     except (_NoSpaceError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             raise
@@ -206,7 +206,7 @@ def _open_and_check(cache: FeatureCache, keys: Sequence[bytes], report: Reporter
     try:
         if not cache.open():
             return
-        rows, slots = cache.rows(), [cache.slots[key] for key in keys if key in cache.slots]
+        rows, slots = cache.map_rows(), [cache.slots[key] for key in keys if key in cache.slots]
         sound = map_in_threads(lambda slot: cache.is_sound(rows, slot), slots, "checking cached features", report)
         release_pages(rows)
         if all(sound):
@@ -234,7 +234,7 @@ def _compute_missing(
 ) -> None:
     """Compute missing features, from those of earlier layers where another cache has them, and append them."""
     first, earlier = _open_latest(places, missing, report)
-    rows = earlier.rows()
+    rows = earlier.map_rows()
     begun = [key for key in missing if key in earlier.slots]
     new = [key for key in missing if key not in earlier.slots]
     if begun:
@@ -248,13 +248,13 @@ def _compute_missing(
         return torch.stack([missing[key].images.pixels(missing[key].index, missing[key].name) for key in keys])
 
     done = 0
-    with cache.appending() as append:
+    with cache.open_for_appending() as append:
         for at, keys, load in ((first, begun, load_rows), (0, new, load_pixels)):
             if not keys:
                 continue
             extractor = frozen.extractor(missing[keys[0]].images, at)
             for batch, x in extract_in_threads(
-                extractor, split_evenly(keys, extractor.batch_size), load, frozen.threads
+                extractor, split_batches(keys, extractor.batch_size), load, frozen.threads
             ):
                 append(batch, to_rows(x))
                 done += len(batch)

@@ -19,7 +19,7 @@ from dlcv_cli.context import Context, Reporter, count_processors
 from dlcv_cli.errors import DlcvError, FileError, list_names
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON
-from dlcv_cli.files.recipes import installed_versions
+from dlcv_cli.files.recipes import read_versions
 from dlcv_cli.files.splits import Split
 from dlcv_cli.studies.images.features import FrozenLayers, open_sources
 from dlcv_cli.studies.images.study import require_images
@@ -146,7 +146,7 @@ def describe_arithmetic(device: torch.device, threads: int, precision: str) -> J
     """Return what, beside the recipe, a training's last bits depend on."""
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     machine = {"device": device.type, "processor": processor, "threads": threads, "precision": precision}
-    return {**machine, **installed_versions(*PACKAGES)}
+    return {**machine, **read_versions(*PACKAGES)}
 
 
 class Predictor:

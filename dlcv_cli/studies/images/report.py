@@ -147,7 +147,7 @@ def make_thumbnail(path: Path, sha256: str) -> tuple[bytes, tuple[int, int]]:
     data = images.read_image_file(path)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError("changed")
-    with images.decoder_errors():
+    with images.convert_decoder_errors():
         image = images.decode_image(images.open_image(data))
     image.thumbnail((SIDE, SIDE))
     if (factor := SIDE // max(image.size)) > 1:

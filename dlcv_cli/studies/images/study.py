@@ -10,7 +10,7 @@ import numpy as np
 from dlcv_cli.context import Context, Reporter, map_in_threads
 from dlcv_cli.errors import FileError, list_names
 from dlcv_cli.files import splits
-from dlcv_cli.files.disk import relative_path
+from dlcv_cli.files.disk import make_relative
 from dlcv_cli.files.splits import Split
 from dlcv_cli.report.kinds import FigureGroup
 from dlcv_cli.report.reported import Gallery, Reported
@@ -20,7 +20,7 @@ from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_classes
 from dlcv_cli.statistics.metrics import Scores, score_logits, score_predictions
 from dlcv_cli.statistics.paired import compare_recalls, compare_shares
-from dlcv_cli.statistics.significance import mean_of, proportion_of
+from dlcv_cli.statistics.significance import build_mean, build_proportion
 from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Study
 from dlcv_cli.vision.splits import Example
 
@@ -34,7 +34,7 @@ METRICS: tuple[Metric[Scores], ...] = (
         Column("top1_accuracy", "top-1 %", "top-1 accuracy", higher_is_better=True, percent=True),
         value=lambda s: float(s.right.mean()),
         range=(0, 1),
-        interval=lambda s: proportion_of(s.right),
+        interval=lambda s: build_proportion(s.right),
         tested=lambda s: s.right,
         test=lambda samples, base, _: compare_shares(samples, base),
     ),
@@ -42,28 +42,28 @@ METRICS: tuple[Metric[Scores], ...] = (
         Column("top5_accuracy", "top-5 %", "top-5 accuracy", higher_is_better=True, percent=True),
         value=lambda s: float(s.in_five.mean()),
         range=(0, 1),
-        interval=lambda s: proportion_of(s.in_five),
+        interval=lambda s: build_proportion(s.in_five),
         of_baselines=False,
         applies=lambda s: s.classes > TOP,  # five of five classes are always right
     ),
     Metric(
         Column("mean_per_class_recall", "per-class recall %", "per-class recall", higher_is_better=True, percent=True),
-        value=lambda s: metrics.mean_per_class_recall(s.right, s.labels),
+        value=lambda s: metrics.compute_mean_recall(s.right, s.labels),
         range=(0, 1),
-        interval=lambda s: metrics.recall_of(s.right, s.labels),
+        interval=lambda s: metrics.build_recall(s.right, s.labels),
         tested=lambda s: s.right,
         test=lambda samples, base, scores: compare_recalls(samples, base, scores.labels),
     ),
     Metric(  # none of the usual intervals holds for it (docs/statistics.md)
         Column("expected_calibration_error", "ECE %", "calibration error", higher_is_better=False, percent=True),
-        value=lambda s: metrics.calibration_of(s).estimate,
+        value=lambda s: metrics.build_calibration(s).estimate,
         range=(0, 1),
         of_baselines=False,
     ),
     Metric(
         Column("loss", "loss", "loss", higher_is_better=False),
         value=lambda s: float(s.losses.mean()),
-        interval=lambda s: mean_of(s.losses),
+        interval=lambda s: build_mean(s.losses),
         of_baselines=False,
     ),
 )
@@ -100,16 +100,16 @@ class ImageStudy(Study[Scores]):
         if not np.isfinite(logits).all():
             raise FileError(checkpoint, "its predictions are not finite numbers: damaged, or diverged in training")
         scores, classes = score_logits(logits, images.labels), split.classes
-        baseline = metrics.largest_class(np.array([example.label for example in split.parts["train"]], np.int64))
+        baseline = metrics.find_largest_class(np.array([example.label for example in split.parts["train"]], np.int64))
         predicted = np.bincount(scores.predicted, minlength=len(classes))
         collapse = judge_classes(predicted, images.labels, int(scores.right.sum()), baseline, classes)
         return Measured(
-            splits.fingerprint(classes, split.parts[part]),
+            splits.hash_part(classes, split.parts[part]),
             {"logits": logits, "labels": images.labels, "baselines": np.full((1, len(images.labels)), baseline)},
             [],
             [f"always {classes[baseline]}"],
             collapse,
-            describe_errors(scores, classes, split.parts[part], relative_path(split.root, checkpoint.parent)),
+            describe_errors(scores, classes, split.parts[part], make_relative(split.root, checkpoint.parent)),
             PACKAGES,
             predictor.describe(),
         )
@@ -231,7 +231,7 @@ def describe_examples(
 
 def _bin_by_confidence(scores: Scores) -> list[CalibrationBin]:
     """Return the bins of confidence that have any images."""
-    member = metrics.bins(scores.confidences)
+    member = metrics.assign_bins(scores.confidences)
     return [
         CalibrationBin(
             low=b / metrics.BINS,

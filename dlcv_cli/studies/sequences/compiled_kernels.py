@@ -16,7 +16,7 @@ from dlcv_cli.errors import DlcvError
 from dlcv_cli.files import kernel_cache
 from dlcv_cli.files.disk import as_object, hash_file, hash_json, read_json, write_json
 from dlcv_cli.files.locks import hold_lock
-from dlcv_cli.files.recipes import installed_versions
+from dlcv_cli.files.recipes import read_versions
 from dlcv_cli.sequences import cells, engines
 from dlcv_cli.sequences.tasks import Sequences
 
@@ -60,7 +60,7 @@ def _choose_folder(cache: Path | None) -> Path:
     sources = [hash_file(Path(engines.__file__).with_name(name)) for name in ("arithmetic.py", "kernels.py")]
     processor = [llvmlite.binding.get_host_cpu_name(), llvmlite.binding.get_host_cpu_features().flatten()]
     if cache:
-        key = hash_json([sources, installed_versions("numba"), processor])[:16]
+        key = hash_json([sources, read_versions("numba"), processor])[:16]
         folder = cache / kernel_cache.FOLDER / key
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def _use_kernels() -> bool:
     A function that cannot be written is compiled all the same, but numba raises an error: once for each function.
     """
     cell, data = cells.CELLS["gru"], Sequences(np.zeros((2, 2), np.float32), np.array([2]), np.zeros(1, np.float32))
-    weights = cells.initial_parameters(cell, 2, 1, 0.0, 0)
+    weights = cells.draw_parameters(cell, 2, 1, 0.0, 0)
     written = True
     for _ in range(FUNCTIONS):
         try:

@@ -27,7 +27,7 @@ from dlcv_cli.sequences.tasks import TASKS, Sequences, Task
 from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_numbers
 from dlcv_cli.statistics.paired import compare_means
-from dlcv_cli.statistics.significance import mean_of, proportion_of
+from dlcv_cli.statistics.significance import build_mean, build_proportion
 from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Study
 from dlcv_cli.studies.stored import read_predictions
 
@@ -47,33 +47,33 @@ class Predicted:
     @property
     def errors(self) -> NDArray[np.float64]:
         """Absolute errors (N,)."""
-        return metrics.absolute_errors(self.predictions, self.targets)
+        return metrics.compute_absolute_errors(self.predictions, self.targets)
 
 
 METRICS: tuple[Metric[Predicted], ...] = (
     Metric(
         Column("mse", "MSE", "MSE", higher_is_better=False),
         value=lambda p: float(np.mean(p.errors**2)),
-        interval=lambda p: mean_of(p.errors**2),
+        interval=lambda p: build_mean(p.errors**2),
         tested=lambda p: p.errors**2,
         test=lambda samples, base, _: compare_means(samples, base),
     ),
     Metric(
         Column("mae", "MAE", "MAE", higher_is_better=False),
         value=lambda p: float(np.mean(p.errors)),
-        interval=lambda p: mean_of(p.errors),
+        interval=lambda p: build_mean(p.errors),
     ),
     Metric(
         Column("close", "within 0.04 %", "share within 0.04", higher_is_better=True, percent=True),
         value=lambda p: float(np.mean(p.errors < metrics.CLOSE)),
         range=(0, 1),
-        interval=lambda p: proportion_of(p.errors < metrics.CLOSE),
+        interval=lambda p: build_proportion(p.errors < metrics.CLOSE),
     ),
     Metric(
         Column("r2", "R2", "R2", higher_is_better=True, small=False),
-        value=lambda p: metrics.explained_variance(p.predictions, p.targets),
+        value=lambda p: metrics.compute_explained_variance(p.predictions, p.targets),
         range=(-np.inf, 1),
-        interval=lambda p: metrics.r2_of(p.predictions, p.targets),
+        interval=lambda p: metrics.build_r2(p.predictions, p.targets),
     ),
 )
 
@@ -112,12 +112,12 @@ class SequenceStudy(Study[Predicted]):
         if not np.isfinite(predictions).all():
             raise FileError(checkpoint, "its predictions are not finite numbers: damaged, or diverged in training")
         try:
-            halves = [task.knows_one(x) for x in np.split(examples.inputs, np.cumsum(examples.lengths)[:-1])]
+            halves = [task.guess(x) for x in np.split(examples.inputs, np.cumsum(examples.lengths)[:-1])]
         except IndexError:
             raise FileError(data, "damaged: a sequence in which nothing is marked") from None
         collapse = judge_numbers(predictions, examples.targets, task.constant, learns)
         return Measured(
-            sequences.fingerprint(examples),
+            sequences.hash_part(examples),
             {
                 "predictions": predictions[0] if len(runs) == 1 else predictions,
                 "targets": examples.targets,
@@ -196,7 +196,7 @@ def measure_by_length(predictions: Floats, targets: Floats, lengths: NDArray[np.
 
     Without R2, which says little within a length and nothing about a single sequence.
     """
-    errors, rows = metrics.absolute_errors(predictions, targets), []
+    errors, rows = metrics.compute_absolute_errors(predictions, targets), []
     for length in np.unique(lengths):
         own = errors[:, lengths == length]
         means = {"mse": np.mean(own**2), "mae": np.mean(own), "close": np.mean(own < metrics.CLOSE)}
