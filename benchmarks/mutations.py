@@ -29,7 +29,7 @@ from dlcv_cli.errors import DlcvError, Interrupted
 from dlcv_cli.files import sequences, splits, tensors
 from dlcv_cli.files.disk import write_json
 from dlcv_cli.files.feature_cache import FeatureCache
-from dlcv_cli.report import report_file as pages
+from dlcv_cli.report import page as pages
 from dlcv_cli.results import metrics
 from dlcv_cli.results.codec import encode
 from dlcv_cli.stages import data, evaluate, weights
@@ -40,7 +40,7 @@ from dlcv_cli.stages.compare import compare
 from dlcv_cli.stages.report import write_report
 from dlcv_cli.studies.images.predictor import open_checkpoint
 from dlcv_cli.studies.sequences import compiled_kernels as compiled_code
-from dlcv_cli.studies.sequences.checkpoints import look_up_task
+from dlcv_cli.studies.sequences.study import look_up_task
 from dlcv_cli.studies.stored import read_evaluation
 from dlcv_cli.vision.architectures import ARCHITECTURES
 from dlcv_cli.vision.models import build_random_network, copy_weights

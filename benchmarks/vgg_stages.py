@@ -33,8 +33,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from dlcv_cli.config import Machine, TrainConfig
-from dlcv_cli.studies.images.device import prepare
-from dlcv_cli.studies.images.predictor import place_and_split
+from dlcv_cli.studies.images.predictor import place_and_split, prepare
 from dlcv_cli.vision.architectures import ARCHITECTURES
 from dlcv_cli.vision.batches import build_image_source, build_row_source, split_batches, to_rows
 from dlcv_cli.vision.inference import FeatureExtractor, extract_in_threads, resolve_precision

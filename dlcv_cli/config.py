@@ -14,15 +14,27 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 from dlcv_cli.errors import SettingError
 
 Part = Literal["train", "val", "test"]
-Augment = Literal["none", "flip", "crop-flip"]
+Augment = Literal["none", "flip", "crop-flip", "trivial"]
+Fit = Literal["crop", "squash", "pad"]
+Schedule = Literal["exponential", "cosine", "constant", "one-cycle"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def setting(
-    default: Any, help: str, *, low: float | None = None, high: float | None = None, above: float | None = None
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    later: bool = False,
 ) -> Any:
-    """Declare a field with its help text and its range: low <= value <= high, value > above."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "above": above})
+    """Declare a field with its help text and its range: low <= value <= high, value > above.
+
+    Files record a setting that came `later` than their format only where it is not its default: without it, a stage
+    writes the bytes that it wrote before.
+    """
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "above": above, "later": later})
 
 
 def describe_range(metadata: Mapping[str, Any]) -> str:
@@ -41,6 +53,12 @@ def _format_bound(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
+def list_choices(kind: Any) -> tuple[str, ...]:
+    """Return the values of a Literal type, which may be None as well; empty for other types."""
+    literal = next((k for k in (kind, *get_args(kind)) if get_origin(k) is Literal), None)
+    return get_args(literal) if literal else ()
+
+
 def option_name(name: str) -> str:
     """Return a field's name as it is typed: `--batch-size` for batch_size."""
     return f"--{name.replace('_', '-')}"
@@ -56,8 +74,8 @@ class Config:
         types = get_type_hints(type(self))
         for f in fields(self):
             value, kind, option = getattr(self, f.name), types[f.name], option_name(f.name)
-            if get_origin(kind) is Literal and value not in get_args(kind):
-                raise SettingError(f"{option} is {value!r}: choose from {', '.join(get_args(kind))}")
+            if (choices := list_choices(kind)) and value not in (*choices, f.default):
+                raise SettingError(f"{option} is {value!r}: choose from {', '.join(choices)}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise SettingError(f"{option} is {value}: it must be a finite number")
             for name, holds, sign in (
@@ -71,7 +89,8 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as the files record them."""
-        return asdict(self)
+        unset = {f.name for f in fields(self) if f.metadata["later"] and getattr(self, f.name) == f.default}
+        return {name: value for name, value in asdict(self).items() if name not in unset}
 
 
 SEED: dict[str, Any] = {"low": 0, "high": 2**32 - 1}
@@ -128,10 +147,43 @@ class TrainConfig(Config):
     epochs: int = setting(6, "passes over the training part", low=1, high=100_000)
     batch_size: int = setting(64, "images per step", low=1, high=65_536)
     lr: float = setting(0.005, "learning rate in the first epoch", above=0)
-    schedule: Literal["exponential", "cosine", "constant"] = setting("exponential", "how lr changes over the epochs")
+    schedule: Schedule = setting("exponential", "how lr changes over the epochs")
     decay: float = setting(0.9, "factor of lr after each epoch, with the exponential schedule", above=0, high=1)
-    weight_decay: float = setting(0.0, "L2 penalty on the weights", low=0)
-    augment: Augment = setting("none", "how training images vary: mirrored; or a random part, mirrored")
+    warmup: float = setting(0.0, "epochs in which lr rises from 0, step by step", low=0, later=True)
+    optimizer: Literal["adam", "adamw", "sgd"] = setting(
+        "adam", "the optimizer; sgd has Nesterov momentum 0.9", later=True
+    )
+    weight_decay: float = setting(0.0, "L2 penalty on weights, not on biases and norms; with adamw decoupled", low=0)
+    clip_norm: float | None = setting(
+        None, "largest norm of the gradient; longer ones are shortened to it", above=0, later=True
+    )
+    label_smoothing: float = setting(
+        0.0, "share of each label that is spread over all classes", low=0, high=0.9, later=True
+    )
+    class_weights: Literal["none", "balanced", "sqrt"] = setting(
+        "none", "weight of a class in the loss: 1 / its frequency, or the square root of that", later=True
+    )
+    ema: float | None = setting(
+        None,
+        "validate and keep a running mean of the weights, with this decay per step",
+        above=0,
+        high=0.99999,
+        later=True,
+    )
+    patience: int | None = setting(None, "stop after that many epochs without a better one", low=1, later=True)
+    augment: Augment = setting(
+        "none", "how training images vary: mirrored; a random part, mirrored; that and TrivialAugment"
+    )
+    erase: float = setting(
+        0.0, "with crop-flip and trivial: chance that a random box is erased", low=0, high=1, later=True
+    )
+    mixup: float = setting(
+        0.0,
+        "alpha of mixup: each image is mixed with another by a Beta(alpha, alpha) share",
+        low=0,
+        high=100,
+        later=True,
+    )
     views: int | None = setting(
         None, "with --augment: number of random views of each image, used in turn; default: a new one each epoch", low=1
     )
@@ -144,15 +196,42 @@ class TrainConfig(Config):
         super().__post_init__()
         if self.views and self.augment == "none":
             raise SettingError("--views needs --augment: without it every image has one view")
+        if self.erase and self.augment not in ("crop-flip", "trivial"):
+            raise SettingError("--erase needs --augment crop-flip or trivial")
 
-    def lr_at(self, epoch: int) -> float:
-        """Learning rate of an epoch (0 is the first)."""
+    def lr_at(self, epoch: int, done: float = 0.0) -> float:
+        """Return the learning rate in an epoch (0 is the first), once that share of it is done.
+
+        Source of one-cycle: Smith & Topin 2018 (arXiv:1708.07120), with the shares of torch's OneCycleLR.
+        """
+        share = (epoch + done) / self.epochs
+        rise, low, end = 0.3, 1 / 25, 1 / 25e4
         factor = {
             "exponential": self.decay**epoch,
-            "cosine": (1 + math.cos(math.pi * epoch / self.epochs)) / 2,
+            "cosine": _anneal(1, 0, epoch / self.epochs),
             "constant": 1.0,
+            "one-cycle": _anneal(low, 1, share / rise)
+            if share < rise
+            else _anneal(1, end, (share - rise) / (1 - rise)),
         }[self.schedule]
-        return self.lr * factor
+        return self.lr * factor * (min(1, (epoch + done) / self.warmup) if self.warmup else 1)
+
+
+def _anneal(start: float, end: float, share: float) -> float:
+    """Return a value on the half cosine wave from start to end."""
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+RESIZE: Any = setting(
+    None, "how an image becomes a square: its middle, squeezed, or padded; default: as the weights say", later=True
+)
+IMAGE_SIZE: Any = setting(
+    None,
+    "side of the square that the network sees, in pixels; default: as the weights say",
+    low=8,
+    high=4096,
+    later=True,
+)
 
 
 @dataclass(frozen=True)
@@ -160,6 +239,8 @@ class HeadConfig(TrainConfig):
     """`vgg head`, by the published recipe: lr 0.005, exponential decay, 6 epochs."""
 
     arch: str = setting("vgg16", "the network")
+    resize: Fit | None = RESIZE
+    image_size: int | None = IMAGE_SIZE
     partial: bool = setting(False, "accept weights in which layers other than the head are missing")
 
 
@@ -169,7 +250,10 @@ class FinetuneConfig(TrainConfig):
 
     epochs: int = setting(4, "passes over the training part", low=1, high=100_000)
     lr: float = setting(5e-5, "learning rate in the first epoch", above=0)
-    schedule: Literal["exponential", "cosine", "constant"] = setting("constant", "how lr changes over the epochs")
+    schedule: Schedule = setting("constant", "how lr changes over the epochs")
+    layer_decay: float = setting(
+        1.0, "factor of lr from each step of the network to the one before it", above=0, high=1, later=True
+    )
     unfreeze: str | None = setting(
         None, "layers to train, comma-separated; default: by network, classifier,features.28 for vgg16"
     )
@@ -181,6 +265,8 @@ class ScratchConfig(TrainConfig):
 
     epochs: int = setting(5, "passes over the training part", low=1, high=100_000)
     arch: str = setting("vgg16", "the network")
+    resize: Fit | None = RESIZE
+    image_size: int | None = IMAGE_SIZE
 
 
 @dataclass(frozen=True)

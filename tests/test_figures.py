@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,14 +16,15 @@ from test_report import Page
 from dlcv_cli.report.axes import Axis, spanning_axis
 from dlcv_cli.report.figures import draw_comparison, draw_learning
 from dlcv_cli.report.kinds import FigureGroup, Forest, Graph, Node, Panel
-from dlcv_cli.report.page import Network, Section, write_page
+from dlcv_cli.report.page import Section, write_page
 from dlcv_cli.report.palette import VARIABLES
 from dlcv_cli.report.render import render_files, render_inline
+from dlcv_cli.report.reported import Reported
 from dlcv_cli.results.comparison import Comparison
 from dlcv_cli.results.evaluation import Evaluation, ImageDetails
 from dlcv_cli.results.metrics import TrainingMetrics
 from dlcv_cli.studies.images.report import draw_calibration, draw_confusion, draw_recall
-from dlcv_cli.studies.sequences.report import draw_predictions
+from dlcv_cli.studies.sequences.study import draw_predictions
 
 DATA = {"study": "images", "part": "test", "n": 1736, "path": "a.split.json", "fingerprint": "f"}
 COLLAPSE = {"collapsed": False, "why": None, "classes_predicted": 9, "most_frequent": "a", "share": 0.1}
@@ -75,7 +77,7 @@ def test_page_of_a_hundred_classes_is_small() -> None:
     )
     lineage = FigureGroup("Lineage", "", [Graph("lineage", "Lineage", "One file.", (Node("a", "b", "c" * 64),))])
     records: list[dict[str, Any]] = [{"epoch": k, "train_loss": 1, "val_loss": 1} for k in (1, 2)]
-    networks = tuple(Network(name, e, training_metrics(records)) for name, e in evaluations.items())
+    networks = tuple(Reported(n, Path(), Path(), e, training_metrics(records)) for n, e in evaluations.items())
     text = write_page([Section(comparison, networks, draw_comparison(comparison), groups, lineage)], {})
     assert len(text) < 1_000_000
     Page(text)

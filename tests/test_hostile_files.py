@@ -20,7 +20,7 @@ from dlcv_cli.files import sequences, splits, tensors
 from dlcv_cli.results import metrics
 from dlcv_cli.stages import weights
 from dlcv_cli.studies.images.predictor import open_checkpoint
-from dlcv_cli.studies.sequences.checkpoints import look_up_task
+from dlcv_cli.studies.sequences.study import look_up_task
 from dlcv_cli.studies.stored import read_evaluation
 from dlcv_cli.vision.architectures import ARCHITECTURES
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dlcv_cli.config import TrainConfig
-from dlcv_cli.vision.optimizers import OPTIMIZERS, build_optimizer, optimizer_state, restore_optimizer
+from dlcv_cli.vision.optimizers import OPTIMIZERS, build_optimizer, optimizer_state, restore_optimizer, set_lr
 
 KINDS: dict[str, Callable[[list[Tensor]], Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -91,7 +91,11 @@ def test_state_of_another_optimizer_is_refused(damage: str) -> None:
 def test_every_entry_builds_an_optimizer(name: str) -> None:
     """Each entry of the table makes an optimizer of all the parameters, with the settings' learning rate."""
     _, parameters = build()
-    optimizer = build_optimizer(name, parameters, TrainConfig(lr=0.25))
-    [group] = optimizer.param_groups
-    assert group["lr"] == 0.25
-    assert len(group["params"]) == len(parameters)
+    config = TrainConfig(lr=0.25, optimizer=name, weight_decay=0.1)
+    optimizer = build_optimizer(parameters, config, dict.fromkeys(parameters, 0.5))
+    set_lr(optimizer, 0.25)
+    groups = optimizer.param_groups
+    assert {group["lr"] for group in groups} == {0.125}
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == {id(p) for name, p in parameters.items() if name.endswith("weight") and p.dim() > 1}
+    assert sum(len(group["params"]) for group in groups) == len(parameters)

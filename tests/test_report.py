@@ -16,9 +16,9 @@ import pytest
 from conftest import Run, make_photos, run_dlcv
 from PIL import Image
 
-from dlcv_cli.report.axes import format_number
+from dlcv_cli.results.comparison import format_number
 from dlcv_cli.studies import study_named
-from dlcv_cli.studies.images.thumbnails import make_thumbnail
+from dlcv_cli.studies.images.report import make_thumbnail
 
 HOSTILE = "<script>alert(1)<"  # a folder's name has no slash; the page would still run it
 QUOTED = '"onload="alert(2)'

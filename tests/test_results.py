@@ -19,7 +19,7 @@ def test_shipped_metrics_keep_their_bytes(name: str, tmp_path: Path) -> None:
     """Reading and writing the metrics of a shipped checkpoint gives the same bytes."""
     checkpoint = CHECKPOINTS / f"{name}.safetensors"
     document = metrics.read_metrics(checkpoint, hash_file(checkpoint))
-    metrics.write_metrics(tmp_path / checkpoint.name, document)
+    codec.write_document(metrics.metrics_path(tmp_path / checkpoint.name), document)
     written = metrics.metrics_path(tmp_path / checkpoint.name).read_bytes()
     assert written == metrics.metrics_path(checkpoint).read_bytes()
 
@@ -56,5 +56,5 @@ def test_nan_is_not_written(tmp_path: Path) -> None:
     document = metrics.read_metrics(checkpoint, hash_file(checkpoint))
     bad = codec.encode(document) | {"run": {"seconds": float("nan")}}
     with pytest.raises(ValueError, match="JSON"):
-        metrics.write_metrics(tmp_path / "a.safetensors", codec.decode(tmp_path, metrics.TrainingMetrics, bad))
+        codec.write_document(tmp_path / "a.metrics.json", codec.decode(tmp_path, metrics.TrainingMetrics, bad))
     assert not list(tmp_path.iterdir())

@@ -7,24 +7,26 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_photos
 from PIL import Image
+from sklearn.utils.class_weight import compute_class_weight
 from small_networks import BATCHNORM, PLAIN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlcv_cli.config import TrainConfig
+from dlcv_cli.config import FinetuneConfig, TrainConfig
 from dlcv_cli.errors import DivergedError, DlcvError
 from dlcv_cli.vision import training
 from dlcv_cli.vision.architectures import ARCHITECTURES, Architecture
 from dlcv_cli.vision.batches import Source, build_image_source
 from dlcv_cli.vision.inference import FeatureExtractor
 from dlcv_cli.vision.models import build_random_network, unfreeze
-from dlcv_cli.vision.steps import SplitNetwork, split_at_frozen
+from dlcv_cli.vision.steps import SplitNetwork, list_steps, split_at_frozen, trains
 from dlcv_cli.vision.training import Epoch, Progress, Score, Training, evaluate, predict
 from dlcv_cli.vision.transforms import Images
 
@@ -166,13 +168,15 @@ def test_epochs_match_a_plain_loop(data: tuple[Images, Images], settings: dict[s
     weights = [p for p in theirs.parameters() if p.requires_grad]
     x, labels = read_pixels(train), torch.from_numpy(train.labels)
     x_val, labels_val = read_pixels(val), torch.from_numpy(val.labels)
-    optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay)
+    decayed = {"params": [p for p in weights if p.dim() > 1], "weight_decay": config.weight_decay}
+    optimizer = torch.optim.Adam([decayed, {"params": [p for p in weights if p.dim() == 1]}], lr=config.lr)
     lrs = {"exponential": [1e-2, 5e-3, 2.5e-3], "cosine": [1e-2, 7.5e-3, 2.5e-3], "constant": [1e-2] * 3}
     number = 0
     for event in build_training(ours, train, val, config):
         if not isinstance(event, Epoch):
             continue
-        optimizer.param_groups[0]["lr"] = lrs[config.schedule][number]
+        for group in optimizer.param_groups:
+            group["lr"] = lrs[config.schedule][number]
         loss, accuracy = train_plain_epoch(theirs, optimizer, x, labels, config, number)
         number += 1
         assert (event.epoch, event.lr) == (number, pytest.approx(lrs[config.schedule][number - 1]))
@@ -271,13 +275,19 @@ def test_best_weights_have_the_best_metrics(data: tuple[Images, Images]) -> None
     assert evaluate_network(network, val)[:2] == pytest.approx((best.val_loss, best.val_accuracy), rel=1e-5)
 
 
+EVERYTHING: dict[str, Any] = {
+    "optimizer": "sgd", "schedule": "one-cycle", "weight_decay": 0.1, "clip_norm": 0.5, "label_smoothing": 0.1,
+    "class_weights": "sqrt", "ema": 0.9, "patience": 1, "mixup": 0.3, "layer_decay": 0.7, "warmup": 0.5,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("architecture", [MINI, BATCHNORM], ids=["dropout", "batchnorm"])
-@pytest.mark.parametrize("evaluate_start", [False, True])
+@pytest.mark.parametrize(("evaluate_start", "settings"), [(False, {}), (True, {}), (True, EVERYTHING)])
 def test_restored_training_ends_the_same(
-    data: tuple[Images, Images], architecture: Architecture, evaluate_start: bool
+    data: tuple[Images, Images], architecture: Architecture, evaluate_start: bool, settings: dict[str, Any]
 ) -> None:
     """A training restored from the state at any event ends with the same records and weights."""
-    config = TrainConfig(epochs=2, batch_size=4, lr=1e-2)
+    config = FinetuneConfig(epochs=2, batch_size=4, **{"lr": 1e-2, "schedule": "exponential", **settings})
 
     def records_of(events: Iterator[Progress | Epoch]) -> list[Epoch]:
         return [replace(event, images_per_second=0.0) for event in events if isinstance(event, Epoch)]
@@ -468,3 +478,65 @@ def test_augmented_training_differs_in_its_images_alone(data: tuple[Images, Imag
     assert losses[0] == losses[1]
     assert losses[0][0] != losses[2][0]
     assert losses[0][1] == losses[2][1]
+
+
+def test_everything_is_a_plain_loop(data: tuple[Images, Images]) -> None:
+    """With every setting at once, losses and weights are those of a loop written with torch's own parts."""
+    train, val = data
+    config = FinetuneConfig(epochs=2, batch_size=len(train.labels), lr=1e-2, **EVERYTHING)
+    ours, theirs = build_trainable(PLAIN, ("classifier",)), build_trainable(PLAIN, ("classifier",))
+    records = train_epochs(ours, train, val, config)
+    steps = [step for _, step in list_steps(theirs, PLAIN) if [*step.parameters()] and trains(step)]
+    groups = []
+    for depth, step in enumerate(reversed(steps)):
+        for p in step.parameters():
+            groups.append({"params": [p], "weight_decay": 0.1 if p.dim() > 1 else 0.0, "scale": 0.7**depth})
+    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9, nesterov=True)
+    labels, classes = torch.from_numpy(train.labels), int(train.labels.max()) + 1
+    balanced = compute_class_weight("balanced", classes=np.arange(classes), y=train.labels)
+    means = [p.detach().clone() for g in groups for p in g["params"]]
+    for epoch, record in enumerate(records):
+        seed = int(np.random.SeedSequence((0, epoch, 0)).generate_state(1, np.uint64)[0])
+        order = np.random.default_rng((0, epoch)).permutation(len(labels))
+        rng = np.random.default_rng(seed)
+        share, other = rng.beta(0.3, 0.3), rng.permutation(len(labels))
+        split = split_at_frozen(theirs, PLAIN)
+        x = split.frozen.eval()(read_pixels(train)[order]).detach()
+        x = share * x + (1 - share) * x[other]
+        for group in optimizer.param_groups:
+            group["lr"] = group["scale"] * config.lr_at(epoch, 1.0)
+        torch.manual_seed(seed)
+        logits = split.tail.train()(x)
+        log_p, weight = logits.log_softmax(1), torch.from_numpy(balanced).float().sqrt()
+        # torch's mean with weights and smoothing, of each of the two labels, written out
+        loss = torch.zeros(())
+        for part, target in ((share, labels[order]), (1 - share, labels[order][other])):
+            true = -(weight[target] * log_p[range(len(target)), target]).sum()
+            spread = -(weight * log_p).sum() / classes
+            loss = loss + part * (0.9 * true + 0.1 * spread) / weight[target].sum()
+        assert record.train_loss == pytest.approx(loss.item(), rel=1e-4)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], 0.5)
+        optimizer.step()
+        decay = min(0.9, (1 + epoch) / (10 + epoch))
+        parameters = [p for group in groups for p in group["params"]]
+        means = [decay * mean + (1 - decay) * p.detach() for mean, p in zip(means, parameters, strict=True)]
+        if record.best:
+            best = {id(p): mean for p, mean in zip(parameters, means, strict=True)}
+    for name, p in theirs.named_parameters():
+        if id(p) in best:
+            torch.testing.assert_close(ours.state_dict()[name], best[id(p)], rtol=0, atol=1e-5)
+
+
+def test_patience_ends_a_training(data: tuple[Images, Images], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After that many epochs without a better one, training is over; the best one's weights stay."""
+    script = iter([Score(9.0, 2, 4), Score(9.0, 3, 4), Score(9.0, 3, 4), Score(9.0, 1, 4), Score(9.0, 4, 4)])
+    monkeypatch.setattr(training, "evaluate", lambda *_: [next(script)])
+    config = TrainConfig(epochs=100, batch_size=4, patience=2)
+    assert [r.best for r in train_epochs(build_trainable(PLAIN, ("classifier",)), *data, config)] == [
+        True,
+        True,
+        False,
+        False,
+    ]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import random
 import struct
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import torchvision.io
 import torchvision.transforms as tv
 from conftest import UPRIGHT, Pixels, difference, encode, make_noise
 from PIL import Image
+from torchvision.transforms import v2
 
 from dlcv_cli.errors import FileError
 from dlcv_cli.vision import images
@@ -30,7 +33,7 @@ SMALL = Preprocessing(resize=64, crop=64)
 
 def seen(pixels: Pixels, preprocessing: Preprocessing = SMALL) -> Pixels:
     """What evaluation sees of pixels (H, W, 3)."""
-    return views.resize_and_crop(torch.from_numpy(pixels).permute(2, 0, 1), preprocessing).numpy()
+    return views.resize(torch.from_numpy(pixels).permute(2, 0, 1), preprocessing).numpy()
 
 
 def torchvisions(pixels: Pixels, preprocessing: Preprocessing = SMALL) -> Pixels:
@@ -82,6 +85,67 @@ def test_resize_and_crop_is_torchvisions(size: tuple[int, int], preprocessing: P
     """
     pixels, most = make_noise(*size), 2 if preprocessing.interpolation == "bicubic" else 1
     assert difference(seen(pixels, preprocessing), torchvisions(pixels, preprocessing)) <= most
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
+def test_squash_and_pad_are_torchvisions(size: tuple[int, int]) -> None:
+    """`squash` is torchvision's Resize of both sides; `pad` its Resize of the long side, in the middle of a square."""
+    pixels, image = make_noise(*size), Image.fromarray(make_noise(*size))
+    squashed = np.asarray(tv.Resize((64, 64), antialias=True)(image))
+    assert difference(seen(pixels, SMALL.change("squash", None)), squashed) <= 1
+    high, wide = (max(1, round(64 * side / max(size))) for side in pixels.shape[:2])
+    middle = np.asarray(tv.Resize((high, wide), antialias=True)(image))
+    top, left = (64 - high) // 2, (64 - wide) // 2
+    expected = np.full((64, 64, 3), np.round(255 * np.array(SMALL.mean)), np.uint8)
+    expected[top : top + high, left : left + wide] = middle
+    assert difference(seen(pixels, SMALL.change("pad", None)), expected) <= 1
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
+def test_preprocessing_survives_its_file(fit: Any) -> None:
+    """What a checkpoint records of the preprocessing is read as it was; the short side keeps its ratio."""
+    changed = IMAGENET.change(fit, 112)
+    assert Preprocessing.from_json(json.loads(json.dumps(changed.to_json()))) == changed
+    assert (changed.crop, changed.resize) == (112, 128 if fit == "crop" else 112)
+    assert changed.change("crop", 224) == IMAGENET
+    assert IMAGENET.change(None, None) == IMAGENET
+
+
+TRIVIAL = {  # torchvision's names of the operations
+    "identity": "Identity", "shear x": "ShearX", "shear y": "ShearY", "translate x": "TranslateX",
+    "translate y": "TranslateY", "rotate": "Rotate", "brightness": "Brightness", "colour": "Color",
+    "contrast": "Contrast", "sharpness": "Sharpness", "posterize": "Posterize", "solarize": "Solarize",
+    "autocontrast": "AutoContrast", "equalize": "Equalize",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", views.OPERATIONS)
+def test_trivial_operations_are_torchvisions(name: str) -> None:
+    """Each operation, at its weakest, middle and largest strength, changes an image as torchvision's TrivialAugment."""
+    theirs = v2.TrivialAugmentWide()
+    strengths, signed = theirs._AUGMENTATION_SPACE[TRIVIAL[name]]
+    image = torch.from_numpy(make_noise(40, 30)).permute(2, 0, 1)
+    of = strengths(views.STRENGTHS, 40, 30)
+    largest, ours_signed, operation = views.OPERATIONS[name]
+    assert (ours_signed, len(TRIVIAL)) == (signed, len(theirs._AUGMENTATION_SPACE))
+    for index in (0, 15, 30):
+        strength = 0.0 if of is None else round(float(of[index]), 4)
+        expected = theirs._apply_image_or_video_transform(
+            image, TRIVIAL[name], strength, interpolation=v2.InterpolationMode.NEAREST, fill={}
+        )
+        assert torch.equal(operation(image, largest * index / 30), expected), index
+
+
+def test_augmented_images_follow_their_names() -> None:
+    """An augmented, erased image depends on the view's name and its content alone; other views look different."""
+    image = torch.from_numpy(make_noise(40, 30))
+    pictures = [views.augment_trivially(image, random.Random(f"{name} a")) for name in (0, 0, 1, 2)]
+    assert torch.equal(pictures[0], pictures[1])
+    assert any(not torch.equal(pictures[0], other) for other in pictures[2:])
+    erased = views.erase_box(image, SMALL, random.Random(3))
+    changed = (erased != image).any(2)
+    assert 0.01 < changed.float().mean() < 0.4
+    assert (erased[changed] == torch.tensor([124, 116, 104])).all()
 
 
 @pytest.mark.parametrize("long", [60, 61, 63])
@@ -175,7 +239,7 @@ def test_exif_orientation(orientation: int, order: str, before: bytes) -> None:
     data = plain[:2] + before + app1(exif(orientation, order)) + plain[2:]
     expected = UPRIGHT.get(orientation, UPRIGHT[1])(stored)
     assert difference(decode(data), np.ascontiguousarray(expected)) <= 6
-    turned = views.resize_and_crop(views.decode(data), SMALL).numpy()
+    turned = views.resize(views.decode(data), SMALL).numpy()
     assert difference(turned, torchvisions(np.ascontiguousarray(expected))) <= 7
 
 

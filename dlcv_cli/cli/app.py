@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from dlcv_cli import __version__
-from dlcv_cli.cli import cache, data, demo, evaluate, image, report, seq
+from dlcv_cli.cli import cache, data, demo, evaluate, image, seq
 from dlcv_cli.cli.console import Terminal
 from dlcv_cli.cli.options import example
 from dlcv_cli.errors import DlcvError, Interrupted, escape_controls
@@ -84,15 +84,13 @@ app.add_typer(data.app, name="data", rich_help_panel=DATA)
 app.add_typer(image.app, name="image", rich_help_panel=TRAINING)
 app.add_typer(image.app, name="vgg", rich_help_panel=TRAINING, short_help="The same as image.")
 app.add_typer(seq.app, name="seq", rich_help_panel=TRAINING)
-evaluation = app.command(
-    "eval", rich_help_panel=RESULTS, epilog=example("dlcv eval --compare head.safetensors finetune.safetensors")
-)
-evaluation(evaluate.evaluate)
-app.command("report", rich_help_panel=RESULTS, epilog=example("dlcv report head.safetensors -o report.html"))(
-    report.report
-)
+for name, command, panel, line in (
+    ("eval", evaluate.evaluate, RESULTS, "dlcv eval --compare head.safetensors finetune.safetensors"),
+    ("report", evaluate.report, RESULTS, "dlcv report head.safetensors -o report.html"),
+    ("demo", demo.demo, OTHER, "dlcv demo -o demo"),
+):
+    app.command(name, rich_help_panel=panel, epilog=example(line))(command)
 app.add_typer(cache.app, name="cache", rich_help_panel=OTHER)
-app.command("demo", rich_help_panel=OTHER, epilog=example("dlcv demo -o demo"))(demo.demo)
 
 
 def _print_version(requested: bool) -> None:

@@ -88,31 +88,15 @@ class Terminal(Reporter):
 
 def _make_bar() -> Progress:
     """Return a progress bar on stderr, with count, speed and remaining time."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
+    from rich import console, progress, text
 
-    class SpeedColumn(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+    class SpeedColumn(progress.ProgressColumn):
+        def render(self, task: progress.Task) -> text.Text:
+            return text.Text(f"{task.speed:,.0f}/s" if task.speed else "")
 
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        SpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True, highlight=False, soft_wrap=True),
-        transient=True,
-    )
+    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn())
+    screen = console.Console(stderr=True, highlight=False, soft_wrap=True)
+    return progress.Progress(*columns, SpeedColumn(), progress.TimeRemainingColumn(), console=screen, transient=True)
 
 
 def say(text: str) -> None:

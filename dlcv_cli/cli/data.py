@@ -9,7 +9,7 @@ import typer
 
 from dlcv_cli.cli.console import print_json, print_outcome, say
 from dlcv_cli.cli.options import (
-    FILES,
+    IN_FILES,
     UNCHECKED,
     Force,
     Json,
@@ -30,14 +30,11 @@ app = typer.Typer(no_args_is_help=True, help="Divide a folder of class folders; 
 @configured(SplitConfig)
 def split(
     config: SplitConfig,
-    root: Annotated[
-        Path,
-        typer.Argument(metavar="ROOT", help="Folder with one folder per class.", show_default=False, **UNCHECKED),
-    ],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder with one folder per class.", **UNCHECKED)],
     output: OutputFile,
     download: Annotated[
         bool,
-        typer.Option("--download", help="caltech101: download it to ROOT if needed (137 MB).", rich_help_panel=FILES),
+        typer.Option("--download", help="caltech101: download it to ROOT if needed (137 MB).", **IN_FILES),
     ] = False,
     force: Force = False,
     as_json: Json = False,

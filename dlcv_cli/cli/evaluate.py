@@ -1,26 +1,47 @@
-"""`dlcv eval`: how good checkpoints are, and whether the differences between them are real."""
+"""`dlcv eval` and `dlcv report`: how good checkpoints are, and whether the differences between them are real."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from dlcv_cli.cli.console import print_json, say
-from dlcv_cli.cli.inputs import (
-    AllowContaminated,
-    Checkpoints,
-    Common,
-    DataFile,
-    ImageFolder,
-    Reference,
-    name_checkpoints,
+from dlcv_cli.cli.console import print_json, print_outcome, say
+from dlcv_cli.cli.options import (
+    IN_FILES,
+    UNCHECKED,
+    CacheFolder,
+    Force,
+    Json,
+    NoCache,
+    OutputFile,
+    configured,
+    context_from,
 )
-from dlcv_cli.cli.options import CacheFolder, Force, Json, NoCache, configured, context_from
 from dlcv_cli.config import EvalConfig, Machine, Part
-from dlcv_cli.errors import SettingError
+from dlcv_cli.errors import SettingError, look_up
 
+Checkpoints = Annotated[list[Path], typer.Argument(metavar="CHECKPOINT", help="Checkpoints.", **UNCHECKED)]
+MOVED = "Split or sequence file, if it has moved since the training."
+DataFile = Annotated[Path | None, typer.Option("--data", metavar="FILE", help=MOVED, **(IN_FILES | UNCHECKED))]
+ImageFolder = Annotated[
+    Path | None,
+    typer.Option("--root", metavar="DIR", help="Folder of the images, if it has moved.", **IN_FILES),
+]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        "--reference", metavar="NAME", help="Checkpoint that the others are compared with; default: the first."
+    ),
+]
+Common = Annotated[
+    bool, typer.Option("--common", help="Compare on the examples that all share, if their data differs.")
+]
+AllowContaminated = Annotated[
+    bool, typer.Option("--allow-contaminated", help="Evaluate on examples that were trained on, with a warning.")
+]
 Compare = Annotated[bool, typer.Option("--compare", help="Print one table of all, with baselines and tests.")]
 TableFormat = Annotated[
     Literal["plain", "github", "latex", "csv", "json"] | None,
@@ -76,3 +97,52 @@ def evaluate(
         return
     for path, result in zip(checkpoints, results, strict=True):
         say(f"{path}: {describe(result.evaluation)}")
+
+
+@configured(EvalConfig, Machine)
+def report(
+    config: EvalConfig,
+    machine: Machine,
+    checkpoints: Checkpoints,
+    output: OutputFile,
+    cache: CacheFolder,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write each figure as SVG, PDF and PNG, for papers.")
+    ] = None,
+    data: DataFile = None,
+    root: ImageFolder = None,
+    reference: Reference = None,
+    common: Common = False,
+    allow_contaminated: AllowContaminated = False,
+    no_cache: NoCache = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write one HTML page about checkpoints: metrics, learning curves, errors, pictures and lineage."""
+    from dlcv_cli.stages.report import ReportOptions, write_report
+
+    names = name_checkpoints(checkpoints, reference)
+    outcome = write_report(
+        list(zip(names, checkpoints, strict=True)),
+        output,
+        config,
+        options=ReportOptions(figures, reference, common, data, allow_contaminated),
+        context=context_from(machine, cache=cache, no_cache=no_cache, root=root, force=force),
+    )
+    print_outcome(outcome, as_json)
+
+
+def name_checkpoints(paths: list[Path], reference: str | None) -> list[str]:
+    """Return a name for each checkpoint: its file's without ending if these differ, else its path.
+
+    Raises:
+        SettingError: a checkpoint is listed twice, or no checkpoint has the reference's name.
+    """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise SettingError("a checkpoint is listed twice")
+    names = [path.name.removesuffix(".safetensors") for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path).removesuffix(".safetensors") for path in paths]
+    if reference:
+        look_up(dict.fromkeys(names), reference, "reference")
+    return names

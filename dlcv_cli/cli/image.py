@@ -58,8 +58,7 @@ def head(
 
 
 @app.command(
-    "finetune",
-    epilog=example("dlcv image finetune photos.split.json --from head.safetensors -o finetune.safetensors"),
+    "finetune", epilog=example("dlcv image finetune photos.split.json --from head.safetensors -o finetune.safetensors")
 )
 @configured(FinetuneConfig, TrainMachine)
 def finetune(
@@ -68,10 +67,7 @@ def finetune(
     split: SplitFile,
     output: OutputFile,
     cache: CacheFolder,
-    start: Annotated[
-        Path,
-        typer.Option("--from", metavar="FILE", help="Checkpoint to start from.", show_default=False, **UNCHECKED),
-    ],
+    start: Annotated[Path, typer.Option("--from", metavar="FILE", help="Checkpoint to start from.", **UNCHECKED)],
     root: Root = None,
     no_cache: NoCache = False,
     force: Force = False,

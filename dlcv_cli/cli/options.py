@@ -14,35 +14,25 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from dlcv_cli.cli.console import Terminal
-from dlcv_cli.config import Config, Machine, Saving, describe_range
+from dlcv_cli.config import Config, Machine, Saving, describe_range, list_choices
 from dlcv_cli.context import Context
 
 # Headings in a command's help, in this order; those of the config classes come after the first.
 WHAT, WHERE, FILES = "What to train", "Where it computes", "Files"
 
 # Whether an input can be read is checked by the stage, which says so in one line with exit code 1.
-UNCHECKED: dict[str, Any] = {"readable": False}
+UNCHECKED: dict[str, Any] = {"readable": False, "show_default": False}
 
-SplitFile = Annotated[
-    Path, typer.Argument(metavar="SPLIT", help="Split file of dlcv data split.", show_default=False, **UNCHECKED)
-]
-OutputFile = Annotated[
-    Path,
-    typer.Option("--output", "-o", metavar="FILE", help="File to write.", show_default=False, rich_help_panel=FILES),
-]
-OutputFolder = Annotated[
-    Path,
-    typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", show_default=False, rich_help_panel=FILES),
-]
+IN_FILES: dict[str, Any] = {"show_default": False, "rich_help_panel": FILES}
+
+SplitFile = Annotated[Path, typer.Argument(metavar="SPLIT", help="Split file of dlcv data split.", **UNCHECKED)]
+OutputFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.", **IN_FILES)]
+OutputFolder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", **IN_FILES)]
 Root = Annotated[
     Path | None,
-    typer.Option(
-        metavar="DIR", help="The images' folder, if not the one in SPLIT.", rich_help_panel=FILES, **UNCHECKED
-    ),
+    typer.Option(metavar="DIR", help="The images' folder, if not the one in SPLIT.", **(IN_FILES | UNCHECKED)),
 ]
-Force = Annotated[
-    bool, typer.Option("--force", help="Replace an output that was made differently.", rich_help_panel=FILES)
-]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output that was made differently.", **IN_FILES)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -53,20 +43,12 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("DLCV_CACHE") or find_default_folder())
 
 
+_CACHE = "Folder of cached features and compiled code. Default: $DLCV_CACHE, or the user's cache folder."
 CacheFolder = Annotated[
-    Path,
-    typer.Option(
-        "--cache",
-        metavar="DIR",
-        default_factory=_cache_folder,
-        help="Folder of cached features and compiled code. Default: $DLCV_CACHE, or the user's cache folder.",
-        show_default=False,
-        rich_help_panel=FILES,
-    ),
+    Path, typer.Option("--cache", metavar="DIR", default_factory=_cache_folder, help=_CACHE, **IN_FILES)
 ]
 NoCache = Annotated[
-    bool,
-    typer.Option("--no-cache", help="Compute the frozen layers again for every batch.", rich_help_panel=FILES),
+    bool, typer.Option("--no-cache", help="Compute the frozen layers again for every batch.", **IN_FILES)
 ]
 
 
@@ -76,27 +58,17 @@ def example(command: str) -> str:
 
 
 def context_from(
-    machine: Machine | None = None,
-    *,
+    *settings: Machine | Saving,
     cache: Path | None = None,
     no_cache: bool = False,
     root: Path | None = None,
     force: bool = False,
-    saving: Saving | None = None,
 ) -> Context:
-    """Return the Context that these options describe, which reports to the terminal.
-
-    `saving` is not needed where `machine` is a TrainMachine, which says how often to save too.
-    """
-    saving = saving or (machine if isinstance(machine, Saving) else Saving())
-    return Context(
-        machine=machine or Machine(),
-        cache=None if no_cache else cache,
-        root=root,
-        force=force,
-        save_every=saving.save_every,
-        reporter=Terminal(),
-    )
+    """Return the Context that these settings and options describe, which reports to the terminal."""
+    machine = next((own for own in settings if isinstance(own, Machine)), Machine())
+    saving = next((own for own in settings if isinstance(own, Saving)), Saving())
+    cache = None if no_cache else cache
+    return Context(machine, cache, root, force, saving.save_every, Terminal())
 
 
 def configured(
@@ -145,13 +117,13 @@ def _parameter(
         kind = Literal[tuple(names)]
     text = field.metadata["help"]
     sentences = [f"{text[0].upper()}{text[1:]}."]
-    if names := names or list(get_args(kind) if get_origin(kind) is Literal else ()):
+    if names := names or list(list_choices(kind)):
         sentences.append(f"One of {', '.join(names)}.")
     if limits := describe_range(field.metadata):
         sentences.append(f"Range: {limits}.")
     owner = next(c for c in reversed(config.__mro__) if field.name in vars(c).get("__annotations__", {}))
     option = typer.Option(
-        *_flags(field),
+        *([f"--{field.name.replace('_', '-')}"] if field.default is False else []),  # off by default: has no opposite
         help=" ".join(sentences),
         metavar=_placeholder(kind),
         rich_help_panel=WHAT if field.name in choices else getattr(owner, "PANEL", None),
@@ -161,14 +133,9 @@ def _parameter(
     )
 
 
-def _flags(field: dataclasses.Field[Any]) -> list[str]:
-    """Return the option's names; a flag that is off by default has no opposite."""
-    return [f"--{field.name.replace('_', '-')}"] if field.default is False else []
-
-
 def _placeholder(kind: Any) -> str | None:
     """Return the word that stands for the option's value in the help."""
-    if get_origin(kind) is Literal:
+    if list_choices(kind):
         return "NAME"
     if get_origin(kind) in (Union, types.UnionType):
         kind = get_args(kind)[0]

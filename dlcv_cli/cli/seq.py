@@ -33,9 +33,7 @@ def gen(config: GenConfig, output: OutputFile, force: Force = False, as_json: Js
 def train(
     config: SeqTrainConfig,
     saving: Saving,
-    data: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Sequence file from dlcv seq gen.", show_default=False, **UNCHECKED)
-    ],
+    data: Annotated[Path, typer.Argument(metavar="FILE", help="Sequence file from dlcv seq gen.", **UNCHECKED)],
     output: OutputFile,
     cache: CacheFolder,
     force: Force = False,
@@ -44,5 +42,5 @@ def train(
     """Train one cell on a sequence file and keep the weights of the lowest validation loss."""
     from dlcv_cli.stages.train_sequences import train_sequences
 
-    outcome = train_sequences(data, output, config, context=context_from(cache=cache, force=force, saving=saving))
+    outcome = train_sequences(data, output, config, context=context_from(saving, cache=cache, force=force))
     print_outcome(outcome, as_json, f"best {describe_record(outcome.summary)}")

@@ -63,7 +63,7 @@ class Recipe:
             return [f"it is an output of dlcv {str(recorded['stage']).replace('.', ' ')}"]
         if not isinstance(recorded.get("config"), dict):
             return ["its settings are unreadable"]
-        old, new = self._defaults() | recorded["config"], self._settings()
+        old, new = self._defaults() | recorded["config"], self._defaults() | self._settings()
         clauses = [
             f"{_name_option(key, new.get(key))} was {_describe(old.get(key))}, now {_describe(new.get(key))}"
             for key in old | new

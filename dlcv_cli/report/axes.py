@@ -6,13 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-
-def format_number(value: float, percent: bool = False, signed: bool = False, small: bool = True) -> str:
-    """Return a number for people: `0.1234`; if `small`, values near 0 as `6.91e-05`; fractions as percent: `12.34`."""
-    sign = "+" if signed else ""
-    if percent:
-        return f"{100 * value:{sign}.2f}"
-    return f"{value:{sign}.3g}" if small and abs(value) < 1e-2 else f"{value:{sign}.4f}"
+from dlcv_cli.results.comparison import format_number
 
 
 @dataclass(frozen=True)

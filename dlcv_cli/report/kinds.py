@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcv_cli.report.axes import Axis, format_number
+from dlcv_cli.report.axes import Axis
+from dlcv_cli.results.comparison import format_number
 
 Range = tuple[float, float]
 PAIRS = 300  # rows of a confusion matrix's table; the evaluation file has them all
@@ -143,7 +144,7 @@ class Matrix(Figure):
 
 @dataclass(frozen=True)
 class Density(Figure):
-    """Answers against true values: counts[x, y] over equal bins of both axes."""
+    """Predictions against true values: counts[x, y] over equal bins of both axes."""
 
     x: Axis
     y: Axis

@@ -1,4 +1,7 @@
-"""The report as one HTML page: no network, no script, no other file. The template is templates/page.html.j2."""
+"""The report as one HTML page: no network, no script, no other file. The template is templates/page.html.j2.
+
+A page holds the recipe that it was made by in a meta element, schema dlcv.report/1.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -15,27 +20,17 @@ import msgspec
 from markupsafe import Markup
 
 from dlcv_cli import __version__
-from dlcv_cli.errors import escape_controls
-from dlcv_cli.report.axes import format_number
+from dlcv_cli.errors import FileError, escape_controls
+from dlcv_cli.files.disk import JSON, check_schema, parse_json, require_file
 from dlcv_cli.report.kinds import AnyFigure, FigureGroup, Forest, Graph, Matrix, Panel, Table
-from dlcv_cli.report.pictures import Gallery
 from dlcv_cli.report.render import render_inline
-from dlcv_cli.results.comparison import Comparison, Row
-from dlcv_cli.results.evaluation import AnyEvaluation
-from dlcv_cli.results.metrics import TrainingMetrics
+from dlcv_cli.report.reported import Gallery, Reported
+from dlcv_cli.results.comparison import Comparison, Row, format_number
 
+SCHEMA = "dlcv.report/1"
 RECIPE = "dlcv.recipe"
+HEAD = 2**20  # bytes: the recipe stands before any picture
 FOLDED = 10  # classes; a larger confusion matrix fills a screen
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network on the page."""
-
-    name: str
-    evaluation: AnyEvaluation
-    metrics: TrainingMetrics
-    galleries: tuple[Gallery, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Section:
     """The part of the page about one study: its table, networks and figures."""
 
     comparison: Comparison
-    networks: tuple[Network, ...]
+    networks: tuple[Reported, ...]
     forest: Forest  # the table's values, for the bars in it
     groups: tuple[FigureGroup, ...]
     lineage: FigureGroup
@@ -82,7 +77,7 @@ class Section:
                 banners.append(("Not checked", f"{text} It may have been trained on examples of this part."))
         galleries = [gallery for network in self.networks for gallery in network.galleries]
         pictures = [picture for gallery in galleries for row in gallery.rows for picture in row.pictures]
-        problems = {picture.path: picture.problem for picture in pictures if picture.problem}
+        problems = {picture.example.path: picture.problem for picture in pictures if picture.problem}
         if problems:
             reasons = ", ".join(sorted(set(problems.values())))
             text = f"{len(problems):,} images are not as they were when evaluated ({reasons})."
@@ -130,10 +125,7 @@ class Section:
             if len(runs) < 2:
                 continue
             columns = [column for column in self.comparison.columns if column.key in runs[0].metrics]
-            rows = [
-                (str(run.seed), *(format_number(run.metrics[c.key], c.percent, small=c.small) for c in columns))
-                for run in runs
-            ]
+            rows = [(str(run.seed), *(c.format(run.metrics[c.key]) for c in columns)) for run in runs]
             yield f"{network.name}: {len(runs)} runs", Table(("seed", *(column.heading for column in columns)), rows)
 
     def galleries(self) -> dict[str, list[tuple[str, Gallery]]]:
@@ -209,3 +201,28 @@ def write_page(sections: Sequence[Section], recipe: Mapping[str, Any]) -> str:
         version=__version__,
     )
     return re.sub(r"\n\s*\n+", "\n", text).lstrip()  # blank lines of macros
+
+
+def read_recipe(path: Path) -> JSON:
+    """Return the recipe that a report was made by. FileError if it is no report of ours."""
+    require_file(path)
+    with path.open("rb") as file:
+        head = file.read(HEAD).decode("utf-8", "replace")
+    parser = _MetaParser()
+    parser.feed(head)
+    if parser.recipe is None:
+        raise FileError(path, "is no report that dlcv wrote")
+    try:
+        document = parse_json(parser.recipe)
+    except ValueError as error:
+        raise FileError(path, f"damaged: its recipe is not JSON ({error})") from None
+    return check_schema(path, document, SCHEMA)
+
+
+class _MetaParser(HTMLParser):
+    recipe: str | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        if tag == "meta" and attributes.get("name") == RECIPE and self.recipe is None:
+            self.recipe = attributes.get("content")

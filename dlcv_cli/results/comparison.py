@@ -13,7 +13,15 @@ from dlcv_cli.statistics.collapse import Collapse
 SCHEMA = "dlcv.comparison/2"
 
 
-class Column(Struct, frozen=True, kw_only=True, omit_defaults=True):
+def format_number(value: float, percent: bool = False, signed: bool = False, small: bool = True) -> str:
+    """Return a number for people: `0.1234`; if `small`, values near 0 as `6.91e-05`; fractions as percent: `12.34`."""
+    sign = "+" if signed else ""
+    if percent:
+        return f"{100 * value:{sign}.2f}"
+    return f"{value:{sign}.3g}" if small and abs(value) < 1e-2 else f"{value:{sign}.4f}"
+
+
+class Column(Struct, frozen=True, omit_defaults=True):
     """A metric as it is shown. `percent`: fractions in files, percent on a screen."""
 
     key: str
@@ -25,10 +33,7 @@ class Column(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def format(self, value: float, signed: bool = False) -> str:
         """Return a value as people read it: `12.34` percent, `0.1234`, or `6.91e-05`."""
-        sign = "+" if signed else ""
-        if self.percent:
-            return f"{100 * value:{sign}.2f}"
-        return f"{value:{sign}.3g}" if self.small and abs(value) < 1e-2 else f"{value:{sign}.4f}"
+        return format_number(value, self.percent, signed, self.small)
 
     def format_interval(self, interval: Interval) -> str:
         """Return an interval, as short as a table needs it."""

@@ -9,18 +9,7 @@ import msgspec
 
 from dlcv_cli.errors import FileError
 from dlcv_cli.files.disk import as_object, read_json, replace_ending
-from dlcv_cli.results.codec import (
-    Count,
-    Digest,
-    Document,
-    Finite,
-    NonNegative,
-    Setting,
-    Share,
-    Struct,
-    read_document,
-    write_document,
-)
+from dlcv_cli.results.codec import Count, Digest, Document, Finite, NonNegative, Setting, Share, Struct, read_document
 
 SCHEMA = "dlcv.metrics/1"
 
@@ -87,11 +76,6 @@ class TrainingMetrics(Document, frozen=True, kw_only=True, omit_defaults=True):
 def metrics_path(checkpoint: Path) -> Path:
     """Return where the metrics of a checkpoint are."""
     return replace_ending(checkpoint, ".metrics.json")
-
-
-def write_metrics(checkpoint: Path, metrics: TrainingMetrics) -> None:
-    """Write the metrics beside a checkpoint, which must have been written before."""
-    write_document(metrics_path(checkpoint), metrics)
 
 
 def read_metrics(checkpoint: Path, checkpoint_sha256: str) -> TrainingMetrics:

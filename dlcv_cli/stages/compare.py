@@ -5,6 +5,7 @@ Nothing is predicted again. Letters: N examples.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from dlcv_cli.errors import DlcvError, FileError, list_names, look_up
 from dlcv_cli.results.comparison import Column, Comparison, Pair, Row
-from dlcv_cli.results.evaluation import AnyEvaluation, Interval
+from dlcv_cli.results.evaluation import AnyEvaluation, Baseline, Interval
 from dlcv_cli.statistics.paired import Difference
 from dlcv_cli.statistics.significance import correct_by_holm
 from dlcv_cli.studies import study_named
@@ -77,7 +78,9 @@ def compare_networks(networks: Sequence[Network], reference: str | None = None, 
     """
     names = {network.name: number for number, network in enumerate(networks)}
     chosen = look_up(names, reference, "reference") if reference else 0
-    _require_same_data(networks, ("study", "part"))
+    for network, key in itertools.product(networks[1:], ("study", "part")):
+        if getattr(network.evaluation.data, key) != getattr(networks[0].evaluation.data, key):
+            raise _different(network, networks[0], key, "compare them separately")
     study = study_named(networks[0].evaluation.data.study)
     counts = None
     if len({network.evaluation.data.fingerprint for network in networks}) > 1:
@@ -104,14 +107,6 @@ def _systems_of(study: Study[Any], network: Network) -> list[System[Any]]:
 
 
 # ------------------------------------------------------------------------------------------------------ the same data
-
-
-def _require_same_data(networks: Sequence[Network], keys: Sequence[str]) -> None:
-    first = networks[0]
-    for network in networks[1:]:
-        for key in keys:
-            if getattr(network.evaluation.data, key) != getattr(first.evaluation.data, key):
-                raise _different(network, first, key, "compare them separately")
 
 
 def _different(network: Network, other: Network, what: str, remedy: str) -> DlcvError:
@@ -163,38 +158,21 @@ def _make_rows(networks: Sequence[Network], columns: Sequence[Column], reference
     for column in columns if standing else ():
         choose = max if column.higher_is_better else min
         best[column.key] = choose(evaluation.metrics[column.key] for evaluation in standing)
+
+    def describe(name: str, of: AnyEvaluation | Baseline, **fields: Any) -> Row:
+        difference = of.metrics[key] - base
+        return Row(name=name, metrics=of.metrics, intervals=of.intervals, difference=difference, **fields)
+
     rows = []
     for network in networks:
         own = network.evaluation
         starred = [] if own.collapse.collapsed else [k for k, value in best.items() if own.metrics.get(k) == value]
-        rows.append(
-            Row(
-                name=network.name,
-                baseline=False,
-                metrics=own.metrics,
-                intervals=own.intervals,
-                intervals_over=own.intervals_over,
-                seed_spread=own.seed_spread,
-                seeds=tuple(own.seeds),
-                collapse=own.collapse,
-                contaminated=own.contamination.leaks,
-                difference=own.metrics[key] - base,
-                best=starred,
-            )
-        )
+        runs = {"intervals_over": own.intervals_over, "seed_spread": own.seed_spread, "seeds": tuple(own.seeds)}
+        verdict = {"collapse": own.collapse, "contaminated": own.contamination.leaks, "best": starred}
+        rows.append(describe(network.name, own, baseline=False, **runs, **verdict))
     for rule in networks[0].evaluation.baselines:
-        rows.append(
-            Row(
-                name=f"baseline: {rule.name}",
-                baseline=True,
-                metrics=rule.metrics,
-                intervals=rule.intervals,
-                intervals_over="examples",
-                contaminated=False,
-                difference=rule.metrics[key] - base,
-                best=[],
-            )
-        )
+        fields = {"baseline": True, "intervals_over": "examples", "contaminated": False, "best": []}
+        rows.append(describe(f"baseline: {rule.name}", rule, **fields))
     return rows
 
 

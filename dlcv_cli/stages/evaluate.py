@@ -19,7 +19,7 @@ from dlcv_cli.files.recipes import Input, Recipe, RunInfo, refuse_overwrite
 from dlcv_cli.results.codec import write_document
 from dlcv_cli.results.evaluation import SCHEMA, AnyEvaluation, Contamination, Data, Evaluation
 from dlcv_cli.results.metrics import InputFile, OutputFile
-from dlcv_cli.stages.contamination import check_contamination, report_contamination
+from dlcv_cli.stages.lineage import check_contamination, report_contamination
 from dlcv_cli.stages.training import warn_if_unpaired
 from dlcv_cli.studies import study_of
 from dlcv_cli.studies.base import Measured, Study, summarize, systems_of
@@ -67,7 +67,8 @@ def evaluate(
         run = RunInfo()
         examples, leak = check_contamination(task.study, checkpoint, task.metadata, task.data, part, allow_contaminated)
         report_contamination(checkpoint, leak, part, allow_contaminated, reporter)
-        root = context.root or _recorded_root(checkpoint, task.metadata, task.study.data_role, data)
+        recorded = None if data else task.metadata["inputs"][task.study.data_role].get("root")  # where it trained
+        root = context.root or (checkpoint.parent / recorded if isinstance(recorded, str) else None)
         measured = task.study.measure(checkpoint, task.data, part, replace(context, root=root))
         return Evaluated(task.output, True, _write(task, run, measured, examples, leak))
 
@@ -136,13 +137,8 @@ def _are_intact(predictions: Path, document: JSON) -> bool:
 def _write(task: _Task, run: RunInfo, measured: Measured, examples: list[str], leak: Contamination) -> AnyEvaluation:
     """Write the predictions, then the evaluation that carries their sha256, which is returned."""
     recipe = task.recipe.to_json(task.output.parent)
-    data = Data(
-        study=task.study.name,
-        part=recipe["config"]["part"],
-        n=len(examples),
-        path=recipe["inputs"]["data"]["path"],
-        fingerprint=measured.fingerprint,
-    )
+    part, path = recipe["config"]["part"], recipe["inputs"]["data"]["path"]
+    data = Data(study=task.study.name, part=part, n=len(examples), path=path, fingerprint=measured.fingerprint)
     digests = np.frombuffer(bytes.fromhex("".join(examples)), np.uint8).reshape(-1, 32)
     arrays = {**measured.arrays, "examples": digests}
     tensors.write(task.predictions, tensors.PREDICTIONS, arrays, {**recipe, "data": msgspec.to_builtins(data)})
@@ -175,9 +171,3 @@ def _locate_data(checkpoint: Path, metadata: JSON, role: str, data: Path | None,
             raise FileError(path, f"has changed since {checkpoint} was trained with it: restore it, or use --data")
         reporter.note(f"{path} is not the file that {checkpoint} was trained with")
     return path
-
-
-def _recorded_root(checkpoint: Path, metadata: JSON, role: str, data: Path | None) -> Path | None:
-    """Return the folder that the training took the examples' files from, if it was not the data's own."""
-    root = None if data else metadata["inputs"][role].get("root")
-    return checkpoint.parent / root if isinstance(root, str) else None

@@ -1,42 +1,38 @@
-"""What a file was made from, back to the data, as each file records it; and the graph of it that a report shows."""
+"""What a file was made from, back to the data: what a checkpoint was trained on, and the graph that a report shows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlcv_cli.errors import DlcvError, FileError
+import msgspec
+
+from dlcv_cli.context import Reporter
+from dlcv_cli.errors import DlcvError, FileError, list_names
 from dlcv_cli.files import splits, tensors
 from dlcv_cli.files.disk import JSON, as_object, hash_file, hash_json, read_json
 from dlcv_cli.report.kinds import FigureGroup, Graph, Node
+from dlcv_cli.report.reported import Reported
 from dlcv_cli.results.codec import encode
 from dlcv_cli.results.comparison import Comparison
-from dlcv_cli.studies.base import Reported
+from dlcv_cli.results.evaluation import Contamination, Unchecked
+from dlcv_cli.studies.base import Study
 
 DATA = ("split", "data")  # roles of data among the inputs
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file that another file was made from.
+    """A file that another file was made from."""
 
-    Attributes:
-        role: its role among the other's inputs.
-        sha256: of the content that was used, whatever the file holds today.
-        path: None if the input is recorded by name or content alone.
-        problem: why the file is not, or cannot be read as, what was used; empty if it is.
-        metadata: the file's own; empty where there is none, as in weights of other programs.
-        sources: what the file was made from in turn.
-    """
-
-    role: str
+    role: str  # among the other's inputs
     name: str
-    sha256: str
-    path: Path | None = None
-    problem: str = ""
-    metadata: JSON = field(default_factory=dict)
-    sources: tuple[Source, ...] = ()
+    sha256: str  # of the content that was used, whatever the file holds today
+    path: Path | None = None  # None: the input is recorded by name or content alone
+    problem: str = ""  # why the file is not, or cannot be read as, what was used
+    metadata: JSON = field(default_factory=dict)  # empty where there is none, as in weights of other programs
+    sources: tuple[Source, ...] = ()  # what the file was made from in turn
 
 
 def trace_sources(file: Path, metadata: JSON, known: Mapping[str, Path] | None = None) -> tuple[Source, ...]:
@@ -75,28 +71,105 @@ def _read_metadata(role: str, path: Path) -> JSON:
         raise
 
 
+def _walk(sources: Iterable[Source], data_role: str) -> Iterator[Source]:
+    """Yield all files that a checkpoint comes from, back to the data, whose own sources are no examples."""
+    for source in sources:
+        yield source
+        if source.role != data_role:
+            yield from _walk(source.sources, data_role)
+
+
+def check_contamination(
+    study: Study[object], checkpoint: Path, metadata: JSON, data: Path, part: str, allowed: bool
+) -> tuple[list[str], Contamination]:
+    """Return the sha256 of each evaluated example, and how many of them the checkpoint has seen.
+
+    Args:
+        part: the evaluated part; `train` is contaminated by definition, and allowed.
+
+    Raises:
+        FileError: `data` is not what the checkpoint's study needs.
+    """
+    examples = study.digest_examples(data)[part]
+    seen: dict[str, set[str]] = {"train": set(), "val": set()}  # validation examples decided which weights to keep
+    checked: list[str] = []
+    unchecked: list[Unchecked] = []
+    unrecorded: list[str] = []
+    for source in _walk(trace_sources(checkpoint, metadata, {hash_file(data): data}), study.data_role):
+        problem = source.problem
+        if source.path is None or (source.role == "weights" and not problem and not source.metadata):
+            unrecorded.append(source.name)
+        elif source.role == study.data_role and not problem:
+            try:
+                parts = study.digest_examples(source.path)
+            except FileError as error:
+                problem = str(error).removeprefix(f"{source.path}: ")
+            else:
+                checked.append(source.name)
+                for name, digests in seen.items():
+                    digests.update(parts[name])
+        if problem:
+            unchecked.append(Unchecked(name=source.name, why=problem))
+    return examples, Contamination(
+        checked=sorted(checked),
+        unchecked=unchecked,
+        unrecorded=sorted(unrecorded),
+        examples=sum(digest in seen["train"] for digest in examples),
+        chosen=sum(digest in seen["val"] for digest in examples),
+        of=len(examples),
+        by_chance=study.repeats_examples(metadata),
+        allowed=allowed or part == "train",
+    )
+
+
+def report_contamination(checkpoint: Path, leak: Contamination, part: str, allowed: bool, reporter: Reporter) -> None:
+    """Report in words what a contamination means.
+
+    Raises:
+        DlcvError: evaluated examples were trained on, which was neither requested nor allowed.
+    """
+    if leak.unchecked:
+        files = list_names(f"{file.name} ({file.why})" for file in leak.unchecked)
+        reporter.warn(
+            f"{checkpoint}: cannot check whether it was trained on these {part} examples: {files}; "
+            "restore the files, and evaluate with --force"
+        )
+    if leak.chosen and part == "test" and not leak.by_chance:
+        reporter.warn(
+            f"{checkpoint}: {leak.chosen:,} of the {leak.of:,} test examples are validation examples of its training, "
+            "which decided which weights were kept: its figures are too good"
+        )
+    if not leak.leaks:
+        return
+    if part == "train":
+        reporter.note(f"{checkpoint}: evaluated on its training part: {leak.examples:,} of {leak.of:,} examples")
+    elif not allowed:
+        raise DlcvError(
+            f"{checkpoint}: {leak.examples:,} of the {leak.of:,} {part} examples were trained on, by it or a "
+            f"checkpoint that it comes from (data: {list_names(leak.checked)}): "
+            "evaluate it on other data with --data, or use --allow-contaminated"
+        )
+    else:
+        reporter.warn(
+            f"CONTAMINATED: {checkpoint} was trained on {leak.examples:,} of these {leak.of:,} {part} examples"
+        )
+
+
 def draw_lineage(networks: Sequence[Reported], comparison: Comparison) -> FigureGroup:
     """Return the graph of all files that the comparison was made from, as the files themselves record it."""
     nodes: dict[tuple[str, str], Node] = {}  # by name and content, each after its sources
-    evaluations = [
-        _add(
-            nodes, Source("evaluation", network.file.name, hash_file(network.file), sources=_trace_evaluation(network))
-        )
-        for network in networks
-    ]
+    evaluations = []
+    for network in networks:
+        known = {network.evaluation.inputs["checkpoint"].sha256: network.checkpoint}  # as the report read it
+        sources = trace_sources(network.file, {"inputs": msgspec.to_builtins(network.evaluation.inputs)}, known)
+        file = Source("evaluation", network.file.name, hash_file(network.file), sources=sources)
+        evaluations.append(_add(nodes, file))
     table = Node("comparison", "this table", hash_json(encode(comparison)), tuple(evaluations))
     origins = ", ".join(node.name for node in nodes.values() if not node.sources)
     text = f"{len(nodes) + 1} files, from {origins} to the table. The table below has the hashes in full."
     graph = Graph("lineage", f"Lineage: {comparison.data.study}", text, (*nodes.values(), table))
     hint = "Each file with the first digits of its sha256; lines lead to what was made from it."
     return FigureGroup("From data to table", hint, [graph])
-
-
-def _trace_evaluation(network: Reported) -> tuple[Source, ...]:
-    """Return the checkpoint as the report read it, and the data."""
-    known = {network.evaluation.inputs["checkpoint"].sha256: network.checkpoint}
-    inputs = {role: {"path": file.path, "sha256": file.sha256} for role, file in network.evaluation.inputs.items()}
-    return trace_sources(network.file, {"inputs": inputs}, known)
 
 
 def _add(nodes: dict[tuple[str, str], Node], source: Source) -> int:

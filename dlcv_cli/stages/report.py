@@ -11,39 +11,32 @@ from pathlib import Path
 from dlcv_cli.config import EvalConfig
 from dlcv_cli.context import Context, Outcome
 from dlcv_cli.errors import DlcvError
-from dlcv_cli.files.disk import hash_file
+from dlcv_cli.files.disk import hash_file, write_whole
 from dlcv_cli.files.locks import claim_outputs
 from dlcv_cli.files.recipes import Input, Recipe, is_up_to_date
-from dlcv_cli.report import report_file
 from dlcv_cli.report.figures import draw_comparison, draw_differences, draw_learning
 from dlcv_cli.report.kinds import FigureGroup
-from dlcv_cli.report.page import Network, Section, write_page
+from dlcv_cli.report.page import SCHEMA, Section, read_recipe, write_page
+from dlcv_cli.report.reported import Reported
 from dlcv_cli.results.metrics import metrics_path, read_metrics
 from dlcv_cli.stages.compare import compare
 from dlcv_cli.stages.data import fill_folder
 from dlcv_cli.stages.evaluate import evaluate
 from dlcv_cli.stages.lineage import draw_lineage
 from dlcv_cli.studies import study_named
-from dlcv_cli.studies.base import Reported
 
 PAPER_FORMATS = ("svg", "pdf", "png")
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a report shows, beside the evaluations.
+    """What a report shows, beside the evaluations."""
 
-    Attributes:
-        figures: folder for each figure as SVG, PDF and PNG; None: no such files.
-        reference, common: as in `compare`; a study without the reference compares with its first network.
-        data: data file, if it is not where it was; allow_contaminated: as in `evaluate`.
-    """
-
-    figures: Path | None = None
-    reference: str | None = None
-    common: bool = False
-    data: Path | None = None
-    allow_contaminated: bool = False
+    figures: Path | None = None  # folder for each figure as SVG, PDF and PNG
+    reference: str | None = None  # as in `compare`; a study without it compares with its first network
+    common: bool = False  # as in `compare`
+    data: Path | None = None  # data file, if it is not where it was
+    allow_contaminated: bool = False  # as in `evaluate`
 
 
 def write_report(
@@ -69,9 +62,11 @@ def write_report(
     names = [network.name for network in networks]
     settings = {**config.to_json(), "networks": names, "reference": options.reference, "common": options.common}
     recipe = Recipe("report", settings, _inputs(networks))
-    current = is_up_to_date(output, recipe, report_file.read_recipe, context.force)
+    current = is_up_to_date(output, recipe, read_recipe, context.force)
     with claim_outputs(output):
-        sections = functools.cache(lambda: _make_sections(networks, options, context))  # costly: only if needed
+        studies = dict.fromkeys(network.evaluation.data.study for network in networks)
+        # costly: only if needed
+        sections = functools.cache(lambda: [_make_section(study, networks, options, context) for study in studies])
         if options.figures:
             paper_recipe = Recipe("report.figures", settings, recipe.inputs)
             written = fill_folder(
@@ -80,8 +75,9 @@ def write_report(
             )  # fmt: skip
             context.reporter.note(f"{options.figures}: {'written' if written else 'up to date'}")
         if not current:
-            document = {"schema": report_file.SCHEMA, **recipe.to_json(output.parent)}
-            report_file.write(output, write_page(sections(), document))
+            page = write_page(sections(), {"schema": SCHEMA, **recipe.to_json(output.parent)})
+            with write_whole(output) as temporary:
+                temporary.write_bytes(page.encode("utf-8"))
     summary = {"networks": names, **({"figures": str(options.figures)} if options.figures else {})}
     return Outcome(output, not current, summary)
 
@@ -110,16 +106,8 @@ def _inputs(networks: Sequence[Reported]) -> dict[str, Input]:
     return inputs
 
 
-def _make_sections(networks: Sequence[Reported], options: ReportOptions, context: Context) -> list[Section]:
-    studies = dict.fromkeys(network.evaluation.data.study for network in networks)
-    return [
-        _make_section([network for network in networks if network.evaluation.data.study == study], options, context)
-        for study in studies
-    ]
-
-
-def _make_section(networks: Sequence[Reported], options: ReportOptions, context: Context) -> Section:
-    study = study_named(networks[0].evaluation.data.study)
+def _make_section(name: str, all_networks: Sequence[Reported], options: ReportOptions, context: Context) -> Section:
+    study, networks = study_named(name), [n for n in all_networks if n.evaluation.data.study == name]
     names = [network.name for network in networks]
     reference = options.reference if options.reference in names else None
     evaluations = [(network.name, network.file) for network in networks]
@@ -139,14 +127,8 @@ def _make_section(networks: Sequence[Reported], options: ReportOptions, context:
         ),
         *study.draw_figures(networks),
     ]
-    shown = tuple(
-        Network(
-            network.name, network.evaluation, network.metrics, study.load_pictures(network, context.root, options.data)
-        )
-        for network in networks
-    )
-    lineage = draw_lineage(networks, comparison)
-    return Section(comparison, shown, draw_comparison(comparison), tuple(groups), lineage)
+    shown = tuple(replace(n, galleries=study.load_pictures(n, context.root, options.data)) for n in networks)
+    return Section(comparison, shown, draw_comparison(comparison), tuple(groups), draw_lineage(networks, comparison))
 
 
 def _draw_files(sections: Sequence[Section]) -> Iterator[tuple[str, bytes]]:

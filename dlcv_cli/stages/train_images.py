@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from dlcv_cli.config import FinetuneConfig, HeadConfig, ScratchConfig, TrainConfig
 from dlcv_cli.context import Context, Outcome, Reporter
-from dlcv_cli.errors import DivergedError, DlcvError, FileError, list_names, look_up
+from dlcv_cli.errors import DivergedError, DlcvError, FileError, SettingError, list_names, look_up
 from dlcv_cli.files import splits, tensors
 from dlcv_cli.files.disk import JSON, as_object, check_output, hash_file
 from dlcv_cli.files.recipes import Input, Recipe, RunInfo, is_up_to_date
@@ -31,12 +32,14 @@ from dlcv_cli.stages.training import TrainingResult, claim_training, find_finish
 from dlcv_cli.stages.weights import WeightsFile, locate_weights, read_weights
 from dlcv_cli.statistics.collapse import judge_classes
 from dlcv_cli.statistics.metrics import find_largest_class
-from dlcv_cli.studies.images.device import PACKAGES, describe_arithmetic, prepare
 from dlcv_cli.studies.images.features import FrozenLayers, open_sources
 from dlcv_cli.studies.images.predictor import (
+    PACKAGES,
+    describe_arithmetic,
     load_part,
     open_checkpoint,
     place_and_split,
+    prepare,
     read_arch,
     read_classes,
     require_classes,
@@ -122,11 +125,13 @@ def _start_head(file: WeightsFile, config: HeadConfig, classes: int, reporter: R
             f"({len(fit.missing)} in all); choose another --arch"
             + (", or --partial to leave them random" if fit.fits else ""),
         )
+    preprocessing = weights.preprocessing.change(config.resize, config.image_size)
+    _require_size(network, config, preprocessing)
     try:
-        require_size(network, architecture, weights.preprocessing.crop)
+        require_size(network, architecture, preprocessing.crop)
     except ValueError as error:
         raise FileError(file.path, f"does not fit {config.arch}: {error}") from None
-    return _Start(network, config.arch, weights.preprocessing, (architecture.head,))
+    return _Start(network, config.arch, preprocessing, (architecture.head,))
 
 
 def train_finetune(
@@ -162,21 +167,28 @@ def train_finetune(
 
 
 def train_scratch(split: Path, output: Path, config: ScratchConfig, *, context: Context | None = None) -> Outcome:
-    """Train all layers from random weights.
-
-    Raises:
-        DlcvError: bad inputs, or an output that was made differently.
-    """
+    """Train all layers from random weights. DlcvError: bad inputs, or an output that was made differently."""
     context = context or Context()
     architecture = look_up(ARCHITECTURES, config.arch, "network")
     data, split_input = _read_split(split, output, context)
 
     def start() -> _Start:
         network = build_random_network(architecture, len(data.classes), config.seed)
-        return _Start(network, config.arch, architecture.preprocessing, list_top_layers(network))
+        preprocessing = architecture.preprocessing.change(config.resize, config.image_size)
+        _require_size(network, config, preprocessing)
+        return _Start(network, config.arch, preprocessing, list_top_layers(network))
 
     recipe = Recipe("vgg.scratch", config, {"split": split_input})
     return _train(_Plan(recipe, config, data, output, context, start))
+
+
+def _require_size(network: nn.Module, config: HeadConfig | ScratchConfig, preprocessing: Preprocessing) -> None:
+    """Raise SettingError if the network cannot take images of the size that the user asks for."""
+    if config.image_size:
+        try:
+            require_size(network, ARCHITECTURES[config.arch], preprocessing.crop)
+        except ValueError as error:
+            raise SettingError(f"--image-size {config.image_size}: {error}") from None
 
 
 def _read_split(split: Path, output: Path, context: Context) -> tuple[Split, Input]:
@@ -248,7 +260,7 @@ def _build_training(plan: _Plan, start: _Start, frozen: FrozenLayers, snapshots:
     network = f"{start.arch}, {len(plan.split.classes)} classes"
     reporter.note(f"trains {parameters} ({network}) on {frozen.device} in {frozen.precision}")
     train = load_part(plan.split, "train", start.preprocessing, reporter)
-    train = replace(train, augment=config.augment, views=config.views, seed=config.seed)
+    train = replace(train, augment=config.augment, views=config.views, seed=config.seed, erase=config.erase)
     val = load_part(plan.split, "val", start.preprocessing, reporter)
     # of what trains: weights, best weights, and what the optimizer remembers, about twice as much
     snapshots.require_space(4 * 4 * count["trainable"], 4 * count["total"])
@@ -270,15 +282,18 @@ def _run_epochs(
         for event in training:
             if isinstance(event, Epoch):
                 reporter.record({key: value for key, value in asdict(event).items() if key != "val_predicted"})
-                warn_if_collapsed(event, epochs, training.train.labels, training.val.labels, classes, reporter)
+                last = event.epoch if training.is_over else epochs
+                warn_if_collapsed(event, last, training.train.labels, training.val.labels, classes, reporter)
             else:
                 what = "validation" if event.validation else "epoch"
                 reporter.progress(f"{what} {event.epoch}/{epochs}", event.done, event.total)
             position = f"{training.epoch} of {epochs} epochs done"
             position += f", {training.done:,} of {total:,} images of the next" if training.done else ""
             signal = caught()
-            if signal or training.epoch < epochs:
+            if signal or not training.is_over:
                 snapshots.save_if_due(state, position, signal, isinstance(event, Epoch))
+        for hint in list_hints(training.records, len(classes)):
+            reporter.note(f"hint: {hint}")
     except DivergedError:
         snapshots.remove()  # training from it would diverge again
         raise
@@ -293,17 +308,37 @@ def _collect_result(training: Training, start: _Start, classes: list[str], machi
     return TrainingResult(
         arrays={name: t.detach().cpu().contiguous().numpy() for name, t in start.network.state_dict().items()},
         subject={"arch": start.arch, "precision": training.precision},
-        metadata={
-            "classes": classes,
-            "preprocessing": start.preprocessing.to_json(),
-            "trained": start.trained,
-        },
+        metadata={"classes": classes, "preprocessing": start.preprocessing.to_json(), "trained": start.trained},
         parameters=count_parameters(start.network),
         records=records,
         best=[record for record in records if record["best"]][-1],
         packages=PACKAGES,
         run={**machine, "images_per_second": speeds},
     )
+
+
+FALLING, OVERFITTED, RISEN = 0.99, 0.15, 1.1  # factor of a loss, difference of accuracies, factor of a loss
+
+
+def list_hints(records: Sequence[Epoch], classes: int) -> list[str]:
+    """Return what the course of a training suggests to try next."""
+    epochs = [record for record in records if record.epoch]
+    last, best = epochs[-1], [record for record in records if record.best][-1]
+    start = records[0].val_loss if not records[0].epoch else math.log(classes)
+    hints = []
+    if len(epochs) > 1 and best is last and last.val_loss < FALLING * epochs[-2].val_loss:
+        hints.append("the validation loss was still falling at the last epoch: try more --epochs")
+    trained, validated = best.train_accuracy or 0, best.val_accuracy
+    if trained - validated > OVERFITTED:
+        hints.append(
+            f"accuracy is {100 * trained:.1f} % on training images and {100 * validated:.1f} % on validation images; "
+            "try --augment flip or crop-flip, --label-smoothing 0.1, or more images"
+        )
+    if epochs[0].val_loss > RISEN * start:
+        hints.append(
+            f"the validation loss rose from {start:.3g} to {epochs[0].val_loss:.3g} at first: try a lower --lr"
+        )
+    return hints
 
 
 def warn_if_collapsed(

@@ -23,17 +23,13 @@ from dlcv_cli.stages.seed_runs import SeedRun, SeedRuns, SeedSetup
 from dlcv_cli.stages.snapshots import SnapshotFile, hold_signals, raise_if_signalled
 from dlcv_cli.stages.training import TrainingResult, claim_training, find_finished, write_training
 from dlcv_cli.statistics.collapse import judge_numbers
-from dlcv_cli.studies.sequences.checkpoints import PACKAGES, look_up_task
 from dlcv_cli.studies.sequences.compiled_kernels import prepare_kernels
+from dlcv_cli.studies.sequences.study import PACKAGES, look_up_task
 from dlcv_cli.vision.splits import PARTS, count_held_out
 
 
 def generate_sequences(output: Path, config: GenConfig, *, context: Context | None = None) -> Outcome:
-    """Write a sequence file.
-
-    Raises:
-        DlcvError: an unknown task, or an output made by another recipe.
-    """
+    """Write a sequence file. DlcvError: an unknown task, or an output made by another recipe."""
     context = context or Context()
     check_output(output, ".safetensors")
     look_up(TASKS, config.task, "task")

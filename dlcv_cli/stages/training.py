@@ -17,6 +17,7 @@ from dlcv_cli.files.disk import JSON, hash_file, read_json
 from dlcv_cli.files.locks import claim_outputs, list_leftovers
 from dlcv_cli.files.recipes import Recipe, RunInfo, is_up_to_date, read_versions, refuse_overwrite
 from dlcv_cli.results import metrics
+from dlcv_cli.results.codec import write_document
 from dlcv_cli.stages.snapshots import SnapshotFile, snapshot_path
 
 
@@ -86,7 +87,7 @@ def write_training(
         "checkpoint": {"path": output.name, "sha256": hash_file(output)},
         "run": run.to_json(*result.packages, **result.run, **snapshot.describe()),
     }
-    metrics.write_metrics(output, msgspec.convert(document, metrics.TrainingMetrics))
+    write_document(metrics.metrics_path(output), msgspec.convert(document, metrics.TrainingMetrics))
     snapshot.remove()
     return Outcome(output, True, best)
 

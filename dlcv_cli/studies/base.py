@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from dlcv_cli.context import Context
 from dlcv_cli.report.kinds import FigureGroup
-from dlcv_cli.report.pictures import Gallery
+from dlcv_cli.report.reported import Gallery, Reported
 from dlcv_cli.results.codec import Struct
 from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import AnyEvaluation, Baseline, Interval, Over, PerSeed, Spread
-from dlcv_cli.results.metrics import TrainingMetrics
 from dlcv_cli.statistics.collapse import Collapse
 from dlcv_cli.statistics.metrics import summarize_runs
 from dlcv_cli.statistics.paired import Difference, Sample
@@ -84,17 +83,6 @@ class Measured:
     details: Struct
     packages: tuple[str, ...]  # whose versions the results depend on
     machine: dict[str, Any] = field(default_factory=dict)  # what `run` records of the computation
-
-
-@dataclass(frozen=True)
-class Reported:
-    """A checkpoint on the page of a report."""
-
-    name: str
-    checkpoint: Path
-    file: Path  # its evaluation
-    evaluation: AnyEvaluation
-    metrics: TrainingMetrics
 
 
 class Study(ABC, Generic[S]):

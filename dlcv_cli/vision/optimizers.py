@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,19 +13,34 @@ from torch.optim import Optimizer
 from dlcv_cli.config import TrainConfig
 
 Parameters = Mapping[str, Tensor]
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
 
 
-def _build_adam(parameters: Parameters, config: TrainConfig, fused: bool) -> Optimizer:
-    return torch.optim.Adam(parameters.values(), lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+def build_optimizer(parameters: Parameters, config: TrainConfig, scales: Mapping[str, float]) -> Optimizer:
+    """Return the optimizer of the settings for parameters by name, all on one device.
+
+    Biases and norms, which have one dimension, are not decayed. Parameters with a scale, by name, get that share of
+    the learning rate; see `set_lr`.
+    """
+    groups: dict[tuple[bool, float], list[Tensor]] = {}
+    for name, p in parameters.items():
+        groups.setdefault((p.dim() > 1, scales.get(name, 1.0)), []).append(p)
+    described = [
+        {"params": members, "weight_decay": config.weight_decay if decays else 0.0, "scale": scale}
+        for (decays, scale), members in groups.items()
+    ]
+    fused = next(iter(parameters.values())).device.type in ("cpu", "cuda")
+    return OPTIMIZERS[config.optimizer](described, lr=config.lr, fused=fused)
 
 
-OPTIMIZERS: dict[str, Callable[[Parameters, TrainConfig, bool], Optimizer]] = {"adam": _build_adam}
-
-
-def build_optimizer(name: str, parameters: Parameters, config: TrainConfig) -> Optimizer:
-    """Return the optimizer of that name for parameters by name, all on one device."""
-    device = next(iter(parameters.values())).device
-    return OPTIMIZERS[name](parameters, config, device.type in ("cpu", "cuda"))
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Set the learning rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["scale"]
 
 
 def optimizer_state(optimizer: Optimizer, parameters: Parameters) -> tuple[dict[str, Tensor], dict[str, Any]]:

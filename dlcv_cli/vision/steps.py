@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,21 @@ class SplitNetwork:
 def trains(module: nn.Module) -> bool:
     """Return whether any parameter of the module gets gradients."""
     return any(p.requires_grad for p in module.parameters())
+
+
+def scale_by_depth(steps: Sequence[nn.Module], names: Mapping[int, str], factor: float) -> dict[str, float]:
+    """Return factor**n for each parameter that trains, where n steps that train lie behind its own.
+
+    Args:
+        names: id of a parameter -> its name.
+    """
+    training = [step for step in steps if trains(step)]
+    return {
+        names[id(p)]: factor**n
+        for n, step in enumerate(reversed(training))
+        for p in step.parameters()
+        if p.requires_grad
+    }
 
 
 def is_random(step: nn.Module) -> bool:

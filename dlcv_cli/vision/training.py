@@ -14,18 +14,19 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlcv_cli.config import TrainConfig
+from dlcv_cli.config import FinetuneConfig, TrainConfig
 from dlcv_cli.errors import DivergedError
 from dlcv_cli.vision.batches import Source
-from dlcv_cli.vision.optimizers import build_optimizer, optimizer_state, restore_optimizer
-from dlcv_cli.vision.steps import SplitNetwork
+from dlcv_cli.vision.inference import lay_out
+from dlcv_cli.vision.optimizers import build_optimizer, optimizer_state, restore_optimizer, set_lr
+from dlcv_cli.vision.steps import SplitNetwork, scale_by_depth
 
 EVALUATION_BATCH = 32
-OPTIMIZER = "adam"
-NOW, BEST, OF_OPTIMIZER = "now.", "best.", "optimizer."  # how the names of a snapshot's tensors begin
+NOW, BEST, MEAN, OF_OPTIMIZER = "now.", "best.", "mean.", "optimizer."  # how the names of a snapshot's tensors begin
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,11 @@ class Training:
         self.network, self.precision, self.evaluate_start = split.network, precision, evaluate_start
         self.trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         self.device = next(iter(self.trainable.values())).device
-        self.optimizer = build_optimizer(OPTIMIZER, self.trainable, config)
+        names = {id(p): name for name, p in self.trainable.items()}
+        decay = config.layer_decay if isinstance(config, FinetuneConfig) else 1.0
+        self.optimizer = build_optimizer(self.trainable, config, scale_by_depth([*split.tail], names, decay))
+        self.class_weights: Tensor | None = None
+        self.mean = MeanWeights(self.network, config.ema) if config.ema else None
         self.records: list[Epoch] = []  # of epochs that are done
         self.done = 0  # images of the next one that were trained on
         self.loss_sum, self.correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
@@ -149,15 +154,23 @@ class Training:
         """The best epoch's record; None before the first validation pass."""
         return next((record for record in reversed(self.records) if record.best), None)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or no epoch was better for as many as `patience` says."""
+        waited = self.epoch - self.best_record.epoch if self.best_record else 0
+        return self.epoch >= self.config.epochs or (self.config.patience or math.inf) <= waited
+
+    def _lr_after(self, done: int) -> float:
+        """Return the learning rate of the step after which so many images of the epoch are done."""
+        return self.config.lr_at(self.epoch, done / len(self.train))
+
     def __iter__(self) -> Iterator[Progress | Epoch]:
         if self.evaluate_start and not self.records:
             yield from self._validate(0, time.perf_counter(), None)
-        while self.epoch < self.config.epochs:
-            begun, lr = time.perf_counter(), self.config.lr_at(self.epoch)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+        while not self.is_over:
+            begun = time.perf_counter()
             yield from self._take_steps()
-            yield from self._validate(self.epoch + 1, begun, lr)
+            yield from self._validate(self.epoch + 1, begun, self._lr_after(len(self.train)))
         self.optimizer.zero_grad()  # frees what is as large as the weights
         self.network.load_state_dict(self.best, strict=False)
 
@@ -168,22 +181,49 @@ class Training:
         order = np.random.default_rng((config.seed, self.epoch)).permutation(len(train))
         for x in train.batches(order[self.done :], config.batch_size, self.epoch):
             labels = torch.from_numpy(train.labels[order[self.done : self.done + len(x)]]).to(self.device)
-            torch.manual_seed(_mix(config.seed, self.epoch, self.done // config.batch_size))
-            logits = _logits(self.split.tail, x, self.precision)
-            loss = F.cross_entropy(logits, labels)
+            step_seed = _mix(config.seed, self.epoch, self.done // config.batch_size)
+            torch.manual_seed(step_seed)
+            set_lr(self.optimizer, self._lr_after(self.done + len(labels)))
+            mixed, targets = mix_up(x, labels, config.mixup, step_seed)
+            logits = _logits(self.split.tail, mixed, self.precision)
+            loss = self._loss(logits, targets)
             self.optimizer.zero_grad()
             torch.autograd.backward(loss)
+            if config.clip_norm:
+                nn.utils.clip_grad_norm_(self.trainable.values(), config.clip_norm)
             self.optimizer.step()
+            if self.mean:
+                steps = math.ceil(len(train) / config.batch_size)
+                self.mean.update(self.epoch * steps + self.done // config.batch_size)
             self.best_is_now = False
             self.loss_sum += loss.detach() * len(labels)
             self.correct += (logits.detach().argmax(1) == labels).sum()
             self.done += len(labels)
             yield Progress(self.epoch + 1, self.done, len(train))
 
+    def _loss(self, logits: Tensor, targets: list[tuple[Tensor, float]]) -> Tensor:
+        """Return the mean cross-entropy with labels that have a share each."""
+        if self.config.class_weights != "none" and self.class_weights is None:
+            self.class_weights = weigh_classes(self.train.labels, logits.shape[1], self.config.class_weights)
+            self.class_weights = self.class_weights.to(logits)
+        smoothing = self.config.label_smoothing
+        losses = [F.cross_entropy(logits, of, self.class_weights, label_smoothing=smoothing) for of, _ in targets]
+        return torch.stack([loss * share for loss, (_, share) in zip(losses, targets, strict=True)]).sum()
+
     def _validate(self, epoch: int, begun: float, lr: float | None) -> Iterator[Progress | Epoch]:
         """Make the validation pass that closes an epoch, and yield its record."""
-        for score in evaluate(self.split.tail, self.val, self.precision):
-            yield Progress(epoch, score.done, len(self.val), validation=True)
+        if self.mean:
+            self.mean.exchange()
+        try:
+            for score in evaluate(self.split.tail, self.val, self.precision):
+                yield Progress(epoch, score.done, len(self.val), validation=True)
+            yield from self._close_epoch(epoch, begun, lr, score)
+        finally:
+            if self.mean:
+                self.mean.exchange()
+
+    def _close_epoch(self, epoch: int, begun: float, lr: float | None, score: Score) -> Iterator[Epoch]:
+        """Yield an epoch's record, and keep its weights if it is the best."""
         count = self.done - self.before + len(self.val) if epoch else len(self.val)
         sums = (self.loss_sum.item(), self.correct.item())
         loss, accuracy = (total / self.done for total in sums) if epoch else (None, None)
@@ -192,7 +232,7 @@ class Training:
         best = self.best_record
         is_best = best is None or (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss)
         if is_best:
-            self.best, self.best_is_now = self._copy_changing(), True
+            self.best, self.best_is_now = self._copy_changing(), not self.mean
         self.done = 0
         self.loss_sum.zero_()
         self.correct.zero_()
@@ -218,6 +258,9 @@ class Training:
             DivergedError: a number in it is not finite, so training cannot continue from it.
         """
         tensors = {f"{NOW}{name}": t.detach() for name, t in _changing(self.network)}
+        if self.mean:
+            now, mean = self.mean.pair()
+            tensors = {f"{NOW}{name}": t for name, t in now.items()} | {f"{MEAN}{name}": t for name, t in mean.items()}
         remembered, values = optimizer_state(self.optimizer, self.trainable)
         tensors |= {f"{OF_OPTIMIZER}{key}": t for key, t in remembered.items()}
         loss_sum = self.loss_sum.item()
@@ -258,6 +301,8 @@ class Training:
         with torch.no_grad():
             for name, t in _changing(self.network):
                 t.copy_(take(f"{NOW}{name}", t))
+            for name, t in self.mean.pair()[1].items() if self.mean else ():
+                t.copy_(take(f"{MEAN}{name}", t))
         if self.best_is_now:
             self.best = self._copy_changing()
         elif self.records:
@@ -279,6 +324,59 @@ def _changing(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield what training changes: trainable parameters, and buffers (BatchNorm's statistics)."""
     yield from ((name, p) for name, p in network.named_parameters() if p.requires_grad)
     yield from network.named_buffers()
+
+
+class MeanWeights:
+    """Running means of what training changes in a network, which can take its place in it.
+
+    The decay grows to its value as (1 + n) / (10 + n) after n steps, so that the beginning is soon forgotten.
+    Source: tf.train.ExponentialMovingAverage.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay, self.exchanged = decay, False
+        self.live = {name: t.detach() for name, t in _changing(network)}
+        self.means = {name: t.clone() for name, t in self.live.items()}
+
+    def update(self, step: int) -> None:
+        """Take the step of this number (0 is the first) into the means; what is counted is copied."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        for name, mean in self.means.items():
+            if mean.is_floating_point():
+                mean.lerp_(self.live[name], weight)
+            else:
+                mean.copy_(self.live[name])
+
+    def exchange(self) -> None:
+        """Put the means into the network and its weights into their place, or both back."""
+        for name, mean in self.means.items():
+            now = self.live[name].clone()
+            self.live[name].copy_(mean)
+            mean.copy_(now)
+        self.exchanged = not self.exchanged
+
+    def pair(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return what is trained, and the means."""
+        return (self.means, self.live) if self.exchanged else (self.live, self.means)
+
+
+def weigh_classes(labels: NDArray[np.int64], classes: int, how: str) -> Tensor:
+    """Return a weight for each class (K,) float32: N / (K * images of the class), or with `sqrt` its square root."""
+    counts = np.bincount(labels, minlength=classes).clip(1)
+    balanced = torch.from_numpy(len(labels) / (classes * counts)).float()
+    return balanced.sqrt() if how == "sqrt" else balanced
+
+
+def mix_up(x: Tensor, labels: Tensor, alpha: float, seed: int) -> tuple[Tensor, list[tuple[Tensor, float]]]:
+    """Return a batch mixed with itself in another order, and both orders' labels with their shares.
+
+    Source: Zhang et al. 2017 (arXiv:1710.09412); for features of frozen layers Verma et al. 2018 (arXiv:1806.05236).
+    """
+    if not alpha:
+        return x, [(labels, 1.0)]
+    rng = np.random.default_rng(seed)
+    share, order = float(rng.beta(alpha, alpha)), torch.from_numpy(rng.permutation(len(x))).to(x.device)
+    return lay_out(torch.lerp(x[order], x, share)), [(labels, share), (labels[order], 1 - share)]
 
 
 def _mix(*numbers: int) -> int:

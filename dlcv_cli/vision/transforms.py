@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as F2
 
 from dlcv_cli.config import Augment
 from dlcv_cli.errors import FileError
@@ -55,11 +56,17 @@ class Images:
     augment: Augment = "none"
     views: int | None = None  # number of random views of each image, used in turn; None: a new one in every epoch
     seed: int = 0
+    erase: float = 0.0  # chance that a box of a random part is erased
 
     @property
     def distinct(self) -> float:
         """Largest number of epochs in which an image looks different each time."""
         return 1 if self.augment == "none" else self.views or math.inf
+
+    @property
+    def repeats(self) -> bool:
+        """Whether images look the same in several epochs, so that features can be computed once."""
+        return self.augment in ("none", "flip") or self.views is not None
 
     def view(self, index: int, epoch: int) -> str:
         """Return the name of the view of an image that an epoch sees; for one image, a name stands for one picture.
@@ -69,8 +76,8 @@ class Images:
         if self.augment == "none":
             return PLAIN
         name = f"{self.augment} {self.seed} {epoch % self.views if self.views else epoch}"
-        if self.augment == "crop-flip":
-            return name
+        if self.augment != "flip":
+            return f"{name} erase {self.erase:g}" if self.erase else name
         return MIRRORED if random.Random(f"{name} {self.digests[index]}").random() < 0.5 else PLAIN
 
     def key(self, index: int, view: str) -> bytes:
@@ -89,9 +96,13 @@ class Images:
         except ValueError as error:
             raise FileError(path, str(error)) from None
         if view in (PLAIN, MIRRORED):
-            pixels = resize_and_crop(image, self.preprocessing)
+            pixels = resize(image, self.preprocessing)
             return pixels.flip(1) if view == MIRRORED else pixels
-        return crop_randomly(image, self.preprocessing, random.Random(f"{view} {digest}"))
+        rng = random.Random(f"{view} {digest}")
+        pixels = crop_randomly(image, self.preprocessing, rng)
+        if self.augment == "trivial":
+            pixels = augment_trivially(pixels, rng)
+        return erase_box(pixels, self.preprocessing, rng) if rng.random() < self.erase else pixels
 
 
 def decode(data: bytes) -> Tensor:
@@ -117,8 +128,18 @@ def decode(data: bytes) -> Tensor:
         return torch.from_numpy(np.array(images.decode_image(image))).permute(2, 0, 1)
 
 
-def resize_and_crop(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """(3, H, W) uint8 -> (crop, crop, 3) uint8: short side to `resize`, with antialiasing, then the middle."""
+def resize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """(3, H, W) uint8 -> (crop, crop, 3) uint8, as the preprocessing says."""
+    side, how = preprocessing.crop, preprocessing.interpolation
+    if preprocessing.fit == "squash":
+        return _resize(image, [side, side], how).permute(1, 2, 0)
+    if preprocessing.fit == "pad":
+        longest = max(image.shape[1:])
+        size = [max(1, round(side * of / longest)) for of in image.shape[1:]]
+        top, left = ((side - of) // 2 for of in size)
+        square = _mean_colour(preprocessing).expand(side, side, 3).contiguous()
+        square[top : top + size[0], left : left + size[1]] = _resize(image, size, how).permute(1, 2, 0)
+        return square
     short = min(image.shape[1:])
     image = _crop_middle(image, *(min(side, MAX_RATIO * short) for side in image.shape[1:]))
     size = [int(preprocessing.resize * side / short) for side in image.shape[1:]]
@@ -141,6 +162,62 @@ def crop_randomly(image: Tensor, preprocessing: Preprocessing, rng: random.Rando
     size = [preprocessing.crop, preprocessing.crop]
     pixels = _resize(image[:, top : top + high, left : left + wide], size, preprocessing.interpolation).permute(1, 2, 0)
     return pixels.flip(1) if rng.random() < 0.5 else pixels
+
+
+# Source: Mueller & Hutter 2021 (arXiv:2103.10158), the wide space of table 1. An operation -> its largest strength, and
+# a function of (image (3, H, W) uint8, strength from -largest to largest, or 0 to largest); 31 strengths.
+OPERATIONS: dict[str, tuple[float, bool, Callable[[Any, float], Any]]] = {
+    "identity": (0, False, lambda x, _: x),
+    "shear x": (
+        0.99,
+        True,
+        lambda x, m: F2.affine(x, 0.0, [0, 0], 1.0, [math.degrees(math.atan(m)), 0.0], center=[0, 0]),
+    ),
+    "shear y": (
+        0.99,
+        True,
+        lambda x, m: F2.affine(x, 0.0, [0, 0], 1.0, [0.0, math.degrees(math.atan(m))], center=[0, 0]),
+    ),
+    "translate x": (32, True, lambda x, m: F2.affine(x, 0.0, [int(m), 0], 1.0, [0.0, 0.0])),
+    "translate y": (32, True, lambda x, m: F2.affine(x, 0.0, [0, int(m)], 1.0, [0.0, 0.0])),
+    "rotate": (135, True, F2.rotate),
+    "brightness": (0.99, True, lambda x, m: F2.adjust_brightness(x, 1 + m)),
+    "colour": (0.99, True, lambda x, m: F2.adjust_saturation(x, 1 + m)),
+    "contrast": (0.99, True, lambda x, m: F2.adjust_contrast(x, 1 + m)),
+    "sharpness": (0.99, True, lambda x, m: F2.adjust_sharpness(x, 1 + m)),
+    "posterize": (6, False, lambda x, m: F2.posterize(x, 8 - round(m))),
+    "solarize": (255, False, lambda x, m: F2.solarize(x, 255 - m)),
+    "autocontrast": (0, False, lambda x, _: F2.autocontrast(x)),
+    "equalize": (0, False, lambda x, _: F2.equalize(x)),
+}
+STRENGTHS = 31
+
+
+def augment_trivially(pixels: Tensor, rng: random.Random) -> Tensor:
+    """(H, W, 3) uint8 -> the same shape: one operation at one strength, both drawn uniformly (TrivialAugment)."""
+    largest, signed, operation = OPERATIONS[rng.choice([*OPERATIONS])]
+    strength = largest * rng.randrange(STRENGTHS) / (STRENGTHS - 1) * (rng.choice((-1, 1)) if signed else 1)
+    changed: Tensor = operation(pixels.permute(2, 0, 1), strength)
+    return changed.permute(1, 2, 0)
+
+
+def erase_box(pixels: Tensor, preprocessing: Preprocessing, rng: random.Random) -> Tensor:
+    """(H, W, 3) uint8 -> the same shape, with a random box of 2 to 33 % of the area in the mean colour.
+
+    Source: Zhong et al. 2017 (arXiv:1708.04896); its ratio of sides is 0.3 to 3.3.
+    """
+    height, width = pixels.shape[:2]
+    area, ratio = height * width * rng.uniform(0.02, 0.33), math.exp(rng.uniform(math.log(0.3), math.log(3.3)))
+    high, wide = min(height, round(math.sqrt(area * ratio))), min(width, round(math.sqrt(area / ratio)))
+    top, left = rng.randint(0, height - high), rng.randint(0, width - wide)
+    erased = pixels.clone()
+    erased[top : top + high, left : left + wide] = _mean_colour(preprocessing)
+    return erased
+
+
+def _mean_colour(preprocessing: Preprocessing) -> Tensor:
+    """Return what normalisation turns into about 0, (3,) uint8."""
+    return (torch.tensor(preprocessing.mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _crop_middle(image: Tensor, height: int, width: int) -> Tensor:

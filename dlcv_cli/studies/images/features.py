@@ -111,7 +111,7 @@ def open_sources(
         f"frozen before {frozen.split.boundary}: {100 * cost.flops / cost.total_flops:.1f} % of the "
         f"{cost.total_flops / 1e9:.3g} GFLOP per image of a forward pass; features take {size:,} bytes per image"
     )
-    repeats = [images.augment != "crop-flip" or images.views is not None for images in parts]
+    repeats = [images.repeats for images in parts]
     views = _list_views([(images, count) for images, count, r in zip(parts, epochs, repeats, strict=True) if r])
     cached: tuple[FeatureCache, NDArray[Any]] | None = None
     if context.cache is None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+from PIL import Image
 
 from dlcv_cli.files import splits
 from dlcv_cli.report.axes import Axis
 from dlcv_cli.report.kinds import Bars, FigureGroup, Matrix, Reliability
-from dlcv_cli.report.pictures import Gallery, Picture, Row
-from dlcv_cli.results.evaluation import Evaluation, ImageDetails
+from dlcv_cli.report.reported import Gallery, Picture, Reported, Row
+from dlcv_cli.results.evaluation import Evaluation, HighLoss, ImageDetails
 from dlcv_cli.statistics.metrics import score_logits
-from dlcv_cli.studies.base import Reported
-from dlcv_cli.studies.images.thumbnails import make_thumbnail
+from dlcv_cli.studies.images.study import describe_examples
 from dlcv_cli.studies.stored import read_predictions
+from dlcv_cli.vision import images
 
+SIDE = 96  # of a thumbnail, in pixels
 EXAMPLES = 3  # images shown of each confused pair
 ImageEvaluation = Evaluation[ImageDetails]
 
@@ -52,7 +56,7 @@ def draw_confusion(name: str, evaluation: ImageEvaluation) -> Matrix:
     cells = tuple((true, predicted, n, n / classes[true].n) for true, predicted, n in evaluation.details.confusion)
     wrong = [cell for cell in cells if cell[0] != cell[1]]
     names = tuple(row.name for row in classes)
-    text = f"Answers of {name} by true class, {len(names)} classes, as shares of each class. "
+    text = f"Predictions of {name} by true class, {len(names)} classes, as shares of each class. "
     if wrong:
         true, predicted, n, _ = max(wrong, key=lambda cell: cell[2])
         text += f"Most confused: {names[true]} taken for {names[predicted]}, {n} times."
@@ -101,37 +105,53 @@ def _load_confused(network: Reported, root: Path, data: Path | None) -> Gallery:
     evaluation: ImageEvaluation = network.evaluation
     predictions = read_predictions(network.file, evaluation)
     scores = score_logits(predictions["logits"], predictions["labels"])
-    split = splits.read(data or network.file.parent / evaluation.data.path)
-    examples = split.parts[evaluation.data.part]
-    numbers = {row.name: number for number, row in enumerate(evaluation.details.per_class)}
+    examples = splits.read(data or network.file.parent / evaluation.data.path).parts[evaluation.data.part]
+    classes = [row.name for row in evaluation.details.per_class]
+    numbers = {name: number for number, name in enumerate(classes)}
     rows = []
     for pair in evaluation.details.confused:
-        confused = (predictions["labels"] == numbers[pair.true]) & (scores.predicted == numbers[pair.predicted])
+        confused = (scores.labels == numbers[pair.true]) & (scores.predicted == numbers[pair.predicted])
         indices = np.flatnonzero(confused)
         highest = indices[np.argsort(-scores.losses[indices], kind="stable")][:EXAMPLES]
-        pictures = (
-            _load(root, examples[i].sha256, Picture(
-                examples[i].path, pair.true, pair.predicted, float(scores.losses[i]), float(np.exp(-scores.losses[i]))
-            )) for i in highest
-        )  # fmt: skip
+        pictures = tuple(_load(root, e) for e in describe_examples(scores, classes, examples, highest))
         text = f"{pair.n:,} images, {100 * pair.share:.1f} % of the class"
-        rows.append(Row(tuple(pictures), pair.true, pair.predicted, text))
+        rows.append(Row(pictures, pair.true, pair.predicted, text))
     return Gallery("Most confused pairs", "", tuple(rows))
 
 
 def _load_highest_losses(network: Reported, root: Path) -> Gallery:
-    pictures = (
-        _load(root, image.sha256, Picture(image.path, image.label, image.predicted, image.loss, image.probability))
-        for image in network.evaluation.details.highest_loss
-    )
+    pictures = tuple(_load(root, example) for example in network.evaluation.details.highest_loss)
     hint = "Each image has its class, the predicted class, and the probability given to its class."
-    return Gallery("Images with the highest loss", hint, (Row(tuple(pictures)),))
+    return Gallery("Images with the highest loss", hint, (Row(pictures),))
 
 
-def _load(root: Path, sha256: str, picture: Picture) -> Picture:
-    """Return the picture with its thumbnail, or with the reason why it has none."""
+def _load(root: Path, example: HighLoss) -> Picture:
+    """Return an image with its thumbnail, or with the reason why it has none."""
     try:
-        jpeg, size = make_thumbnail(root / picture.path, sha256)
+        return Picture(example, *make_thumbnail(root / example.path, example.sha256))
     except ValueError as error:
-        return replace(picture, problem=str(error))
-    return replace(picture, jpeg=jpeg, size=size)
+        return Picture(example, problem=str(error))
+
+
+@lru_cache(maxsize=1024)
+def make_thumbnail(path: Path, sha256: str) -> tuple[bytes, tuple[int, int]]:
+    """Return an image as a small upright JPEG, and its (width, height).
+
+    Images of a few pixels are enlarged, each pixel a square.
+
+    Raises:
+        ValueError: the image is missing or its sha256 is another; the message is the reason in a word.
+    """
+    if not path.exists():
+        raise ValueError("missing")
+    data = images.read_image_file(path)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError("changed")
+    with images.convert_decoder_errors():
+        image = images.decode_image(images.open_image(data))
+    image.thumbnail((SIDE, SIDE))
+    if (factor := SIDE // max(image.size)) > 1:
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue(), image.size

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dlcv_cli.context import Context
-from dlcv_cli.errors import FileError
+from dlcv_cli.context import Context, Reporter, map_in_threads
+from dlcv_cli.errors import FileError, list_names
 from dlcv_cli.files import splits
 from dlcv_cli.files.disk import make_relative
+from dlcv_cli.files.splits import Split
 from dlcv_cli.report.kinds import FigureGroup
-from dlcv_cli.report.pictures import Gallery
+from dlcv_cli.report.reported import Gallery, Reported
 from dlcv_cli.results.comparison import Column
-from dlcv_cli.results.evaluation import (
-    AnyEvaluation,
-    CalibrationBin,
-    ConfusedPair,
-    HighLoss,
-    ImageDetails,
-    PerClass,
-)
+from dlcv_cli.results.evaluation import AnyEvaluation, CalibrationBin, ConfusedPair, HighLoss, ImageDetails, PerClass
 from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_classes
 from dlcv_cli.statistics.metrics import Scores, score_logits, score_predictions
 from dlcv_cli.statistics.paired import compare_recalls, compare_shares
 from dlcv_cli.statistics.significance import build_mean, build_proportion
-from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Reported, Study
+from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Study
 from dlcv_cli.vision.splits import Example
 
 MOST_CONFUSED = 10
@@ -37,7 +31,7 @@ TOP = 5
 
 METRICS: tuple[Metric[Scores], ...] = (
     Metric(
-        Column(key="top1_accuracy", heading="top-1 %", noun="top-1 accuracy", higher_is_better=True, percent=True),
+        Column("top1_accuracy", "top-1 %", "top-1 accuracy", higher_is_better=True, percent=True),
         value=lambda s: float(s.right.mean()),
         range=(0, 1),
         interval=lambda s: build_proportion(s.right),
@@ -45,7 +39,7 @@ METRICS: tuple[Metric[Scores], ...] = (
         test=lambda samples, base, _: compare_shares(samples, base),
     ),
     Metric(
-        Column(key="top5_accuracy", heading="top-5 %", noun="top-5 accuracy", higher_is_better=True, percent=True),
+        Column("top5_accuracy", "top-5 %", "top-5 accuracy", higher_is_better=True, percent=True),
         value=lambda s: float(s.in_five.mean()),
         range=(0, 1),
         interval=lambda s: build_proportion(s.in_five),
@@ -53,13 +47,7 @@ METRICS: tuple[Metric[Scores], ...] = (
         applies=lambda s: s.classes > TOP,  # five of five classes are always right
     ),
     Metric(
-        Column(
-            key="mean_per_class_recall",
-            heading="per-class recall %",
-            noun="per-class recall",
-            higher_is_better=True,
-            percent=True,
-        ),
+        Column("mean_per_class_recall", "per-class recall %", "per-class recall", higher_is_better=True, percent=True),
         value=lambda s: metrics.compute_mean_recall(s.right, s.labels),
         range=(0, 1),
         interval=lambda s: metrics.build_recall(s.right, s.labels),
@@ -67,19 +55,13 @@ METRICS: tuple[Metric[Scores], ...] = (
         test=lambda samples, base, scores: compare_recalls(samples, base, scores.labels),
     ),
     Metric(  # none of the usual intervals holds for it (docs/statistics.md)
-        Column(
-            key="expected_calibration_error",
-            heading="ECE %",
-            noun="calibration error",
-            higher_is_better=False,
-            percent=True,
-        ),
+        Column("expected_calibration_error", "ECE %", "calibration error", higher_is_better=False, percent=True),
         value=lambda s: metrics.build_calibration(s).estimate,
         range=(0, 1),
         of_baselines=False,
     ),
     Metric(
-        Column(key="loss", heading="loss", noun="loss", higher_is_better=False),
+        Column("loss", "loss", "loss", higher_is_better=False),
         value=lambda s: float(s.losses.mean()),
         interval=lambda s: build_mean(s.losses),
         of_baselines=False,
@@ -104,14 +86,11 @@ class ImageStudy(Study[Scores]):
 
     def check_files(self, data: Path, part: str, context: Context) -> None:
         """Raise FileError unless each image of a part exists unchanged in the context's root."""
-        from dlcv_cli.studies.images.part_files import require_images
-
         require_images(splits.read(data, context.root), part, context.reporter)
 
     def measure(self, checkpoint: Path, data: Path, part: str, context: Context) -> Measured:
         """Compute the logits of each image of a part."""
-        from dlcv_cli.studies.images.device import PACKAGES
-        from dlcv_cli.studies.images.predictor import Predictor, load_part, open_checkpoint, require_classes
+        from dlcv_cli.studies.images.predictor import PACKAGES, Predictor, load_part, open_checkpoint, require_classes
 
         stored, split = open_checkpoint(checkpoint), splits.read(data, context.root)
         require_classes(checkpoint, stored.classes, data, split.classes)
@@ -167,6 +146,41 @@ class ImageStudy(Study[Scores]):
         return load_pictures(network, root, data)
 
 
+def require_images(split: Split, part: str, reporter: Reporter) -> list[Path]:
+    """Return the paths of one part's images, after checking each file against its sha256.
+
+    Raises:
+        FileError: the part is empty, or images are missing or changed; names them.
+    """
+    from dlcv_cli.vision.images import hash_image_file
+
+    def hash_or_none(path: Path) -> str | None:
+        try:
+            return hash_image_file(path)
+        except ValueError:
+            return None
+
+    examples = split.parts[part]
+    if not examples:
+        raise FileError(split.path, f"has no {part} images")
+    if not split.root.is_dir():
+        raise FileError(split.path, f"its image folder {split.root} does not exist; give the folder with --root")
+    paths = [split.root / e.path for e in examples]
+    hashes = map_in_threads(hash_or_none, paths, f"checking {part} images", reporter)
+    problems = [
+        f"{e.path} ({'changed' if digest else 'missing'})"
+        for e, digest in zip(examples, hashes, strict=True)
+        if digest != e.sha256
+    ]
+    if problems:
+        raise FileError(
+            split.path,
+            f"{len(problems)} of its images in {split.root} are missing or changed: {list_names(problems)}; "
+            "restore them, give the folder with --root, or make a new split",
+        )
+    return paths
+
+
 def describe_errors(scores: Scores, classes: Sequence[str], examples: Sequence[Example], root: str) -> ImageDetails:
     """Return where a classifier goes wrong, on the images of these scores."""
     table = np.zeros((len(classes), len(classes)), np.int64)
@@ -191,19 +205,28 @@ def describe_errors(scores: Scores, classes: Sequence[str], examples: Sequence[E
             for i, j, n in wrong[:MOST_CONFUSED]
         ],
         calibration=_bin_by_confidence(scores),
-        highest_loss=[
-            HighLoss(
-                path=examples[i].path,
-                sha256=examples[i].sha256,
-                label=classes[scores.labels[i]],
-                predicted=classes[scores.predicted[i]],
-                loss=float(scores.losses[i]),
-                probability=float(np.exp(-scores.losses[i])),
-            )
-            for i in np.argsort(-scores.losses, kind="stable")[:HIGHEST_LOSS]
-        ],
+        highest_loss=describe_examples(
+            scores, classes, examples, np.argsort(-scores.losses, kind="stable")[:HIGHEST_LOSS]
+        ),
         root=root,
     )
+
+
+def describe_examples(
+    scores: Scores, classes: Sequence[str], examples: Sequence[Example], indices: Iterable[int]
+) -> list[HighLoss]:
+    """Return what these examples are, and what was predicted of them."""
+    return [
+        HighLoss(
+            path=examples[i].path,
+            sha256=examples[i].sha256,
+            label=classes[scores.labels[i]],
+            predicted=classes[scores.predicted[i]],
+            loss=float(scores.losses[i]),
+            probability=float(np.exp(-scores.losses[i])),
+        )
+        for i in indices
+    ]
 
 
 def _bin_by_confidence(scores: Scores) -> list[CalibrationBin]:

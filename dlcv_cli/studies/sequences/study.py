@@ -15,17 +15,26 @@ from dlcv_cli.context import Context
 from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.files import sequences, tensors
 from dlcv_cli.files.disk import as_object
-from dlcv_cli.report.kinds import FigureGroup
-from dlcv_cli.results.comparison import Column
-from dlcv_cli.results.evaluation import AnyEvaluation, ByLength, SequenceDetails
-from dlcv_cli.sequences.tasks import TASKS, Sequences
+from dlcv_cli.files.sequences import SequenceFile
+from dlcv_cli.report.axes import Axis, spanning_axis
+from dlcv_cli.report.kinds import Curves, Density, FigureGroup, Line
+from dlcv_cli.report.reported import Reported
+from dlcv_cli.results.comparison import Column, format_number
+from dlcv_cli.results.evaluation import AnyEvaluation, ByLength, Evaluation, SequenceDetails
+from dlcv_cli.sequences.cells import CELLS, Parameters, check_parameters
+from dlcv_cli.sequences.engines import ENGINES, build_engine
+from dlcv_cli.sequences.tasks import TASKS, Sequences, Task
 from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_numbers
 from dlcv_cli.statistics.paired import compare_means
 from dlcv_cli.statistics.significance import build_mean, build_proportion
-from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Reported, Study
+from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Study
+from dlcv_cli.studies.stored import read_predictions
 
 Floats = NDArray[np.float32]
+BINS = 48  # of each axis of a figure
+# engine -> the packages whose versions its results depend on
+PACKAGES = {name: (engine.package, "numpy", "safetensors") for name, engine in ENGINES.items()}
 
 
 @dataclass(frozen=True)
@@ -43,25 +52,25 @@ class Predicted:
 
 METRICS: tuple[Metric[Predicted], ...] = (
     Metric(
-        Column(key="mse", heading="MSE", noun="MSE", higher_is_better=False),
+        Column("mse", "MSE", "MSE", higher_is_better=False),
         value=lambda p: float(np.mean(p.errors**2)),
         interval=lambda p: build_mean(p.errors**2),
         tested=lambda p: p.errors**2,
         test=lambda samples, base, _: compare_means(samples, base),
     ),
     Metric(
-        Column(key="mae", heading="MAE", noun="MAE", higher_is_better=False),
+        Column("mae", "MAE", "MAE", higher_is_better=False),
         value=lambda p: float(np.mean(p.errors)),
         interval=lambda p: build_mean(p.errors),
     ),
     Metric(
-        Column(key="close", heading="within 0.04 %", noun="share within 0.04", higher_is_better=True, percent=True),
+        Column("close", "within 0.04 %", "share within 0.04", higher_is_better=True, percent=True),
         value=lambda p: float(np.mean(p.errors < metrics.CLOSE)),
         range=(0, 1),
         interval=lambda p: build_proportion(p.errors < metrics.CLOSE),
     ),
     Metric(
-        Column(key="r2", heading="R2", noun="R2", higher_is_better=True, small=False),
+        Column("r2", "R2", "R2", higher_is_better=True, small=False),
         value=lambda p: metrics.compute_explained_variance(p.predictions, p.targets),
         range=(-np.inf, 1),
         interval=lambda p: metrics.build_r2(p.predictions, p.targets),
@@ -93,8 +102,6 @@ class SequenceStudy(Study[Predicted]):
 
     def measure(self, checkpoint: Path, data: Path, part: str, context: Context) -> Measured:
         """Predict each sequence of a part with each run of a checkpoint."""
-        from dlcv_cli.studies.sequences.checkpoints import PACKAGES, look_up_task
-
         stored, file = tensors.read(checkpoint, tensors.CHECKPOINT), sequences.read(data)
         if stored.metadata.get("task") != file.task:
             trained = stored.metadata.get("task")
@@ -141,9 +148,22 @@ class SequenceStudy(Study[Predicted]):
 
     def draw_figures(self, networks: Sequence[Reported]) -> list[FigureGroup]:
         """Draw predictions against targets, and the error by length."""
-        from dlcv_cli.studies.sequences.report import draw_figures
-
-        return draw_figures(networks)
+        densities = []
+        for network in networks:
+            arrays = read_predictions(network.file, network.evaluation)
+            densities.append(draw_predictions(network.name, arrays["predictions"], arrays["targets"]))
+        return [
+            FigureGroup(
+                "Predictions and true values",
+                "The stronger a cell's colour, the more predictions lie in it; correct ones lie on the diagonal.",
+                densities,
+            ),
+            FigureGroup(
+                "Error by length",
+                "Mean squared error over the sequences of each length.",
+                [draw_error_by_length([(network.name, network.evaluation) for network in networks])],
+            ),
+        ]
 
 
 def predict_runs(stored: tensors.Tensors, examples: Sequences, context: Context) -> tuple[dict[int, Floats], str, bool]:
@@ -152,9 +172,6 @@ def predict_runs(stored: tensors.Tensors, examples: Sequences, context: Context)
     Raises:
         FileError: the checkpoint is damaged, or of a cell that this version lacks.
     """
-    from dlcv_cli.sequences.cells import CELLS, check_parameters
-    from dlcv_cli.sequences.engines import build_engine
-    from dlcv_cli.studies.sequences.checkpoints import read_runs
     from dlcv_cli.studies.sequences.compiled_kernels import prepare_kernels
 
     name = as_object(stored.metadata.get("config")).get("cell")
@@ -185,3 +202,62 @@ def measure_by_length(predictions: Floats, targets: Floats, lengths: NDArray[np.
         means = {"mse": np.mean(own**2), "mae": np.mean(own), "close": np.mean(own < metrics.CLOSE)}
         rows.append(ByLength(length=int(length), n=own.shape[1], **{key: float(mean) for key, mean in means.items()}))
     return rows
+
+
+def look_up_task(file: SequenceFile) -> Task:
+    """Return a file's task. FileError: this version lacks it, or the sequences have another width."""
+    if file.task not in TASKS:
+        raise FileError(file.path, f"is of the task {file.task!r}, which this version does not know")
+    task, width = TASKS[file.task], file.parts["train"].inputs.shape[1]
+    if width != task.inputs:
+        raise FileError(file.path, f"damaged: {width} inputs per step, but {file.task} has {task.inputs}")
+    return task
+
+
+def read_runs(file: tensors.Tensors) -> dict[int, Parameters]:
+    """Return the weights of each run of a checkpoint, by seed. ValueError: they are not all in it."""
+    seeds = file.metadata.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise ValueError("its metadata lists no seeds")
+    if len(seeds) == 1:
+        return {seeds[0]: file.arrays}
+    if any(array.shape[:1] != (len(seeds),) for array in file.arrays.values()):
+        raise ValueError(f"its tensors are not those of {len(seeds)} runs")
+    return {seed: {name: array[k] for name, array in file.arrays.items()} for k, seed in enumerate(seeds)}
+
+
+def draw_predictions(name: str, predictions: NDArray[np.floating], targets: NDArray[np.floating]) -> Density:
+    """Return predictions (N,) or (runs, N) against true values (N,); those beyond an axis are counted at its end."""
+    true = np.broadcast_to(targets, predictions.shape).ravel().astype(float)
+    predicted = predictions.ravel().astype(float)
+    low, high = float(targets.min()), float(targets.max())
+    margin = 0.1 * (high - low) or 0.5
+    x = Axis("true value", low, high if high > low else low + 1)
+    y = Axis("prediction", low - margin, high + margin)
+    inside = predicted.clip(y.low, y.high)
+    counts = np.histogram2d(true, inside, bins=BINS, range=((x.low, x.high), (y.low, y.high)))[0].astype(np.int64)
+    edges = np.linspace(x.low, x.high, 11)
+    tenths = np.digitize(true, edges[1:-1])
+    deciles = []
+    for tenth in np.unique(tenths):
+        chosen = tenths == tenth
+        error = float(np.abs(predicted - true)[chosen].mean())
+        deciles.append((edges[tenth], edges[tenth + 1], int(chosen.sum()), float(predicted[chosen].mean()), error))
+    beyond = int((inside != predicted).sum())
+    text = f"{true.size:,} predictions of {name} against the true values; correct ones lie on the diagonal. "
+    text += f"Mean absolute error {format_number(float(np.abs(predicted - true).mean()))}."
+    text += f" {beyond:,} lie beyond the axis." if beyond else ""
+    return Density(f"predicted-{name}", f"Predictions: {name}", text, x, y, counts, tuple(deciles))
+
+
+def draw_error_by_length(evaluations: Sequence[tuple[str, Evaluation[SequenceDetails]]]) -> Curves:
+    """Return the mean squared error by sequence length, one line per network."""
+    lines = []
+    for style, (name, evaluation) in enumerate(evaluations):
+        rows = evaluation.details.by_length
+        lines.append(Line(name, tuple(row.length for row in rows), tuple(row.mse for row in rows), style=style))
+    x = spanning_axis("length", [x for line in lines for x in line.x], whole=True)
+    y = spanning_axis("MSE", [y for line in lines for y in line.y], log=True)
+    ends = "; ".join(f"{line.name} {y.label(line.y[0])} to {y.label(line.y[-1])}" for line in lines)
+    text = f"Mean squared error from length {x.label(lines[0].x[0])} to {x.label(lines[0].x[-1])}: {ends}."
+    return Curves("by-length", "Error by length", text, x, y, tuple(lines))

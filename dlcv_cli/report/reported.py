@@ -1,21 +1,21 @@
-"""Pictures of single examples on the page, with what was predicted of them."""
+"""What a page shows of a network: its files, its evaluation and metrics, and pictures of single examples."""
 
 from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+
+from dlcv_cli.results.evaluation import AnyEvaluation, HighLoss
+from dlcv_cli.results.metrics import TrainingMetrics
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An evaluated image: its thumbnail (a JPEG with its width and height), or the reason why it has none."""
+    """An evaluated image with its thumbnail (a JPEG, its width and height), or the reason why it has none."""
 
-    path: str
-    label: str
-    predicted: str
-    loss: float  # nats
-    probability: float  # of the label
+    example: HighLoss
     jpeg: bytes = b""
     size: tuple[int, int] = (96, 96)
     problem: str = ""
@@ -43,3 +43,15 @@ class Gallery:
     heading: str
     hint: str
     rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A checkpoint on the page of a report."""
+
+    name: str
+    checkpoint: Path
+    file: Path  # its evaluation
+    evaluation: AnyEvaluation
+    metrics: TrainingMetrics
+    galleries: tuple[Gallery, ...] = ()
