@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -43,12 +43,8 @@ def split(
     from dlcv_cli.stages.data import write_split
 
     outcome = write_split(root, output, config, download=download, context=context_from(force=force))
-    print_outcome(outcome, as_json, _describe_counts(outcome.summary))
-
-
-def _describe_counts(summary: dict[str, Any]) -> str:
-    parts = ", ".join(f"{part} {count:,}" for part, count in summary["counts"].items())
-    return f"{len(summary['classes'])} classes: {parts}"
+    parts = ", ".join(f"{part} {count:,}" for part, count in outcome.summary["counts"].items())
+    print_outcome(outcome, as_json, f"{len(outcome.summary['classes'])} classes: {parts}")
 
 
 @app.command("show", epilog=example("dlcv data show photos.split.json"))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlcv_cli.cli.console import describe_record, print_outcome
+from dlcv_cli.cli.console import print_training
 from dlcv_cli.cli.options import (
     UNCHECKED,
     CacheFolder,
@@ -22,7 +22,6 @@ from dlcv_cli.cli.options import (
     example,
 )
 from dlcv_cli.config import FinetuneConfig, HeadConfig, ScratchConfig, TrainMachine
-from dlcv_cli.context import Outcome
 from dlcv_cli.vision.architectures import ARCHITECTURES
 
 app = typer.Typer(no_args_is_help=True, help="Images: train a head, fine-tune, or start from random weights.")
@@ -54,7 +53,7 @@ def head(
     from dlcv_cli.stages.train_images import train_head
 
     context = context_from(machine, cache=cache, no_cache=no_cache, root=root, force=force)
-    _print(train_head(split, output, config, weights=weights, context=context), as_json)
+    print_training(train_head(split, output, config, weights=weights, context=context), as_json)
 
 
 @app.command(
@@ -77,7 +76,7 @@ def finetune(
     from dlcv_cli.stages.train_images import train_finetune
 
     context = context_from(machine, cache=cache, no_cache=no_cache, root=root, force=force)
-    _print(train_finetune(split, output, config, start=start, context=context), as_json)
+    print_training(train_finetune(split, output, config, start=start, context=context), as_json)
 
 
 @app.command("scratch", epilog=example("dlcv image scratch photos.split.json -o scratch.safetensors"))
@@ -94,8 +93,4 @@ def scratch(
     """Train all layers from random weights, for comparison."""
     from dlcv_cli.stages.train_images import train_scratch
 
-    _print(train_scratch(split, output, config, context=context_from(machine, root=root, force=force)), as_json)
-
-
-def _print(outcome: Outcome, as_json: bool) -> None:
-    print_outcome(outcome, as_json, f"best {describe_record(outcome.summary)}")
+    print_training(train_scratch(split, output, config, context=context_from(machine, root=root, force=force)), as_json)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlcv_cli.cli.console import describe_record, print_outcome
+from dlcv_cli.cli.console import print_outcome, print_training
 from dlcv_cli.cli.options import UNCHECKED, CacheFolder, Force, Json, OutputFile, configured, context_from, example
 from dlcv_cli.config import GenConfig, Saving, SeqTrainConfig
 from dlcv_cli.sequences.cells import CELLS
@@ -43,4 +43,4 @@ def train(
     from dlcv_cli.stages.train_sequences import train_sequences
 
     outcome = train_sequences(data, output, config, context=context_from(saving, cache=cache, force=force))
-    print_outcome(outcome, as_json, f"best {describe_record(outcome.summary)}")
+    print_training(outcome, as_json)

@@ -25,7 +25,7 @@ from dlcv_cli.studies import study_of
 from dlcv_cli.studies.base import Measured, Study, summarize, systems_of
 from dlcv_cli.studies.stored import list_new_metrics, read_evaluation
 
-EARLIER_SCHEMAS = ("dlcv.eval/1",)
+EARLIER_SCHEMA = "dlcv.eval/1"
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,10 @@ def _plan(checkpoint: Path, config: EvalConfig, data: Path | None, context: Cont
 
 def _read_any_schema(path: Path) -> JSON:
     """Return an evaluation of this version or an earlier version. FileError: it is no evaluation."""
-    for schema in EARLIER_SCHEMAS:
-        try:
-            return read_json(path, schema)
-        except FileError:
-            continue
-    return read_json(path, SCHEMA)
+    try:
+        return read_json(path, EARLIER_SCHEMA)
+    except FileError:
+        return read_json(path, SCHEMA)
 
 
 def _load_current(task: _Task, reporter: Reporter) -> AnyEvaluation | None:
@@ -115,7 +113,7 @@ def _load_current(task: _Task, reporter: Reporter) -> AnyEvaluation | None:
     if not task.output.exists():
         return None
     document = _read_any_schema(task.output)
-    if document["schema"] in EARLIER_SCHEMAS:
+    if document["schema"] == EARLIER_SCHEMA:
         reporter.note(f"{task.output}: written by an earlier version; evaluating again")
     elif differences := task.recipe.differences(document):
         reporter.note(f"{task.output}: out of date ({'; '.join(differences)}); evaluating again")

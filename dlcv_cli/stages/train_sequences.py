@@ -18,7 +18,7 @@ from dlcv_cli.files.locks import claim_outputs
 from dlcv_cli.files.recipes import Input, Recipe, RunInfo, installed_versions, is_up_to_date
 from dlcv_cli.sequences.cells import CELLS, Cell, Parameters, shapes
 from dlcv_cli.sequences.engines import ENGINES, build_engine
-from dlcv_cli.sequences.tasks import TASKS, Task, generate
+from dlcv_cli.sequences.tasks import TASKS, generate
 from dlcv_cli.stages.seed_runs import SeedRun, SeedRuns, SeedSetup
 from dlcv_cli.stages.snapshots import SnapshotFile, hold_signals, raise_if_signalled
 from dlcv_cli.stages.training import TrainingResult, claim_training, find_finished, write_training
@@ -67,7 +67,8 @@ def train_sequences(data: Path, output: Path, config: SeqTrainConfig, *, context
         machine = {"processor": platform.machine(), **installed_versions(*PACKAGES[config.engine])}
         snapshot = SnapshotFile(output, recipe, machine, context)
         saved = snapshot.load()
-        count = _count_parameters(cell, task, config)
+        sizes = shapes(cell, task.inputs, config.hidden_size) if cell.module else {}
+        count = sum(math.prod(shape) for shape in sizes.values())  # of numbers that one seed trains
         snapshot.require_space(16 * count * config.seeds, 4 * count * config.seeds)
         times = f", {config.seeds} times" if config.seeds > 1 else ""
         context.reporter.note(
@@ -93,12 +94,6 @@ def _find_cell(config: SeqTrainConfig) -> Cell:
     if config.chrono and cell.keeps is None:
         raise SettingError(f"--chrono sets gates that keep a state, and the cell {config.cell!r} has none")
     return cell
-
-
-def _count_parameters(cell: Cell, task: Task, config: SeqTrainConfig) -> int:
-    """Return how many numbers one seed trains."""
-    sizes = shapes(cell, task.inputs, config.hidden_size)
-    return 0 if cell.module is None else sum(math.prod(shape) for shape in sizes.values())
 
 
 def _result(runs: dict[int, SeedRun], task: str, count: int, config: SeqTrainConfig) -> TrainingResult:

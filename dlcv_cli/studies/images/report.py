@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dlcv_cli.files import splits
-from dlcv_cli.report.axes import Axis
-from dlcv_cli.report.kinds import Bars, FigureGroup, Matrix, Reliability
+from dlcv_cli.report.kinds import Axis, Bars, FigureGroup, Matrix, Reliability
 from dlcv_cli.report.reported import Gallery, Picture, Reported, Row
 from dlcv_cli.results.evaluation import Evaluation, HighLoss, ImageDetails
 from dlcv_cli.statistics.metrics import score_logits
