@@ -162,9 +162,7 @@ def describe_split(path: Path, root: Path | None = None) -> dict[str, Any]:
 
 def write_digits(folder: Path, *, context: Context | None = None) -> Outcome:
     """Write the built-in handwritten digits as class folders of PNGs."""
-    recipe = Recipe("data.digits", {})
-    written = fill_folder(folder, recipe, datasets.read_digits, datasets.DIGITS, context=context)
-    return Outcome(folder, written, {"images": datasets.DIGITS})
+    return fill_folder(folder, Recipe("data.digits", {}), datasets.read_digits, datasets.DIGITS, context=context)
 
 
 def write_drawings(folder: Path, config: DrawConfig, *, context: Context | None = None) -> Outcome:
@@ -172,8 +170,7 @@ def write_drawings(folder: Path, config: DrawConfig, *, context: Context | None 
     from dlcv_cli.vision.drawing import draw_figures
 
     recipe, count = Recipe("data.draw", config), config.classes * config.per_class
-    written = fill_folder(folder, recipe, lambda: draw_figures(config), count, context=context)
-    return Outcome(folder, written, {"images": count})
+    return fill_folder(folder, recipe, lambda: draw_figures(config), count, context=context)
 
 
 def fill_folder(
@@ -184,8 +181,8 @@ def fill_folder(
     *,
     context: Context | None = None,
     packages: Sequence[str] = ("pillow", "numpy"),
-) -> bool:
-    """Fill a folder with the `count` (path, bytes) that `make_files` yields; return False if it was up to date.
+) -> Outcome:
+    """Fill a folder with the `count` (path, bytes) of images that `make_files` yields, unless it is up to date.
 
     Args:
         packages: those whose versions the folder's manifest records.
@@ -200,7 +197,7 @@ def fill_folder(
         raise DlcvError(f"{folder} holds files that dlcv did not write, and is left as it is: give another -o")
     if is_up_to_date(manifest, recipe, lambda path: read_json(path, FOLDER), context.force):
         _check_unchanged(folder, read_json(manifest, FOLDER))
-        return False
+        return Outcome(folder, False, {"images": count})
 
     def report_files() -> Iterable[tuple[str, bytes]]:
         for number, file in enumerate(make_files(), 1):
@@ -212,7 +209,7 @@ def fill_folder(
     metadata = {"schema": FOLDER, **recipe.to_json(folder.parent), "versions": installed_versions(*packages)}
     with claim_outputs(folder):
         write_folder(folder, report_files(), datasets.MANIFEST, metadata, replace=filled)
-    return True
+    return Outcome(folder, True, {"images": count})
 
 
 def _refuse_additions(folder: Path, metadata: JSON) -> None:

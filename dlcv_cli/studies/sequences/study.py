@@ -141,12 +141,10 @@ class SequenceStudy(Study[Predicted]):
         }
 
     def score(self, arrays: Arrays) -> tuple[list[Predicted], list[Predicted]]:
-        """Pair predictions with targets."""
         runs, targets = np.atleast_2d(arrays["predictions"]), arrays["targets"]
         return [Predicted(run, targets) for run in runs], [Predicted(rule, targets) for rule in arrays["baselines"]]
 
     def draw_figures(self, networks: Sequence[Reported]) -> list[FigureGroup]:
-        """Draw predictions against targets, and the error by length."""
         densities = []
         for network in networks:
             arrays = read_predictions(network.file, network.evaluation)
