@@ -22,14 +22,13 @@ FOLDER = "dlcv.folder/1"
 
 
 def write_split(
-    root: Path, output: Path, config: SplitConfig, *, download: bool = False, context: Context | None = None
+    root: Path, output: Path, config: SplitConfig, *, download: bool = False, context: Context = Context()
 ) -> Outcome:
     """Write a split file for the images below `root`. Every image is decoded once, unless the file is up to date.
 
     Raises:
         DlcvError: no classes or images, a class with too few, unreadable images without skip_bad, a changed output.
     """
-    context = context or Context()
     reporter = context.reporter
     check_output(output, splits.ENDING)
     root, scan = _scan(root, config, download, reporter)
@@ -160,12 +159,12 @@ def describe_split(path: Path, root: Path | None = None) -> dict[str, Any]:
     }
 
 
-def write_digits(folder: Path, *, context: Context | None = None) -> Outcome:
+def write_digits(folder: Path, *, context: Context = Context()) -> Outcome:
     """Write the built-in handwritten digits as class folders of PNGs."""
     return fill_folder(folder, Recipe("data.digits", {}), datasets.read_digits, datasets.DIGITS, context=context)
 
 
-def write_drawings(folder: Path, config: DrawConfig, *, context: Context | None = None) -> Outcome:
+def write_drawings(folder: Path, config: DrawConfig, *, context: Context = Context()) -> Outcome:
     """Write drawn figures as class folders of PNGs."""
     from dlcv_cli.vision.drawing import draw_figures
 
@@ -179,7 +178,7 @@ def fill_folder(
     make_files: Callable[[], Iterable[tuple[str, bytes]]],
     count: int,
     *,
-    context: Context | None = None,
+    context: Context = Context(),
     packages: Sequence[str] = ("pillow", "numpy"),
 ) -> Outcome:
     """Fill a folder with the `count` (path, bytes) of images that `make_files` yields, unless it is up to date.
@@ -190,7 +189,6 @@ def fill_folder(
     Raises:
         DlcvError: the folder holds other files, or was made from other settings and `context.force` is not set.
     """
-    context = context or Context()
     manifest = folder / datasets.MANIFEST
     filled = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if filled and not manifest.is_file():

@@ -43,7 +43,7 @@ def evaluate(
     *,
     data: Path | None = None,
     allow_contaminated: bool = False,
-    context: Context | None = None,
+    context: Context = Context(),
 ) -> Evaluated:
     """Write `NAME.PART.eval.json` and `NAME.PART.predictions.safetensors` beside a checkpoint.
 
@@ -54,7 +54,6 @@ def evaluate(
         DlcvError: a damaged input, data that is missing or changed, a file of another kind under the output's name, or
             examples that the checkpoint or an ancestor was trained on (unless allowed, or `train` is evaluated).
     """
-    context = context or Context()
     reporter, part = context.reporter, config.part
     task = _plan(checkpoint, config, data, context)
     stored = None if context.force else _load_current(task, reporter)

@@ -44,8 +44,8 @@ def write_report(
     output: Path,
     config: EvalConfig,
     *,
-    options: ReportOptions | None = None,
-    context: Context | None = None,
+    options: ReportOptions = ReportOptions(),
+    context: Context = Context(),
 ) -> Outcome:
     """Write the page of (name, checkpoint) pairs, one section per study.
 
@@ -55,7 +55,6 @@ def write_report(
     Raises:
         DlcvError: from `evaluate` or `compare`, missing metrics, or an output made by another recipe.
     """
-    options, context = options or ReportOptions(), context or Context()
     if not output.name.lower().endswith((".html", ".htm")):
         raise DlcvError(f"{output}: the report's name must end in .html")
     networks = [_evaluate(name, path, config, options, context) for name, path in checkpoints]

@@ -28,9 +28,8 @@ from dlcv_cli.studies.sequences.study import PACKAGES, look_up_task
 from dlcv_cli.vision.splits import PARTS, count_held_out
 
 
-def generate_sequences(output: Path, config: GenConfig, *, context: Context | None = None) -> Outcome:
+def generate_sequences(output: Path, config: GenConfig, *, context: Context = Context()) -> Outcome:
     """Write a sequence file. DlcvError: an unknown task, or an output made by another recipe."""
-    context = context or Context()
     check_output(output, ".safetensors")
     look_up(TASKS, config.task, "task")
     test = count_held_out(config.count, config.test_fraction)
@@ -47,14 +46,14 @@ def generate_sequences(output: Path, config: GenConfig, *, context: Context | No
     return Outcome(output, True, {"counts": counts})
 
 
-def train_sequences(data: Path, output: Path, config: SeqTrainConfig, *, context: Context | None = None) -> Outcome:
+def train_sequences(data: Path, output: Path, config: SeqTrainConfig, *, context: Context = Context()) -> Outcome:
     """Train one cell on a sequence file, once for each seed; write its checkpoint and metrics.
 
     Raises:
         DlcvError: a bad input, an output made by another recipe, or a loss that was no longer finite: the best weights
             before that are written all the same.
     """
-    context, run = context or Context(), RunInfo()
+    run = RunInfo()
     check_output(output, ".safetensors")
     cell = _find_cell(config)
     file = sequences.read(data)
