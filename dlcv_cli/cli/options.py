@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from dlcv_cli.cli.console import Terminal
-from dlcv_cli.config import Config, Machine, Saving, describe_range
+from dlcv_cli.config import Config, Machine, Saving, describe_range, option_name
 from dlcv_cli.context import Context
 
 # Headings in a command's help, in this order; those of the config classes come after the first.
@@ -134,7 +134,7 @@ def _parameter(
         sentences.append(f"Range: {limits}.")
     owner = next(c for c in reversed(config.__mro__) if field.name in vars(c).get("__annotations__", {}))
     option = typer.Option(
-        *([f"--{field.name.replace('_', '-')}"] if field.default is False else []),  # off by default: has no opposite
+        *([option_name(field.name)] if field.default is False else []),  # off by default: has no opposite
         help=" ".join(sentences),
         metavar=_placeholder(kind),
         rich_help_panel=WHAT if field.name in choices else getattr(owner, "PANEL", None),

@@ -37,7 +37,8 @@ def write_split(
     if up_to_date and splits.read(output).root.resolve() == root.resolve():  # else the images have moved since
         return Outcome(output, False, describe_split(output))
     with claim_outputs(output):
-        bad = scan.bad | _find_problems(root, scan.examples, reporter)
+        problems = map_in_threads(images.find_problem, [root / e.path for e in scan.examples], "decoding", reporter)
+        bad = scan.bad | {e.path: problem for e, problem in zip(scan.examples, problems, strict=True) if problem}
         _refuse_or_skip(root, bad, config, reporter)
         examples = [example for example in scan.examples if example.path not in bad]
         identical, conflicts = _find_identical(examples, reporter)
@@ -97,12 +98,6 @@ def _hash_image(path: Path) -> tuple[str, str | None]:
         return images.hash_image_file(path), None
     except ValueError as error:
         return "", str(error)
-
-
-def _find_problems(root: Path, examples: Sequence[Example], reporter: Reporter) -> dict[str, str]:
-    """Decode all images and return, for each that cannot be decoded, its path and the reason."""
-    problems = map_in_threads(images.find_problem, [root / example.path for example in examples], "decoding", reporter)
-    return {example.path: problem for example, problem in zip(examples, problems, strict=True) if problem}
 
 
 def _refuse_or_skip(root: Path, bad: dict[str, str], config: SplitConfig, reporter: Reporter) -> None:

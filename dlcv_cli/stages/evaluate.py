@@ -112,23 +112,18 @@ def _load_current(task: _Task, reporter: Reporter) -> AnyEvaluation | None:
     if not task.output.exists():
         return None
     document = _read_any_schema(task.output)
+    digest = as_object(document.get("predictions")).get("sha256")
     if document["schema"] == EARLIER_SCHEMA:
         reporter.note(f"{task.output}: written by an earlier version; evaluating again")
     elif differences := task.recipe.differences(document):
         reporter.note(f"{task.output}: out of date ({'; '.join(differences)}); evaluating again")
-    elif not _are_intact(task.predictions, document):
+    elif not task.predictions.is_file() or hash_file(task.predictions) != digest:
         reporter.note(f"{task.predictions}: missing or changed; evaluating again")
     elif new := list_new_metrics(task.output, document, task.study):
         reporter.note(f"{task.output}: written before there was {list_names(new)}; evaluating again")
     else:
         return read_evaluation(task.output)
     return None
-
-
-def _are_intact(predictions: Path, document: JSON) -> bool:
-    """Return whether the predictions are those that an evaluation was written with."""
-    digest = as_object(document.get("predictions")).get("sha256")
-    return predictions.is_file() and hash_file(predictions) == digest
 
 
 def _write(task: _Task, run: RunInfo, measured: Measured, examples: list[str], leak: Contamination) -> AnyEvaluation:
