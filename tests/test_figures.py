@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from test_report import Page
 
-from dlcv_cli.report.axes import Axis, spanning_axis
 from dlcv_cli.report.figures import draw_comparison, draw_learning
-from dlcv_cli.report.kinds import FigureGroup, Forest, Graph, Node, Panel
+from dlcv_cli.report.kinds import Axis, FigureGroup, Forest, Graph, Node, Panel, spanning_axis
 from dlcv_cli.report.page import Section, write_page
 from dlcv_cli.report.palette import VARIABLES
 from dlcv_cli.report.render import render_files, render_inline

@@ -240,15 +240,15 @@ KILLED_HEAD = """
 import os, signal
 from dlcv_cli.__main__ import main
 from dlcv_cli.files import feature_cache
-from dlcv_cli.studies.images import features as image_features
+from dlcv_cli.vision import batches
 feature_cache.COMMIT_SECONDS = -1.0
-to_rows, calls = image_features.to_rows, []
+to_rows, calls = batches.to_rows, []
 def killed(x):
     calls.append(x)
     if len(calls) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return to_rows(x)
-image_features.to_rows = killed
+batches.to_rows = killed
 main()
 """
 SETTINGS = ("--arch", "vgg16_mini", "--epochs", 2, "--threads", 1, "--precision", "float32")

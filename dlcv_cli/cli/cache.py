@@ -57,7 +57,11 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Delete the least recently used features until the cache is no larger than SIZE."""
-    _prune(cache, _parse_size(max_size), as_json)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", max_size, re.IGNORECASE)
+    if not match:
+        raise SettingError(f"--max-size {max_size!r}: give a size such as 500MB or 20GB")
+    unit = next(unit for unit in UNITS if unit.upper() == match[2].upper())
+    _prune(cache, int(float(match[1]) * UNITS[unit]), as_json)
 
 
 @app.command("clear", epilog=example("dlcv cache clear"))
@@ -86,11 +90,3 @@ def _prune(cache: Path, limit: int, as_json: bool) -> None:
 def _to_json(listing: CacheListing) -> dict[str, Any]:
     metadata = {key: listing.metadata.get(key) for key in ("arch", "before", "precision", "image_size")}
     return {"key": listing.cache.folder.name, **metadata, "images": listing.entries, "bytes": listing.size}
-
-
-def _parse_size(text: str) -> int:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
-    if not match:
-        raise SettingError(f"--max-size {text!r}: give a size such as 500MB or 20GB")
-    unit = next(unit for unit in UNITS if unit.upper() == match[2].upper())
-    return int(float(match[1]) * UNITS[unit])

@@ -117,3 +117,8 @@ def print_outcome(outcome: Outcome, as_json: bool, text: str = "") -> None:
     else:
         details = f" ({text})" if text else ""
         say(f"wrote {outcome.output}{details}" if outcome.made else f"{outcome.output}: up to date{details}")
+
+
+def print_training(outcome: Outcome, as_json: bool) -> None:
+    """Print a training's result, with its best record."""
+    print_outcome(outcome, as_json, f"best {describe_record(outcome.summary)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,17 +11,16 @@ from dlcv_cli.cli.console import print_json, print_outcome, say
 from dlcv_cli.cli.options import (
     IN_FILES,
     UNCHECKED,
-    Force,
     Json,
     OutputFile,
     OutputFolder,
     Root,
     SplitFile,
     configured,
-    context_from,
     example,
 )
 from dlcv_cli.config import DrawConfig, SplitConfig
+from dlcv_cli.context import Context
 
 app = typer.Typer(no_args_is_help=True, help="Divide a folder of class folders; write built-in images.")
 
@@ -30,25 +29,21 @@ app = typer.Typer(no_args_is_help=True, help="Divide a folder of class folders; 
 @configured(SplitConfig)
 def split(
     config: SplitConfig,
+    context: Context,
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder with one folder per class.", **UNCHECKED)],
     output: OutputFile,
     download: Annotated[
         bool,
         typer.Option("--download", help="caltech101: download it to ROOT if needed (137 MB).", **IN_FILES),
     ] = False,
-    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Divide images into train, val and test: FILE.split.json. Every image is decoded once, to check it."""
     from dlcv_cli.stages.data import write_split
 
-    outcome = write_split(root, output, config, download=download, context=context_from(force=force))
-    print_outcome(outcome, as_json, _describe_counts(outcome.summary))
-
-
-def _describe_counts(summary: dict[str, Any]) -> str:
-    parts = ", ".join(f"{part} {count:,}" for part, count in summary["counts"].items())
-    return f"{len(summary['classes'])} classes: {parts}"
+    outcome = write_split(root, output, config, download=download, context=context)
+    parts = ", ".join(f"{part} {count:,}" for part, count in outcome.summary["counts"].items())
+    print_outcome(outcome, as_json, f"{len(outcome.summary['classes'])} classes: {parts}")
 
 
 @app.command("show", epilog=example("dlcv data show photos.split.json"))
@@ -81,19 +76,20 @@ _NOTES = {
 
 
 @app.command("digits", epilog=example("dlcv data digits -o digits"))
-def digits(output: OutputFolder, force: Force = False, as_json: Json = False) -> None:
+@configured()
+def digits(context: Context, output: OutputFolder, as_json: Json = False) -> None:
     """Write the built-in data set: 1,797 handwritten digits as class folders of PNGs."""
     from dlcv_cli.stages.data import write_digits
 
-    outcome = write_digits(output, context=context_from(force=force))
+    outcome = write_digits(output, context=context)
     print_outcome(outcome, as_json, f"{outcome.summary['images']:,} images")
 
 
 @app.command("draw", epilog=example("dlcv data draw --classes 50 -o figures"))
 @configured(DrawConfig)
-def draw(config: DrawConfig, output: OutputFolder, force: Force = False, as_json: Json = False) -> None:
+def draw(config: DrawConfig, context: Context, output: OutputFolder, as_json: Json = False) -> None:
     """Write drawn figures as class folders of PNGs, for pretraining without any download."""
     from dlcv_cli.stages.data import write_drawings
 
-    outcome = write_drawings(output, config, context=context_from(force=force))
+    outcome = write_drawings(output, config, context=context)
     print_outcome(outcome, as_json, f"{outcome.summary['images']:,} images")

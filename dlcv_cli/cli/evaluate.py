@@ -9,18 +9,9 @@ from typing import Annotated, Literal
 import typer
 
 from dlcv_cli.cli.console import print_json, print_outcome, say
-from dlcv_cli.cli.options import (
-    IN_FILES,
-    UNCHECKED,
-    CacheFolder,
-    Force,
-    Json,
-    NoCache,
-    OutputFile,
-    configured,
-    context_from,
-)
+from dlcv_cli.cli.options import IN_FILES, PLACES, UNCHECKED, Json, OutputFile, configured
 from dlcv_cli.config import EvalConfig, Machine, Part
+from dlcv_cli.context import Context
 from dlcv_cli.errors import SettingError, look_up
 
 Checkpoints = Annotated[list[Path], typer.Argument(metavar="CHECKPOINT", help="Checkpoints.", **UNCHECKED)]
@@ -50,22 +41,18 @@ TableFormat = Annotated[
 SplitOption = Annotated[Part | None, typer.Option("--split", hidden=True, help="Older name of --part.")]
 
 
-@configured(EvalConfig, Machine)
+@configured(EvalConfig, Machine, places=PLACES | {"root": ImageFolder})
 def evaluate(
     config: EvalConfig,
-    machine: Machine,
+    context: Context,
     checkpoints: Checkpoints,
-    cache: CacheFolder,
     compare: Compare = False,
     table: TableFormat = None,
     data: DataFile = None,
-    root: ImageFolder = None,
     reference: Reference = None,
     common: Common = False,
     allow_contaminated: AllowContaminated = False,
     split: SplitOption = None,
-    no_cache: NoCache = False,
-    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Evaluate checkpoints: NAME.PART.eval.json and predictions beside each."""
@@ -77,7 +64,6 @@ def evaluate(
         raise SettingError("--reference, --common and --format need --compare")
     names = name_checkpoints(checkpoints, reference)
     config = replace(config, part=split) if split else config
-    context = context_from(machine, cache=cache, no_cache=no_cache, root=root, force=force)
     results = []
     for path in checkpoints:
         result = stage.evaluate(path, config, data=data, allow_contaminated=allow_contaminated, context=context)
@@ -99,23 +85,19 @@ def evaluate(
         say(f"{path}: {describe(result.evaluation)}")
 
 
-@configured(EvalConfig, Machine)
+@configured(EvalConfig, Machine, places=PLACES | {"root": ImageFolder})
 def report(
     config: EvalConfig,
-    machine: Machine,
+    context: Context,
     checkpoints: Checkpoints,
     output: OutputFile,
-    cache: CacheFolder,
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write each figure as SVG, PDF and PNG, for papers.")
     ] = None,
     data: DataFile = None,
-    root: ImageFolder = None,
     reference: Reference = None,
     common: Common = False,
     allow_contaminated: AllowContaminated = False,
-    no_cache: NoCache = False,
-    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Write one HTML page about checkpoints: metrics, learning curves, errors, pictures and lineage."""
@@ -127,7 +109,7 @@ def report(
         output,
         config,
         options=ReportOptions(figures, reference, common, data, allow_contaminated),
-        context=context_from(machine, cache=cache, no_cache=no_cache, root=root, force=force),
+        context=context,
     )
     print_outcome(outcome, as_json)
 

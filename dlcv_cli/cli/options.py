@@ -7,14 +7,14 @@ import functools
 import inspect
 import os
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
 from dlcv_cli.cli.console import Terminal
-from dlcv_cli.config import Config, Machine, Saving, describe_range, list_choices
+from dlcv_cli.config import Config, Machine, Saving, describe_range, list_choices, option_name
 from dlcv_cli.context import Context
 
 # Headings in a command's help, in this order; those of the config classes come after the first.
@@ -52,47 +52,46 @@ NoCache = Annotated[
 ]
 
 
+# What a command's Context is made from, beside how it computes and saves.
+FORCE: dict[str, Any] = {"force": Force}
+PLACES = {"cache": CacheFolder, "root": Root, "no_cache": NoCache, **FORCE}
+UNSET = {"cache": inspect.Parameter.empty, "root": None}  # defaults other than False
+ORDER = ("output", "cache", "download", "data", "root", "no_cache", "force")  # under Files; others come after
+
+
 def example(command: str) -> str:
     """Return the last line of a command's help."""
     return f"Example: {command}"
 
 
-def context_from(
-    *settings: Machine | Saving,
-    cache: Path | None = None,
-    no_cache: bool = False,
-    root: Path | None = None,
-    force: bool = False,
-) -> Context:
-    """Return the Context that these settings and options describe, which reports to the terminal."""
-    machine = next((own for own in settings if isinstance(own, Machine)), Machine())
-    saving = next((own for own in settings if isinstance(own, Saving)), Saving())
-    cache = None if no_cache else cache
-    return Context(machine, cache, root, force, saving.save_every, Terminal())
-
-
 def configured(
-    *configs: type[Config], choices: Mapping[str, Iterable[str]] | None = None
+    *configs: type[Config], places: Mapping[str, Any] = FORCE, choices: Mapping[str, Iterable[str]] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option for each field of the config classes, and pass it the configs by position.
+    """Give a command one option for each field of the config classes; pass it the configs by position, then a Context.
 
     Args:
-        configs: classes whose instances are the command's first arguments, in this order.
+        configs: those that say where to compute and how often to save are not passed, but make the Context.
+        places: more options that make the Context, each with its type.
         choices: for fields that name an entry of a table, the table's names.
     """
+    count = 1 + sum(not issubclass(config, Machine | Saving) for config in configs)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(command, eval_str=True).parameters.values())[len(configs) :]
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[count:]
         made = [_parameter(config, f, choices or {}) for config in configs for f in dataclasses.fields(config)]
+        option = functools.partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
+        placed = [option(name, annotation=kind, default=UNSET.get(name, False)) for name, kind in places.items()]
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
             instances = [
                 config(**{f.name: values.pop(f.name) for f in dataclasses.fields(config)}) for config in configs
             ]
-            command(*instances, **values)
+            context = _make_context(instances, **{name: values.pop(name) for name in places})
+            command(*(own for own in instances if not isinstance(own, Machine | Saving)), context, **values)
 
-        parameters = sorted([*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *made], key=_rank)
+        keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        parameters = sorted([*keywords, *placed, *made], key=_rank)
         del run.__wrapped__  # typer would read the signature behind it
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -101,10 +100,22 @@ def configured(
     return decorate
 
 
-def _rank(parameter: inspect.Parameter) -> int:
-    """Return the place of a parameter's panel in the help."""
+def _make_context(
+    settings: Sequence[Config], cache: Path | None = None, no_cache: bool = False, **more: Any
+) -> Context:
+    """Return the Context of these settings and places, which reports to the terminal."""
+    machine = next((own for own in settings if isinstance(own, Machine)), Machine())
+    saving = next((own for own in settings if isinstance(own, Saving)), Saving())
+    cache = None if no_cache else cache
+    return Context(machine, cache, save_every=saving.save_every, reporter=Terminal(), **more)
+
+
+def _rank(parameter: inspect.Parameter) -> tuple[int, int]:
+    """Return the place of a parameter's panel in the help, and its place among the files."""
     panel = getattr(parameter.annotation.__metadata__[0], "rich_help_panel", None)
-    return {None: 0, WHAT: 1, WHERE: 3, FILES: 4}.get(panel, 2)
+    if panel == FILES:
+        return 4, ORDER.index(parameter.name) if parameter.name in ORDER else len(ORDER)
+    return {None: 0, WHAT: 1, WHERE: 3}.get(panel, 2), 0
 
 
 def _parameter(
@@ -123,7 +134,7 @@ def _parameter(
         sentences.append(f"Range: {limits}.")
     owner = next(c for c in reversed(config.__mro__) if field.name in vars(c).get("__annotations__", {}))
     option = typer.Option(
-        *([f"--{field.name.replace('_', '-')}"] if field.default is False else []),  # off by default: has no opposite
+        *([option_name(field.name)] if field.default is False else []),  # off by default: has no opposite
         help=" ".join(sentences),
         metavar=_placeholder(kind),
         rich_help_panel=WHAT if field.name in choices else getattr(owner, "PANEL", None),

@@ -8,8 +8,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from dlcv_cli.report.axes import spanning_axis
-from dlcv_cli.report.kinds import Curves, Forest, Line, Panel, Range
+from dlcv_cli.report.kinds import Curves, Forest, Line, Panel, Range, spanning_axis
 from dlcv_cli.results.comparison import Comparison, Row
 from dlcv_cli.results.metrics import Record, TrainingMetrics
 

@@ -20,9 +20,8 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
 from dlcv_cli.errors import escape_controls
-from dlcv_cli.report.axes import Axis
 from dlcv_cli.report.inline_svg import compact
-from dlcv_cli.report.kinds import AnyFigure, Bars, Curves, Density, Figure, Forest, Graph, Line, Matrix, Reliability
+from dlcv_cli.report.kinds import AnyFigure, Axis, Bars, Curves, Density, Figure, Forest, Graph, Matrix, Reliability
 from dlcv_cli.report.palette import BOX, EDGE, HEAT, INK, LIGHT_HEAT, PAGE, RULE, SERIES, SOFT
 
 STYLE: dict[Any, Any] = {
@@ -163,13 +162,15 @@ def _curves(figure: Curves) -> Canvas:
     for line in figure.lines:
         if line.band:
             low, high = zip(*line.band, strict=True)
-            axes.fill_between(line.x, low, high, color=_colour(line), alpha=0.22, linewidth=0)
+            axes.fill_between(line.x, low, high, color=_colour(line.style), alpha=0.22, linewidth=0)
     handles = []
     for line in figure.lines:
         marker = "o" if len(line.x) <= 12 else ""
         dashes: Any = DASHES[line.style % len(DASHES)]
-        handles += axes.plot(line.x, line.y, linestyle=dashes, linewidth=2, color=_colour(line))
-        axes.plot(line.x, line.y, linestyle="", marker=marker, markersize=4, markeredgewidth=0, color=_colour(line))
+        handles += axes.plot(line.x, line.y, linestyle=dashes, linewidth=2, color=_colour(line.style))
+        axes.plot(
+            line.x, line.y, linestyle="", marker=marker, markersize=4, markeredgewidth=0, color=_colour(line.style)
+        )
     ring: dict[str, Any] = {"linestyle": "", "marker": "o", "markerfacecolor": "none", "markeredgecolor": INK}
     for (x, y), siblings in marks:
         [handle] = axes.plot(
@@ -182,8 +183,8 @@ def _curves(figure: Curves) -> Canvas:
     return canvas
 
 
-def _colour(line: Line) -> str:
-    return SERIES[line.style % len(SERIES)]
+def _colour(style: int) -> str:
+    return SERIES[style % len(SERIES)]
 
 
 def _bars(figure: Bars) -> Canvas:

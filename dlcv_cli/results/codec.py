@@ -47,14 +47,9 @@ def decode(path: Path, kind: type[D], document: Any) -> D:
     except UnicodeError:  # msgspec cannot look at a lone surrogate, which JSON may hold
         raise FileError(path, "damaged: it holds text that is not Unicode") from None
     except msgspec.ValidationError as error:
-        raise FileError(path, describe_damage(str(error))) from None
-
-
-def describe_damage(problem: str) -> str:
-    """Return msgspec's message as `damaged: `$.field`: ...`."""
-    match = re.fullmatch(r"(.*) - at `(.*)`", problem, re.DOTALL)
-    what, where = match.groups() if match else (problem, "$")
-    return f"damaged: `{where}`: {what[:1].lower()}{what[1:]}"
+        match = re.fullmatch(r"(.*) - at `(.*)`", str(error), re.DOTALL)
+        what, where = match.groups() if match else (str(error), "$")
+        raise FileError(path, f"damaged: `{where}`: {what[:1].lower()}{what[1:]}") from None
 
 
 def read_document(path: Path, kind: type[D]) -> D:

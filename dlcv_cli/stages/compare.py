@@ -106,15 +106,10 @@ def _systems_of(study: Study[Any], network: Network) -> list[System[Any]]:
     return systems_of(study, network.arrays, network.name, network.evaluation.seeds, baselines)
 
 
-# ------------------------------------------------------------------------------------------------------ the same data
-
-
 def _different(network: Network, other: Network, what: str, remedy: str) -> DlcvError:
-    places = [
-        f"{data.part} of {data.path} ({data.fingerprint[:8]})"
-        for data in (network.evaluation.data, other.evaluation.data)
-    ]
-    where = f"another {what}: {' and '.join(places)}"
+    both = (network.evaluation.data, other.evaluation.data)
+    places = " and ".join(f"{data.part} of {data.path} ({data.fingerprint[:8]})" for data in both)
+    where = f"another {what}: {places}"
     return DlcvError(f"{network.name} and {other.name} were evaluated on different data ({where}): {remedy}")
 
 
@@ -144,9 +139,6 @@ def _select_shared(
         shown = vars(summarize(study, _systems_of(study, replace(network, arrays=arrays))))
         selected.append(Network(network.name, msgspec.structs.replace(network.evaluation, **shown), arrays))
     return selected, {network.name: len(place) for network, place in zip(networks, places, strict=True)}
-
-
-# --------------------------------------------------------------------------------------------------- rows and pairs
 
 
 def _make_rows(networks: Sequence[Network], columns: Sequence[Column], reference: int) -> list[Row]:

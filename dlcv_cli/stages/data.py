@@ -22,14 +22,13 @@ FOLDER = "dlcv.folder/1"
 
 
 def write_split(
-    root: Path, output: Path, config: SplitConfig, *, download: bool = False, context: Context | None = None
+    root: Path, output: Path, config: SplitConfig, *, download: bool = False, context: Context = Context()
 ) -> Outcome:
     """Write a split file for the images below `root`. Every image is decoded once, unless the file is up to date.
 
     Raises:
         DlcvError: no classes or images, a class with too few, unreadable images without skip_bad, a changed output.
     """
-    context = context or Context()
     reporter = context.reporter
     check_output(output, splits.ENDING)
     root, scan = _scan(root, config, download, reporter)
@@ -38,7 +37,8 @@ def write_split(
     if up_to_date and splits.read(output).root.resolve() == root.resolve():  # else the images have moved since
         return Outcome(output, False, describe_split(output))
     with claim_outputs(output):
-        bad = scan.bad | _find_problems(root, scan.examples, reporter)
+        problems = map_in_threads(images.find_problem, [root / e.path for e in scan.examples], "decoding", reporter)
+        bad = scan.bad | {e.path: problem for e, problem in zip(scan.examples, problems, strict=True) if problem}
         _refuse_or_skip(root, bad, config, reporter)
         examples = [example for example in scan.examples if example.path not in bad]
         identical, conflicts = _find_identical(examples, reporter)
@@ -100,12 +100,6 @@ def _hash_image(path: Path) -> tuple[str, str | None]:
         return "", str(error)
 
 
-def _find_problems(root: Path, examples: Sequence[Example], reporter: Reporter) -> dict[str, str]:
-    """Decode all images and return, for each that cannot be decoded, its path and the reason."""
-    problems = map_in_threads(images.find_problem, [root / example.path for example in examples], "decoding", reporter)
-    return {example.path: problem for example, problem in zip(examples, problems, strict=True) if problem}
-
-
 def _refuse_or_skip(root: Path, bad: dict[str, str], config: SplitConfig, reporter: Reporter) -> None:
     """Warn of each unreadable image; raise DlcvError unless they may be skipped."""
     if not bad:
@@ -160,20 +154,17 @@ def describe_split(path: Path, root: Path | None = None) -> dict[str, Any]:
     }
 
 
-def write_digits(folder: Path, *, context: Context | None = None) -> Outcome:
+def write_digits(folder: Path, *, context: Context = Context()) -> Outcome:
     """Write the built-in handwritten digits as class folders of PNGs."""
-    recipe = Recipe("data.digits", {})
-    written = fill_folder(folder, recipe, datasets.read_digits, datasets.DIGITS, context=context)
-    return Outcome(folder, written, {"images": datasets.DIGITS})
+    return fill_folder(folder, Recipe("data.digits", {}), datasets.read_digits, datasets.DIGITS, context=context)
 
 
-def write_drawings(folder: Path, config: DrawConfig, *, context: Context | None = None) -> Outcome:
+def write_drawings(folder: Path, config: DrawConfig, *, context: Context = Context()) -> Outcome:
     """Write drawn figures as class folders of PNGs."""
     from dlcv_cli.vision.drawing import draw_figures
 
     recipe, count = Recipe("data.draw", config), config.classes * config.per_class
-    written = fill_folder(folder, recipe, lambda: draw_figures(config), count, context=context)
-    return Outcome(folder, written, {"images": count})
+    return fill_folder(folder, recipe, lambda: draw_figures(config), count, context=context)
 
 
 def fill_folder(
@@ -182,10 +173,10 @@ def fill_folder(
     make_files: Callable[[], Iterable[tuple[str, bytes]]],
     count: int,
     *,
-    context: Context | None = None,
+    context: Context = Context(),
     packages: Sequence[str] = ("pillow", "numpy"),
-) -> bool:
-    """Fill a folder with the `count` (path, bytes) that `make_files` yields; return False if it was up to date.
+) -> Outcome:
+    """Fill a folder with the `count` (path, bytes) of images that `make_files` yields, unless it is up to date.
 
     Args:
         packages: those whose versions the folder's manifest records.
@@ -193,14 +184,13 @@ def fill_folder(
     Raises:
         DlcvError: the folder holds other files, or was made from other settings and `context.force` is not set.
     """
-    context = context or Context()
     manifest = folder / datasets.MANIFEST
     filled = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if filled and not manifest.is_file():
         raise DlcvError(f"{folder} holds files that dlcv did not write, and is left as it is: give another -o")
     if is_up_to_date(manifest, recipe, lambda path: read_json(path, FOLDER), context.force):
         _check_unchanged(folder, read_json(manifest, FOLDER))
-        return False
+        return Outcome(folder, False, {"images": count})
 
     def report_files() -> Iterable[tuple[str, bytes]]:
         for number, file in enumerate(make_files(), 1):
@@ -212,7 +202,7 @@ def fill_folder(
     metadata = {"schema": FOLDER, **recipe.to_json(folder.parent), "versions": read_versions(*packages)}
     with claim_outputs(folder):
         write_folder(folder, report_files(), datasets.MANIFEST, metadata, replace=filled)
-    return True
+    return Outcome(folder, True, {"images": count})
 
 
 def _refuse_additions(folder: Path, metadata: JSON) -> None:

@@ -25,7 +25,7 @@ from dlcv_cli.studies import study_of
 from dlcv_cli.studies.base import Measured, Study, summarize, systems_of
 from dlcv_cli.studies.stored import list_new_metrics, read_evaluation
 
-EARLIER_SCHEMAS = ("dlcv.eval/1",)
+EARLIER_SCHEMA = "dlcv.eval/1"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def evaluate(
     *,
     data: Path | None = None,
     allow_contaminated: bool = False,
-    context: Context | None = None,
+    context: Context = Context(),
 ) -> Evaluated:
     """Write `NAME.PART.eval.json` and `NAME.PART.predictions.safetensors` beside a checkpoint.
 
@@ -54,7 +54,6 @@ def evaluate(
         DlcvError: a damaged input, data that is missing or changed, a file of another kind under the output's name, or
             examples that the checkpoint or an ancestor was trained on (unless allowed, or `train` is evaluated).
     """
-    context = context or Context()
     reporter, part = context.reporter, config.part
     task = _plan(checkpoint, config, data, context)
     stored = None if context.force else _load_current(task, reporter)
@@ -102,12 +101,10 @@ def _plan(checkpoint: Path, config: EvalConfig, data: Path | None, context: Cont
 
 def _read_any_schema(path: Path) -> JSON:
     """Return an evaluation of this version or an earlier version. FileError: it is no evaluation."""
-    for schema in EARLIER_SCHEMAS:
-        try:
-            return read_json(path, schema)
-        except FileError:
-            continue
-    return read_json(path, SCHEMA)
+    try:
+        return read_json(path, EARLIER_SCHEMA)
+    except FileError:
+        return read_json(path, SCHEMA)
 
 
 def _load_current(task: _Task, reporter: Reporter) -> AnyEvaluation | None:
@@ -115,23 +112,18 @@ def _load_current(task: _Task, reporter: Reporter) -> AnyEvaluation | None:
     if not task.output.exists():
         return None
     document = _read_any_schema(task.output)
-    if document["schema"] in EARLIER_SCHEMAS:
+    digest = as_object(document.get("predictions")).get("sha256")
+    if document["schema"] == EARLIER_SCHEMA:
         reporter.note(f"{task.output}: written by an earlier version; evaluating again")
     elif differences := task.recipe.differences(document):
         reporter.note(f"{task.output}: out of date ({'; '.join(differences)}); evaluating again")
-    elif not _are_intact(task.predictions, document):
+    elif not task.predictions.is_file() or hash_file(task.predictions) != digest:
         reporter.note(f"{task.predictions}: missing or changed; evaluating again")
     elif new := list_new_metrics(task.output, document, task.study):
         reporter.note(f"{task.output}: written before there was {list_names(new)}; evaluating again")
     else:
         return read_evaluation(task.output)
     return None
-
-
-def _are_intact(predictions: Path, document: JSON) -> bool:
-    """Return whether the predictions are those that an evaluation was written with."""
-    digest = as_object(document.get("predictions")).get("sha256")
-    return predictions.is_file() and hash_file(predictions) == digest
 
 
 def _write(task: _Task, run: RunInfo, measured: Measured, examples: list[str], leak: Contamination) -> AnyEvaluation:

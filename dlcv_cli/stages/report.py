@@ -44,8 +44,8 @@ def write_report(
     output: Path,
     config: EvalConfig,
     *,
-    options: ReportOptions | None = None,
-    context: Context | None = None,
+    options: ReportOptions = ReportOptions(),
+    context: Context = Context(),
 ) -> Outcome:
     """Write the page of (name, checkpoint) pairs, one section per study.
 
@@ -55,7 +55,6 @@ def write_report(
     Raises:
         DlcvError: from `evaluate` or `compare`, missing metrics, or an output made by another recipe.
     """
-    options, context = options or ReportOptions(), context or Context()
     if not output.name.lower().endswith((".html", ".htm")):
         raise DlcvError(f"{output}: the report's name must end in .html")
     networks = [_evaluate(name, path, config, options, context) for name, path in checkpoints]
@@ -69,11 +68,11 @@ def write_report(
         sections = functools.cache(lambda: [_make_section(study, networks, options, context) for study in studies])
         if options.figures:
             paper_recipe = Recipe("report.figures", settings, recipe.inputs)
-            written = fill_folder(
+            filled = fill_folder(
                 options.figures, paper_recipe, lambda: _draw_files(sections()), 0, context=context,
                 packages=("matplotlib",),
             )  # fmt: skip
-            context.reporter.note(f"{options.figures}: {'written' if written else 'up to date'}")
+            context.reporter.note(f"{options.figures}: {'written' if filled.made else 'up to date'}")
         if not current:
             page = write_page(sections(), {"schema": SCHEMA, **recipe.to_json(output.parent)})
             with write_whole(output) as temporary:
@@ -83,13 +82,8 @@ def write_report(
 
 
 def _evaluate(name: str, path: Path, config: EvalConfig, options: ReportOptions, context: Context) -> Reported:
-    outcome = evaluate(
-        path,
-        config,
-        data=options.data,
-        allow_contaminated=options.allow_contaminated,
-        context=replace(context, force=False),  # --force is about the report: current evaluations stay
-    )
+    own = replace(context, force=False)  # --force is about the report: current evaluations stay
+    outcome = evaluate(path, config, data=options.data, allow_contaminated=options.allow_contaminated, context=own)
     context.reporter.note(f"{outcome.output}: {'written' if outcome.made else 'up to date'}")
     metrics = read_metrics(path, outcome.evaluation.inputs["checkpoint"].sha256)
     return Reported(name, path, outcome.output, outcome.evaluation, metrics)

@@ -72,9 +72,8 @@ class SnapshotFile:
     """
 
     def __init__(self, output: Path, recipe: Recipe, machine: JSON, context: Context) -> None:
-        self.path, self.output, self.recipe, self.machine, self.context = (
-            snapshot_path(output), output, recipe, machine, context,
-        )  # fmt: skip
+        self.output, self.recipe, self.machine, self.context = output, recipe, machine, context
+        self.path = snapshot_path(output)
         self.last_cost = self.seconds_saving = self.seconds_before = 0.0
         self.resumed = 0
         self.begun = self.saved = time.monotonic()

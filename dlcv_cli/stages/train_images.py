@@ -76,7 +76,7 @@ class _Plan:
 
 
 def train_head(
-    split: Path, output: Path, config: HeadConfig, *, weights: str | None = None, context: Context | None = None
+    split: Path, output: Path, config: HeadConfig, *, weights: str | None = None, context: Context = Context()
 ) -> Outcome:
     """Train a new classification layer on top of frozen weights.
 
@@ -86,7 +86,6 @@ def train_head(
     Raises:
         DlcvError: bad inputs, weights that lack more than the head, or an output that was made differently.
     """
-    context = context or Context()
     architecture = look_up(ARCHITECTURES, config.arch, "network")
     data, split_input = _read_split(split, output, context)
     file = locate_weights(weights, architecture)
@@ -135,7 +134,7 @@ def _start_head(file: WeightsFile, config: HeadConfig, classes: int, reporter: R
 
 
 def train_finetune(
-    split: Path, output: Path, config: FinetuneConfig, *, start: Path, context: Context | None = None
+    split: Path, output: Path, config: FinetuneConfig, *, start: Path, context: Context = Context()
 ) -> Outcome:
     """Train more layers of the checkpoint `start`, whose classes must be those of the split.
 
@@ -144,7 +143,6 @@ def train_finetune(
     Raises:
         DlcvError: bad inputs, other classes, an unknown layer, or an output that was made differently.
     """
-    context = context or Context()
     data, split_input = _read_split(split, output, context)
     metadata = tensors.read_metadata(start, tensors.CHECKPOINT)
     arch = read_arch(start, metadata)
@@ -166,9 +164,8 @@ def train_finetune(
     return _train(_Plan(make_recipe(hash_file(start)), config, data, output, context, load_start, True))
 
 
-def train_scratch(split: Path, output: Path, config: ScratchConfig, *, context: Context | None = None) -> Outcome:
+def train_scratch(split: Path, output: Path, config: ScratchConfig, *, context: Context = Context()) -> Outcome:
     """Train all layers from random weights. DlcvError: bad inputs, or an output that was made differently."""
-    context = context or Context()
     architecture = look_up(ARCHITECTURES, config.arch, "network")
     data, split_input = _read_split(split, output, context)
 

@@ -18,7 +18,7 @@ from dlcv_cli.files.locks import claim_outputs
 from dlcv_cli.files.recipes import Input, Recipe, RunInfo, is_up_to_date, read_versions
 from dlcv_cli.sequences.cells import CELLS, Cell, Parameters, list_shapes
 from dlcv_cli.sequences.engines import ENGINES, build_engine
-from dlcv_cli.sequences.tasks import TASKS, Task, generate
+from dlcv_cli.sequences.tasks import TASKS, generate
 from dlcv_cli.stages.seed_runs import SeedRun, SeedRuns, SeedSetup
 from dlcv_cli.stages.snapshots import SnapshotFile, hold_signals, raise_if_signalled
 from dlcv_cli.stages.training import TrainingResult, claim_training, find_finished, write_training
@@ -28,9 +28,8 @@ from dlcv_cli.studies.sequences.study import PACKAGES, look_up_task
 from dlcv_cli.vision.splits import PARTS, count_held_out
 
 
-def generate_sequences(output: Path, config: GenConfig, *, context: Context | None = None) -> Outcome:
+def generate_sequences(output: Path, config: GenConfig, *, context: Context = Context()) -> Outcome:
     """Write a sequence file. DlcvError: an unknown task, or an output made by another recipe."""
-    context = context or Context()
     check_output(output, ".safetensors")
     look_up(TASKS, config.task, "task")
     test = count_held_out(config.count, config.test_fraction)
@@ -47,14 +46,14 @@ def generate_sequences(output: Path, config: GenConfig, *, context: Context | No
     return Outcome(output, True, {"counts": counts})
 
 
-def train_sequences(data: Path, output: Path, config: SeqTrainConfig, *, context: Context | None = None) -> Outcome:
+def train_sequences(data: Path, output: Path, config: SeqTrainConfig, *, context: Context = Context()) -> Outcome:
     """Train one cell on a sequence file, once for each seed; write its checkpoint and metrics.
 
     Raises:
         DlcvError: a bad input, an output made by another recipe, or a loss that was no longer finite: the best weights
             before that are written all the same.
     """
-    context, run = context or Context(), RunInfo()
+    run = RunInfo()
     check_output(output, ".safetensors")
     cell = _find_cell(config)
     file = sequences.read(data)
@@ -67,7 +66,8 @@ def train_sequences(data: Path, output: Path, config: SeqTrainConfig, *, context
         machine = {"processor": platform.machine(), **read_versions(*PACKAGES[config.engine])}
         snapshot = SnapshotFile(output, recipe, machine, context)
         saved = snapshot.load()
-        count = _count_parameters(cell, task, config)
+        sizes = list_shapes(cell, task.inputs, config.hidden_size) if cell.module else {}
+        count = sum(math.prod(shape) for shape in sizes.values())  # of numbers that one seed trains
         snapshot.require_space(16 * count * config.seeds, 4 * count * config.seeds)
         times = f", {config.seeds} times" if config.seeds > 1 else ""
         context.reporter.note(
@@ -93,12 +93,6 @@ def _find_cell(config: SeqTrainConfig) -> Cell:
     if config.chrono and cell.keeps is None:
         raise SettingError(f"--chrono sets gates that keep a state, and the cell {config.cell!r} has none")
     return cell
-
-
-def _count_parameters(cell: Cell, task: Task, config: SeqTrainConfig) -> int:
-    """Return how many numbers one seed trains."""
-    sizes = list_shapes(cell, task.inputs, config.hidden_size)
-    return 0 if cell.module is None else sum(math.prod(shape) for shape in sizes.values())
 
 
 def _result(runs: dict[int, SeedRun], task: str, count: int, config: SeqTrainConfig) -> TrainingResult:

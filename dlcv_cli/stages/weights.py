@@ -76,14 +76,9 @@ def locate_weights(weights: str | None, architecture: Architecture) -> WeightsFi
     from torchvision.models import get_model_weights
 
     entry = get_model_weights(architecture.builder)[known[name]]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
-    return WeightsFile(path, _recorded_preprocessing(entry), name, entry.url)
-
-
-def _recorded_preprocessing(entry: Any) -> Preprocessing:
-    """Return the preprocessing that torchvision records for weights."""
-    t = entry.transforms()
-    return Preprocessing(t.resize_size[0], t.crop_size[0], tuple(t.mean), tuple(t.std), t.interpolation.value)
+    path, t = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2], entry.transforms()
+    own = Preprocessing(t.resize_size[0], t.crop_size[0], tuple(t.mean), tuple(t.std), t.interpolation.value)
+    return WeightsFile(path, own, name, entry.url)
 
 
 def find_shipped(file: str) -> Path:

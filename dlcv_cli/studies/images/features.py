@@ -23,16 +23,8 @@ from dlcv_cli.files.disk import JSON, hash_json
 from dlcv_cli.files.feature_cache import FeatureCache
 from dlcv_cli.files.locks import hold_lock
 from dlcv_cli.files.recipes import read_versions
-from dlcv_cli.vision.batches import (
-    Source,
-    build_image_source,
-    build_row_source,
-    from_rows,
-    get_row_shape,
-    release_pages,
-    split_batches,
-    to_rows,
-)
+from dlcv_cli.vision import batches
+from dlcv_cli.vision.batches import Source
 from dlcv_cli.vision.inference import DTYPES, FeatureExtractor, extract_in_threads
 from dlcv_cli.vision.steps import SplitNetwork, hash_steps, measure_cost
 from dlcv_cli.vision.transforms import Images
@@ -102,7 +94,7 @@ def open_sources(
     """
     report = context.reporter
     if not len(frozen.split.frozen):
-        direct = [build_image_source(images, frozen.extractor(images), frozen.threads) for images in parts]
+        direct = [batches.build_image_source(images, frozen.extractor(images), frozen.threads) for images in parts]
         return direct, {"used": False, "why": "nothing frozen"}
     cost = measure_cost(frozen.split, parts[0].preprocessing.crop)
     size = math.prod(cost.shape) * DTYPES[frozen.precision].itemsize
@@ -118,7 +110,7 @@ def open_sources(
         why = "--no-cache"
         report.note("--no-cache: the features are computed again for each batch")
     else:
-        cached, why, counts = _fill_cache(frozen, get_row_shape(cost.shape), views, context.cache, report)
+        cached, why, counts = _fill_cache(frozen, batches.get_row_shape(cost.shape), views, context.cache, report)
         description |= counts
     if not all(repeats):
         why = "each epoch sees another random part of each training image"
@@ -130,7 +122,7 @@ def open_sources(
             sources.append(_source_of_cache(*cached, images, frozen.device))
         else:
             extractor = extractor or frozen.extractor(images)  # one for all: it may copy the weights
-            sources.append(build_image_source(images, extractor, frozen.threads))
+            sources.append(batches.build_image_source(images, extractor, frozen.threads))
     return sources, {"used": cached is not None, **({"why": why} if why else {}), **description}
 
 
@@ -150,7 +142,7 @@ def _source_of_cache(cache: FeatureCache, rows: NDArray[Any], images: Images, de
         keys = (images.key(i, images.view(i, epoch)) for i in range(len(images.paths)))
         return np.array([cache.slots[key] for key in keys], np.int64)
 
-    return build_row_source(rows, slots, images.labels, device)
+    return batches.build_row_source(rows, slots, images.labels, device)
 
 
 def _fill_cache(
@@ -208,7 +200,7 @@ def _open_and_check(cache: FeatureCache, keys: Sequence[bytes], report: Reporter
             return
         rows, slots = cache.map_rows(), [cache.slots[key] for key in keys if key in cache.slots]
         sound = map_in_threads(lambda slot: cache.is_sound(rows, slot), slots, "checking cached features", report)
-        release_pages(rows)
+        batches.release_pages(rows)
         if all(sound):
             return
         problem = f"{cache.folder}: {sound.count(False):,} of {len(sound):,} entries damaged"
@@ -242,7 +234,7 @@ def _compute_missing(
         report.note(f"{len(begun):,} images start from {where}")
 
     def load_rows(keys: Sequence[bytes]) -> Tensor:
-        return from_rows(rows[[earlier.slots[key] for key in keys]])
+        return batches.from_rows(rows[[earlier.slots[key] for key in keys]])
 
     def load_pixels(keys: Sequence[bytes]) -> Tensor:
         return torch.stack([missing[key].images.pixels(missing[key].index, missing[key].name) for key in keys])
@@ -254,9 +246,9 @@ def _compute_missing(
                 continue
             extractor = frozen.extractor(missing[keys[0]].images, at)
             for batch, x in extract_in_threads(
-                extractor, split_batches(keys, extractor.batch_size), load, frozen.threads
+                extractor, batches.split_batches(keys, extractor.batch_size), load, frozen.threads
             ):
-                append(batch, to_rows(x))
+                append(batch, batches.to_rows(x))
                 done += len(batch)
                 report.progress("frozen layers", done, len(missing))
 

@@ -1,4 +1,4 @@
-"""Opens an image checkpoint, loads images that it is to see, and computes its logits (N images, K classes)."""
+"""Chooses where to compute, opens a checkpoint, loads images and computes their logits (N images, K classes)."""
 
 from __future__ import annotations
 

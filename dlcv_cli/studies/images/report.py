@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dlcv_cli.files import splits
-from dlcv_cli.report.axes import Axis
-from dlcv_cli.report.kinds import Bars, FigureGroup, Matrix, Reliability
+from dlcv_cli.report.kinds import Axis, Bars, FigureGroup, Matrix, Reliability
 from dlcv_cli.report.reported import Gallery, Picture, Reported, Row
 from dlcv_cli.results.evaluation import Evaluation, HighLoss, ImageDetails
 from dlcv_cli.statistics.metrics import score_logits
@@ -98,7 +97,9 @@ def load_pictures(network: Reported, root: Path | None, data: Path | None) -> tu
         data: the split file; None: the file that the evaluation names.
     """
     root = root or network.file.parent / network.evaluation.details.root
-    return _load_confused(network, root, data), _load_highest_losses(network, root)
+    pictures = tuple(_load(root, example) for example in network.evaluation.details.highest_loss)
+    hint = "Each image has its class, the predicted class, and the probability given to its class."
+    return _load_confused(network, root, data), Gallery("Images with the highest loss", hint, (Row(pictures),))
 
 
 def _load_confused(network: Reported, root: Path, data: Path | None) -> Gallery:
@@ -117,12 +118,6 @@ def _load_confused(network: Reported, root: Path, data: Path | None) -> Gallery:
         text = f"{pair.n:,} images, {100 * pair.share:.1f} % of the class"
         rows.append(Row(pictures, pair.true, pair.predicted, text))
     return Gallery("Most confused pairs", "", tuple(rows))
-
-
-def _load_highest_losses(network: Reported, root: Path) -> Gallery:
-    pictures = tuple(_load(root, example) for example in network.evaluation.details.highest_loss)
-    hint = "Each image has its class, the predicted class, and the probability given to its class."
-    return Gallery("Images with the highest loss", hint, (Row(pictures),))
 
 
 def _load(root: Path, example: HighLoss) -> Picture:

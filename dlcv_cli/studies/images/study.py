@@ -124,17 +124,14 @@ class ImageStudy(Study[Scores]):
         }
 
     def score(self, arrays: Arrays) -> tuple[list[Scores], list[Scores]]:
-        """Score logits, and the classes that the baselines predict."""
         logits, labels = arrays["logits"], arrays["labels"]
         rules = [score_predictions(predicted, labels, logits.shape[1]) for predicted in arrays["baselines"]]
         return [score_logits(logits, labels)], rules
 
     def class_names(self, evaluation: AnyEvaluation) -> list[str]:
-        """Return the names of the classes, by number."""
         return [row.name for row in evaluation.details.per_class]
 
     def draw_figures(self, networks: Sequence[Reported]) -> list[FigureGroup]:
-        """Draw confusion matrices, recall by class and calibration."""
         from dlcv_cli.studies.images.report import draw_figures
 
         return draw_figures(networks)

@@ -16,8 +16,7 @@ from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.files import sequences, tensors
 from dlcv_cli.files.disk import as_object
 from dlcv_cli.files.sequences import SequenceFile
-from dlcv_cli.report.axes import Axis, spanning_axis
-from dlcv_cli.report.kinds import Curves, Density, FigureGroup, Line
+from dlcv_cli.report.kinds import Axis, Curves, Density, FigureGroup, Line, spanning_axis
 from dlcv_cli.report.reported import Reported
 from dlcv_cli.results.comparison import Column, format_number
 from dlcv_cli.results.evaluation import AnyEvaluation, ByLength, Evaluation, SequenceDetails
@@ -142,12 +141,10 @@ class SequenceStudy(Study[Predicted]):
         }
 
     def score(self, arrays: Arrays) -> tuple[list[Predicted], list[Predicted]]:
-        """Pair predictions with targets."""
         runs, targets = np.atleast_2d(arrays["predictions"]), arrays["targets"]
         return [Predicted(run, targets) for run in runs], [Predicted(rule, targets) for rule in arrays["baselines"]]
 
     def draw_figures(self, networks: Sequence[Reported]) -> list[FigureGroup]:
-        """Draw predictions against targets, and the error by length."""
         densities = []
         for network in networks:
             arrays = read_predictions(network.file, network.evaluation)
