@@ -52,11 +52,16 @@ def read_digests(split: Path, *parts: str) -> list[str]:
 # --------------------------------------------------------------------------------------------------- the same results
 
 
+EVERYTHING = (
+    "--augment", "trivial", "--views", 2, "--erase", 0.5, "--mixup", 0.3, "--label-smoothing", 0.1, "--ema", 0.9,
+    "--optimizer", "adamw", "--schedule", "one-cycle", "--weight-decay", 0.1, "--class-weights", "sqrt",
+)  # fmt: skip
 AUGMENT: dict[str, tuple[tuple[object, ...], int, int]] = {  # options, fewest and most pictures to keep in two epochs
     "none": ((), BOTH, BOTH),
     "flip": (("--augment", "flip"), BOTH + 1, 2 * TRAIN + VAL),
     "views": (("--augment", "crop-flip", "--views", 2), 2 * TRAIN + VAL, 2 * TRAIN + VAL),
     "crop-flip": (("--augment", "crop-flip"), VAL, VAL),
+    "everything": (EVERYTHING, 2 * TRAIN + VAL, 2 * TRAIN + VAL),
 }
 
 

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 import torchvision
 from conftest import Run, assert_refused, make_photos, read_files, read_metrics, run_dlcv
+from PIL import Image
 from typer.testing import Result
 
 from dlcv_cli.errors import DlcvError
@@ -24,6 +25,9 @@ from dlcv_cli.files import tensors
 from dlcv_cli.stages import snapshots
 from dlcv_cli.stages import train_images as vgg
 from dlcv_cli.studies.images.predictor import require_classes
+from dlcv_cli.vision.architectures import ARCHITECTURES
+from dlcv_cli.vision.models import build_network
+from dlcv_cli.vision.training import Epoch
 
 CLASSES = {"cat": 10, "straße": 10, "tree house": 15}
 COMMON = ("--epochs", 1, "--threads", 1, "--precision", "float32")
@@ -615,3 +619,66 @@ def test_messages_of_finetune(run: Run, chain: Path) -> None:
         records = [line for line in lines[3:] if not line.startswith("hint: ")]
         assert [line.split()[:2] for line in records] == [["epoch", str(number)] for number in range(3)]
         assert len(result.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+def test_preprocessing_is_chosen_once(run: Run, chain: Path, fit: str) -> None:
+    """The head's --resize and --image-size are in its checkpoint; finetune and eval obey, as torch alone would."""
+    head, split = chain / "other.safetensors", chain / "photos.split.json"
+    options = ("--weights", chain / "scratch.safetensors", "--resize", fit, "--image-size", 48)
+    run_dlcv("vgg", "head", split, *COMMON, "--arch", "vgg16_mini", *options, "-o", head)
+    tuned = chain / "tuned.safetensors"
+    run_dlcv("vgg", "finetune", split, *COMMON, "--from", head, "-o", tuned)
+    for checkpoint in (head, tuned):
+        preprocessing = tensors.read_metadata(checkpoint, tensors.CHECKPOINT)["preprocessing"]
+        assert (preprocessing["fit"], preprocessing["resize"], preprocessing["crop"]) == (fit, 48, 48)
+    assert "fit" not in tensors.read_metadata(chain / "head.safetensors", tensors.CHECKPOINT)["preprocessing"]
+    assert run("eval", tuned, "--threads", 1).exit_code == 0
+    logits = tensors.read(chain / "tuned.test.predictions.safetensors", tensors.PREDICTIONS).arrays["logits"]
+    examples = json.loads(split.read_text("utf-8"))["parts"]["test"]
+    network = build_network(ARCHITECTURES["vgg16_mini"], len(CLASSES)).eval()
+    network.load_state_dict(safetensors.torch.load_file(tuned))
+    mean, std = torch.tensor(preprocessing["mean"]), torch.tensor(preprocessing["std"])
+    squares = []
+    for example in examples:
+        image = Image.open(chain / "photos" / example["path"]).convert("RGB")
+        high, wide = (48, 48) if fit == "squash" else (round(48 * n / max(image.size)) for n in image.size[::-1])
+        square = (mean * 255).round().repeat(48, 48, 1)
+        top, left = (48 - high) // 2, (48 - wide) // 2
+        resized = torchvision.transforms.functional.resize(image, [high, wide], antialias=True)
+        square[top : top + high, left : left + wide] = torch.from_numpy(np.array(resized)).float()
+        squares.append((square / 255 - mean) / std)
+    with torch.no_grad():
+        expected = network(torch.stack(squares).permute(0, 3, 1, 2)).numpy()
+    np.testing.assert_allclose(logits, expected, atol=0.03 * np.ptp(expected))
+
+
+def test_image_size_that_the_network_cannot_take(run: Run, chain: Path) -> None:
+    """A vision transformer for 224 pixels refuses another --image-size by name, and writes nothing."""
+    output = chain / "vit.safetensors"
+    result = run("vgg", "scratch", chain / "photos.split.json", "--arch", "vit_b_16", "--image-size", 96, "-o", output)
+    assert result.exit_code == 2
+    assert "--image-size 96: the network cannot take images of 96 x 96 pixels" in result.stderr
+    assert not output.exists()
+
+
+def epoch(number: int, train: float | None, val_loss: float, val: float, best: bool) -> Epoch:
+    """Return a record."""
+    return Epoch(number, 0.1, None if train is None else 0.5, train, val_loss, val, 1.0, best, (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("records", "words"),
+    [
+        ([epoch(1, 0.7, 0.60, 0.7, True), epoch(2, 0.8, 0.55, 0.75, True)], ["more --epochs"]),
+        ([epoch(1, 0.7, 0.60, 0.7, True), epoch(2, 0.8, 0.599, 0.75, True)], []),
+        ([epoch(1, 0.9, 0.60, 0.7, True), epoch(2, 1.0, 0.65, 0.7, False)], ["--augment"]),
+        ([epoch(0, None, 0.6, 0.7, True), epoch(1, 0.8, 0.9, 0.65, False)], ["lower --lr"]),
+        ([epoch(1, 0.5, 0.9, 0.5, True), epoch(2, 0.6, 0.9, 0.4, False)], ["lower --lr"]),
+    ],
+)
+def test_hints(records: list[Epoch], words: list[str]) -> None:
+    """A falling loss, a gap between training and validation, and a loss that rises at once have a hint each."""
+    hints = vgg.list_hints(records, 2)
+    assert len(hints) == len(words)
+    assert all(word in hint for word, hint in zip(words, hints, strict=True))
