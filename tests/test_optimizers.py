@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dlcv_cli.config import TrainConfig
-from dlcv_cli.vision.optimizers import OPTIMIZERS, build_optimizer, optimizer_state, restore_optimizer, set_lr
+from dlcv_cli.vision.optimizers import OPTIMIZERS, build_optimizer, get_optimizer_state, restore_optimizer, set_lr
 
 KINDS: dict[str, Callable[[list[Tensor]], Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -54,7 +54,7 @@ def test_state_of_any_optimizer(kind: str, steps: int) -> None:
     network, parameters = build()
     optimizer = KINDS[kind]([*parameters.values()])
     take_steps(network, optimizer, range(steps))
-    tensors, values = copy.deepcopy(optimizer_state(optimizer, parameters))
+    tensors, values = copy.deepcopy(get_optimizer_state(optimizer, parameters))
     assert all(key.partition(".")[2] in parameters for key in (*tensors, *values))
     weights = copy.deepcopy(network.state_dict())
     take_steps(network, optimizer, range(steps, steps + 3))
@@ -73,7 +73,7 @@ def test_state_of_another_optimizer_is_refused(damage: str) -> None:
     network, parameters = build()
     optimizer = KINDS["adam"]([*parameters.values()])
     take_steps(network, optimizer, range(1))
-    tensors, values = copy.deepcopy(optimizer_state(optimizer, parameters))
+    tensors, values = copy.deepcopy(get_optimizer_state(optimizer, parameters))
     name = "exp_avg.2.bias"
     if damage == "lacks":
         del tensors[name]

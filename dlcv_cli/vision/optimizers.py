@@ -43,8 +43,8 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
         group["lr"] = lr * group["scale"]
 
 
-def optimizer_state(optimizer: Optimizer, parameters: Parameters) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what an optimizer remembers, by `KEY.PARAMETER`: tensors, not copied, and other values."""
+def get_optimizer_state(optimizer: Optimizer, parameters: Parameters) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the state of an optimizer by `KEY.PARAMETER`: (tensors, not copied; other values)."""
     state = {f"{key}.{name}": value for name, p in parameters.items() for key, value in optimizer.state[p].items()}
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     return tensors, {key: value for key, value in state.items() if key not in tensors}
@@ -53,7 +53,7 @@ def optimizer_state(optimizer: Optimizer, parameters: Parameters) -> tuple[dict[
 def restore_optimizer(
     optimizer: Optimizer, parameters: Parameters, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
 ) -> None:
-    """Give a new optimizer the state that `optimizer_state` returned. The parameters' own values are lost.
+    """Give a new optimizer the state that `get_optimizer_state` returned. The parameters' own values are lost.
 
     Raises:
         ValueError: it is not the state of this optimizer.
@@ -65,7 +65,7 @@ def restore_optimizer(
         p.grad = torch.zeros_like(p)
     optimizer.step()
     optimizer.zero_grad()
-    own_tensors, own_values = optimizer_state(optimizer, parameters)
+    own_tensors, own_values = get_optimizer_state(optimizer, parameters)
     for key in [*own_tensors.keys() ^ tensors.keys(), *own_values.keys() ^ values.keys()]:
         raise ValueError(f"its optimizer state has, or lacks, {key}")
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What happens to an image before a network sees it; part of the weights, and handed on with them."""
+"""Preprocessing of images for a network. It belongs to the weights, and checkpoints record it."""
 
 from __future__ import annotations
 

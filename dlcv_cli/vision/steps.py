@@ -1,4 +1,4 @@
-"""A network as a list of named steps, and where it is split: what lies before gives the same numbers in every epoch.
+"""A network as a list of named steps, split so that the first part gives the same numbers in every epoch.
 
 Letters: N images, T tokens, D features of a token.
 """
@@ -31,7 +31,7 @@ class PatchEmbedding(nn.Module):
         self.pos_embedding = transformer.encoder.pos_embedding
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, T, D)."""
+        """Return the tokens (N, T, D) of images (N, 3, H, W)."""
         tokens = self.conv_proj(x).flatten(2).transpose(1, 2)
         embedded: Tensor = torch.cat([self.class_token.expand(len(x), -1, -1), tokens], 1) + self.pos_embedding
         return embedded
@@ -41,7 +41,7 @@ class ClassToken(nn.Module):
     """A vision transformer's step before its head: the class token alone."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, T, D) -> (N, D)."""
+        """Return the class token (N, D) of tokens (N, T, D)."""
         return x[:, 0]
 
 
@@ -54,7 +54,7 @@ ADAPTERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 def list_steps(network: nn.Module, architecture: Architecture) -> list[tuple[str, nn.Module]]:
-    """Return every step with its name, in the order in which an image passes them; they share the network's layers.
+    """Return every step with its name, in the order in which an image passes them. They share the network's layers.
 
     Raises:
         DlcvError: a layer with weights is in no step.
@@ -86,7 +86,7 @@ class SplitNetwork:
     boundary: str  # name of the tail's first step
 
     def train(self) -> None:
-        """Put in train mode what trains.
+        """Set the layers that train to train mode.
 
         Dropout is live, in frozen layers of the tail as well. BatchNorm that does not train keeps its statistics.
         StochasticDepth skips a block at random to regularise the block's own weights: in a step in which nothing
@@ -133,7 +133,7 @@ def is_random(step: nn.Module) -> bool:
 
 
 def split_at_frozen(network: nn.Module, architecture: Architecture) -> SplitNetwork:
-    """Split a network before the first step that trains or is random; this follows from requires_grad alone.
+    """Return a network split before the first step that trains or is random. This depends on requires_grad alone.
 
     For vgg16 with a head to train that is after classifier.1, with the default finetune before features.28.
     """
@@ -145,7 +145,7 @@ def split_at_frozen(network: nn.Module, architecture: Architecture) -> SplitNetw
 
 @dataclass(frozen=True)
 class Cost:
-    """What the frozen layers do to one image."""
+    """Shape and cost of the features of one image."""
 
     shape: tuple[int, ...]  # of its features: (C, H, W), (T, D) or (C,)
     flops: int  # of their forward pass: two for each multiplication and addition
@@ -177,13 +177,13 @@ def require_size(network: nn.Module, architecture: Architecture, side: int) -> N
 
 
 def _copy_to_meta(layers: nn.Sequential) -> nn.Sequential:
-    """Return the same layers without numbers; not one byte of their weights is copied."""
+    """Return the same layers on meta, without copying any weights."""
     memo = {id(t): torch.empty_like(t, device="meta") for t in (*layers.parameters(), *layers.buffers())}
     return copy.deepcopy(layers, memo)
 
 
 def hash_steps(steps: Sequence[nn.Module], start: bytes) -> list[bytes]:
-    """Return 32 bytes for each place between the steps, both ends included, that say what is computed up to there.
+    """Return 32 bytes for each place between the steps, both ends included: a hash of all that is computed before it.
 
     Two networks that begin with the same layers and weights have the same beginning of this list.
 
@@ -201,7 +201,7 @@ def hash_steps(steps: Sequence[nn.Module], start: bytes) -> list[bytes]:
 
 
 def _describe(module: nn.Module) -> tuple[str, str, dict[str, Any]]:
-    """Return a module's class, how it prints, and its settings, of which not all are printed (an attention's heads)."""
+    """Return a module's class, repr and settings, because the repr lacks some of them (an attention's heads)."""
     plain = (bool, int, float, str, tuple)
     settings = {key: v for key, v in vars(module).items() if key != "training" and isinstance(v, plain)}
     return type(module).__qualname__, repr(module), settings

@@ -22,7 +22,7 @@ from dlcv_cli.config import FinetuneConfig, TrainConfig
 from dlcv_cli.errors import DivergedError
 from dlcv_cli.vision.batches import Source
 from dlcv_cli.vision.inference import lay_out
-from dlcv_cli.vision.optimizers import build_optimizer, optimizer_state, restore_optimizer, set_lr
+from dlcv_cli.vision.optimizers import build_optimizer, get_optimizer_state, restore_optimizer, set_lr
 from dlcv_cli.vision.steps import SplitNetwork, scale_by_depth
 
 EVALUATION_BATCH = 32
@@ -70,10 +70,10 @@ def predict(tail: nn.Module, source: Source, precision: str, batch_size: int = E
     tail.eval()
     with torch.inference_mode():
         for x in source.batches(np.arange(len(source)), batch_size, 0):
-            yield _logits(tail, x, precision)
+            yield _compute_logits(tail, x, precision)
 
 
-def _logits(tail: nn.Module, x: Tensor, precision: str) -> Tensor:
+def _compute_logits(tail: nn.Module, x: Tensor, precision: str) -> Tensor:
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         logits: Tensor = tail(x)
     return logits.float()
@@ -104,12 +104,11 @@ def evaluate(tail: nn.Module, source: Source, precision: str) -> Iterator[Score]
 
 
 class Training:
-    """Trains what `unfreeze` let train, when iterated over; at the end the network has the best epoch's weights.
+    """The training of the layers that `unfreeze` selected. It runs when iterated over, and ends with the best weights.
 
-    The best epoch has the highest validation accuracy; of equal ones, the lowest validation loss; of equal ones, it is
-    the earliest. Order is a function of (seed, epoch), dropout of (seed, epoch, step): at whatever event training
-    stops, `state` is all that another Training has to `restore` to come to the same end, bit for bit. The last batch
-    may be short.
+    The best epoch has the highest validation accuracy; of equal ones the lowest validation loss; of equal ones the
+    earliest. The order of images is a function of (seed, epoch), dropout of (seed, epoch, step): another Training that
+    restores the `state` at any event ends with the same bits. The last batch may be smaller.
 
     Args:
         split: the network; the sources give what enters its tail.
@@ -146,7 +145,7 @@ class Training:
 
     @property
     def epoch(self) -> int:
-        """Number of epochs that are done."""
+        """The number of epochs that are done."""
         return self.records[-1].epoch if self.records else 0
 
     @property
@@ -156,12 +155,12 @@ class Training:
 
     @property
     def is_over(self) -> bool:
-        """Whether all epochs are done, or no epoch was better for as many as `patience` says."""
+        """Whether all epochs are done, or the last `patience` epochs were not better."""
         waited = self.epoch - self.best_record.epoch if self.best_record else 0
         return self.epoch >= self.config.epochs or (self.config.patience or math.inf) <= waited
 
     def _lr_after(self, done: int) -> float:
-        """Return the learning rate of the step after which so many images of the epoch are done."""
+        """Return the learning rate of the step after which `done` images of the epoch are done."""
         return self.config.lr_at(self.epoch, done / len(self.train))
 
     def __iter__(self) -> Iterator[Progress | Epoch]:
@@ -181,12 +180,12 @@ class Training:
         order = np.random.default_rng((config.seed, self.epoch)).permutation(len(train))
         for x in train.batches(order[self.done :], config.batch_size, self.epoch):
             labels = torch.from_numpy(train.labels[order[self.done : self.done + len(x)]]).to(self.device)
-            step_seed = _mix(config.seed, self.epoch, self.done // config.batch_size)
+            step_seed = _mix_seeds(config.seed, self.epoch, self.done // config.batch_size)
             torch.manual_seed(step_seed)
             set_lr(self.optimizer, self._lr_after(self.done + len(labels)))
             mixed, targets = mix_up(x, labels, config.mixup, step_seed)
-            logits = _logits(self.split.tail, mixed, self.precision)
-            loss = self._loss(logits, targets)
+            logits = _compute_logits(self.split.tail, mixed, self.precision)
+            loss = self._compute_loss(logits, targets)
             self.optimizer.zero_grad()
             torch.autograd.backward(loss)
             if config.clip_norm:
@@ -201,8 +200,8 @@ class Training:
             self.done += len(labels)
             yield Progress(self.epoch + 1, self.done, len(train))
 
-    def _loss(self, logits: Tensor, targets: list[tuple[Tensor, float]]) -> Tensor:
-        """Return the mean cross-entropy with labels that have a share each."""
+    def _compute_loss(self, logits: Tensor, targets: list[tuple[Tensor, float]]) -> Tensor:
+        """Return the mean cross-entropy with targets of (labels (n,), share)."""
         if self.config.class_weights != "none" and self.class_weights is None:
             self.class_weights = weigh_classes(self.train.labels, logits.shape[1], self.config.class_weights)
             self.class_weights = self.class_weights.to(logits)
@@ -242,7 +241,7 @@ class Training:
         yield record
 
     def _copy_changing(self) -> dict[str, Tensor]:
-        return {name: t.detach().clone() for name, t in _changing(self.network)}
+        return {name: t.detach().clone() for name, t in _list_changing(self.network)}
 
     def _require_finite(self, *numbers: float) -> None:
         if not all(map(math.isfinite, numbers)):
@@ -252,17 +251,17 @@ class Training:
             )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return all that changed since the beginning: tensors (the training's own, not copies), and numbers.
+        """Return (tensors, numbers): all that training has changed. The tensors are its own, not copies.
 
         Raises:
             DivergedError: a number in it is not finite, so training cannot continue from it.
         """
-        tensors = {f"{NOW}{name}": t.detach() for name, t in _changing(self.network)}
+        tensors = {f"{NOW}{name}": t.detach() for name, t in _list_changing(self.network)}
         if self.mean:
             now, mean = self.mean.pair()
             tensors = {f"{NOW}{name}": t for name, t in now.items()} | {f"{MEAN}{name}": t for name, t in mean.items()}
-        remembered, values = optimizer_state(self.optimizer, self.trainable)
-        tensors |= {f"{OF_OPTIMIZER}{key}": t for key, t in remembered.items()}
+        moments, values = get_optimizer_state(self.optimizer, self.trainable)
+        tensors |= {f"{OF_OPTIMIZER}{key}": t for key, t in moments.items()}
         loss_sum = self.loss_sum.item()
         self._require_finite(loss_sum, *(t.sum(dtype=torch.float64).item() for t in tensors.values()))
         if not self.best_is_now:
@@ -277,10 +276,10 @@ class Training:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned.
+        """Continue from a state that `state` returned.
 
         Raises:
-            ValueError: it is not the state of such a training.
+            ValueError: it is not a state of this training.
         """
         unused = dict(tensors)
 
@@ -299,19 +298,19 @@ class Training:
         of_optimizer = {name.removeprefix(OF_OPTIMIZER): t for name, t in of_optimizer.items()}
         restore_optimizer(self.optimizer, self.trainable, of_optimizer, state.optimizer)
         with torch.no_grad():
-            for name, t in _changing(self.network):
+            for name, t in _list_changing(self.network):
                 t.copy_(take(f"{NOW}{name}", t))
             for name, t in self.mean.pair()[1].items() if self.mean else ():
                 t.copy_(take(f"{MEAN}{name}", t))
         if self.best_is_now:
             self.best = self._copy_changing()
         elif self.records:
-            self.best = {name: take(f"{BEST}{name}", t.detach()) for name, t in _changing(self.network)}
+            self.best = {name: take(f"{BEST}{name}", t.detach()) for name, t in _list_changing(self.network)}
         if unused:
             raise ValueError(f"it has a tensor {next(iter(unused))}")
 
     def _require_possible(self, state: _State) -> None:
-        """Raise ValueError unless this training passes such a place between two steps."""
+        """Raise ValueError unless this training can be in such a state between two steps."""
         first, epochs = 0 if self.evaluate_start else 1, [record.epoch for record in state.records]
         if epochs != [*range(first, self.config.epochs + 1)][: len(epochs)] or (epochs and not state.records[0].best):
             raise ValueError("its records are of other epochs")
@@ -320,14 +319,14 @@ class Training:
             raise ValueError(f"{state.done} images of an epoch in batches of {self.config.batch_size}")
 
 
-def _changing(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _list_changing(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield what training changes: trainable parameters, and buffers (BatchNorm's statistics)."""
     yield from ((name, p) for name, p in network.named_parameters() if p.requires_grad)
     yield from network.named_buffers()
 
 
 class MeanWeights:
-    """Running means of what training changes in a network, which can take its place in it.
+    """Running means of all that training changes in a network. They can be exchanged with its weights.
 
     The decay grows to its value as (1 + n) / (10 + n) after n steps, so that the beginning is soon forgotten.
     Source: tf.train.ExponentialMovingAverage.
@@ -335,11 +334,11 @@ class MeanWeights:
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay, self.exchanged = decay, False
-        self.live = {name: t.detach() for name, t in _changing(network)}
+        self.live = {name: t.detach() for name, t in _list_changing(network)}
         self.means = {name: t.clone() for name, t in self.live.items()}
 
     def update(self, step: int) -> None:
-        """Take the step of this number (0 is the first) into the means; what is counted is copied."""
+        """Update the means after the step of this number (0 is the first). Copy counters, which are integers."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         for name, mean in self.means.items():
             if mean.is_floating_point():
@@ -348,7 +347,7 @@ class MeanWeights:
                 mean.copy_(self.live[name])
 
     def exchange(self) -> None:
-        """Put the means into the network and its weights into their place, or both back."""
+        """Exchange the network's weights and their means, or exchange them back."""
         for name, mean in self.means.items():
             now = self.live[name].clone()
             self.live[name].copy_(mean)
@@ -356,7 +355,7 @@ class MeanWeights:
         self.exchanged = not self.exchanged
 
     def pair(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return what is trained, and the means."""
+        """Return (weights that are trained, their means)."""
         return (self.means, self.live) if self.exchanged else (self.live, self.means)
 
 
@@ -379,6 +378,6 @@ def mix_up(x: Tensor, labels: Tensor, alpha: float, seed: int) -> tuple[Tensor, 
     return lay_out(torch.lerp(x[order], x, share)), [(labels, share), (labels[order], 1 - share)]
 
 
-def _mix(*numbers: int) -> int:
-    """Return one seed for several numbers, different for different ones."""
+def _mix_seeds(*numbers: int) -> int:
+    """Return a seed that is a hash of several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -1,4 +1,4 @@
-"""Image files -> what a network sees of them, in threads: decoded, resized as bytes, cropped, mirrored.
+"""Transforms from image files to pixels for a network: decode, resize as bytes, crop and mirror, in threads.
 
 Letters: N images, H and W pixels.
 """
@@ -60,16 +60,16 @@ class Images:
 
     @property
     def distinct(self) -> float:
-        """Largest number of epochs in which an image looks different each time."""
+        """The largest number of epochs in which every view of an image is different."""
         return 1 if self.augment == "none" else self.views or math.inf
 
     @property
     def repeats(self) -> bool:
-        """Whether images look the same in several epochs, so that features can be computed once."""
+        """Whether views repeat in several epochs, so that features can be computed once."""
         return self.augment in ("none", "flip") or self.views is not None
 
     def view(self, index: int, epoch: int) -> str:
-        """Return the name of the view of an image that an epoch sees; for one image, a name stands for one picture.
+        """Return the name of the view of an image in an epoch. Equal names mean equal pixels.
 
         It depends on the settings and on the image's content, not on its place in a split.
         """
@@ -106,7 +106,7 @@ class Images:
 
 
 def decode(data: bytes) -> Tensor:
-    """Return an image file's pixels (3, H, W) uint8, upright, channels last in memory.
+    """Return the pixels (3, H, W) uint8 of an image file in its EXIF orientation, channels last in memory.
 
     JPEGs in colour or gray are decoded by torchvision, four times as fast as Pillow and within 2 of its 255 levels; all
     else by Pillow.
@@ -129,7 +129,7 @@ def decode(data: bytes) -> Tensor:
 
 
 def resize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """(3, H, W) uint8 -> (crop, crop, 3) uint8, as the preprocessing says."""
+    """Return the pixels (crop, crop, 3) uint8 of an image (3, H, W) uint8, by the preprocessing."""
     side, how = preprocessing.crop, preprocessing.interpolation
     if preprocessing.fit == "squash":
         return _resize(image, [side, side], how).permute(1, 2, 0)
@@ -148,9 +148,9 @@ def resize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def crop_randomly(image: Tensor, preprocessing: Preprocessing, rng: random.Random) -> Tensor:
-    """(3, H, W) uint8 -> (crop, crop, 3) uint8: a random part of the image, mirrored half of the time.
+    """Return (crop, crop, 3) uint8: a random crop of an image (3, H, W) uint8, mirrored half of the time.
 
-    The part has 35 to 100 % of the area and a side ratio of 3/4 to 4/3, each drawn uniformly (the ratio's logarithm).
+    The crop has 35 to 100 % of the area and a side ratio of 3/4 to 4/3, each drawn uniformly (the ratio's logarithm).
     Source: Szegedy et al. 2015 (arXiv:1409.4842), section 6, with a smaller range of areas.
     """
     height, width = image.shape[1:]
@@ -194,7 +194,7 @@ STRENGTHS = 31
 
 
 def augment_trivially(pixels: Tensor, rng: random.Random) -> Tensor:
-    """(H, W, 3) uint8 -> the same shape: one operation at one strength, both drawn uniformly (TrivialAugment)."""
+    """Return pixels (H, W, 3) uint8 after a random operation at a random strength, both uniform (TrivialAugment)."""
     largest, signed, operation = OPERATIONS[rng.choice([*OPERATIONS])]
     strength = largest * rng.randrange(STRENGTHS) / (STRENGTHS - 1) * (rng.choice((-1, 1)) if signed else 1)
     changed: Tensor = operation(pixels.permute(2, 0, 1), strength)
@@ -202,7 +202,7 @@ def augment_trivially(pixels: Tensor, rng: random.Random) -> Tensor:
 
 
 def erase_box(pixels: Tensor, preprocessing: Preprocessing, rng: random.Random) -> Tensor:
-    """(H, W, 3) uint8 -> the same shape, with a random box of 2 to 33 % of the area in the mean colour.
+    """Return pixels (H, W, 3) uint8 with a random box of 2 to 33 % of the area in the mean colour.
 
     Source: Zhong et al. 2017 (arXiv:1708.04896); its ratio of sides is 0.3 to 3.3.
     """
@@ -216,7 +216,7 @@ def erase_box(pixels: Tensor, preprocessing: Preprocessing, rng: random.Random) 
 
 
 def _mean_colour(preprocessing: Preprocessing) -> Tensor:
-    """Return what normalisation turns into about 0, (3,) uint8."""
+    """Return the mean colour of the preprocessing, (3,) uint8, which normalisation maps to about 0."""
     return (torch.tensor(preprocessing.mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -233,9 +233,9 @@ def _resize(image: Tensor, size: list[int], interpolation: Interpolation) -> Ten
 def map_in_order(
     work: Callable[[Job], Result], jobs: Iterable[Job], threads: int, ahead: int
 ) -> Iterator[tuple[Job, Result]]:
-    """Yield each job and its result, in order, computed in threads; at most `ahead` jobs beyond the current one begin.
+    """Yield each job and its result, in order, computed in threads. At most `ahead` jobs begin before their turn.
 
-    Each thread computes alone, without torch's own threads, so a result does not depend on how many there are.
+    Each thread computes without torch's own threads, so a result does not depend on their number.
     """
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     pending: deque[tuple[Job, Future[Result]]] = deque()
