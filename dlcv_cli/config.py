@@ -20,21 +20,15 @@ Schedule = Literal["exponential", "cosine", "constant", "one-cycle"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    later: bool = False,
-) -> Any:
-    """Declare a field with its help text and its range: low <= value <= high, value > above.
+def setting(default: Any, help: str, *, later: bool = False, **bounds: float) -> Any:
+    """Declare a field with its help text and its range: `low` <= value <= `high`, value > `above`.
 
     Files record a setting that came `later` than their format only where it is not its default: without it, a stage
     writes the bytes that it wrote before.
     """
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "above": above, "later": later})
+    return field(
+        default=default, metadata={"help": help, "later": later, "low": None, "high": None, "above": None, **bounds}
+    )
 
 
 def describe_range(metadata: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from dlcv_cli.stages import snapshots
 from dlcv_cli.stages import train_images as vgg
 from dlcv_cli.studies.images.predictor import require_classes
 from dlcv_cli.vision.architectures import ARCHITECTURES
+from dlcv_cli.vision.hints import list_hints
 from dlcv_cli.vision.models import build_network
 from dlcv_cli.vision.training import Epoch
 
@@ -679,6 +680,6 @@ def epoch(number: int, train: float | None, val_loss: float, val: float, best: b
 )
 def test_hints(records: list[Epoch], words: list[str]) -> None:
     """A falling loss, a gap between training and validation, and a loss that rises at once have a hint each."""
-    hints = vgg.list_hints(records, 2)
+    hints = list_hints(records, 2)
     assert len(hints) == len(words)
     assert all(word in hint for word, hint in zip(words, hints, strict=True))

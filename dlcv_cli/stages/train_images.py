@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -45,6 +44,7 @@ from dlcv_cli.studies.images.predictor import (
     require_classes,
 )
 from dlcv_cli.vision.architectures import ARCHITECTURES
+from dlcv_cli.vision.hints import list_hints
 from dlcv_cli.vision.inference import resolve_precision
 from dlcv_cli.vision.models import build_random_network, copy_weights, count_parameters, list_top_layers
 from dlcv_cli.vision.preprocessing import Preprocessing
@@ -312,30 +312,6 @@ def _collect_result(training: Training, start: _Start, classes: list[str], machi
         packages=PACKAGES,
         run={**machine, "images_per_second": speeds},
     )
-
-
-FALLING, OVERFITTED, RISEN = 0.99, 0.15, 1.1  # factor of a loss, difference of accuracies, factor of a loss
-
-
-def list_hints(records: Sequence[Epoch], classes: int) -> list[str]:
-    """Return what the course of a training suggests to try next."""
-    epochs = [record for record in records if record.epoch]
-    last, best = epochs[-1], [record for record in records if record.best][-1]
-    start = records[0].val_loss if not records[0].epoch else math.log(classes)
-    hints = []
-    if len(epochs) > 1 and best is last and last.val_loss < FALLING * epochs[-2].val_loss:
-        hints.append("the validation loss was still falling at the last epoch: try more --epochs")
-    trained, validated = best.train_accuracy or 0, best.val_accuracy
-    if trained - validated > OVERFITTED:
-        hints.append(
-            f"accuracy is {100 * trained:.1f} % on training images and {100 * validated:.1f} % on validation images; "
-            "try --augment flip or crop-flip, --label-smoothing 0.1, or more images"
-        )
-    if epochs[0].val_loss > RISEN * start:
-        hints.append(
-            f"the validation loss rose from {start:.3g} to {epochs[0].val_loss:.3g} at first: try a lower --lr"
-        )
-    return hints
 
 
 def warn_if_collapsed(

@@ -14,15 +14,14 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlcv_cli.config import FinetuneConfig, TrainConfig
 from dlcv_cli.errors import DivergedError
 from dlcv_cli.vision.batches import Source
-from dlcv_cli.vision.inference import lay_out
 from dlcv_cli.vision.optimizers import build_optimizer, get_optimizer_state, restore_optimizer, set_lr
+from dlcv_cli.vision.regularization import MeanWeights, list_changing, mix_up, weigh_classes
 from dlcv_cli.vision.steps import SplitNetwork, scale_by_depth
 
 EVALUATION_BATCH = 32
@@ -241,7 +240,7 @@ class Training:
         yield record
 
     def _copy_changing(self) -> dict[str, Tensor]:
-        return {name: t.detach().clone() for name, t in _list_changing(self.network)}
+        return {name: t.detach().clone() for name, t in list_changing(self.network)}
 
     def _require_finite(self, *numbers: float) -> None:
         if not all(map(math.isfinite, numbers)):
@@ -256,7 +255,7 @@ class Training:
         Raises:
             DivergedError: a number in it is not finite, so training cannot continue from it.
         """
-        tensors = {f"{NOW}{name}": t.detach() for name, t in _list_changing(self.network)}
+        tensors = {f"{NOW}{name}": t.detach() for name, t in list_changing(self.network)}
         if self.mean:
             now, mean = self.mean.pair()
             tensors = {f"{NOW}{name}": t for name, t in now.items()} | {f"{MEAN}{name}": t for name, t in mean.items()}
@@ -298,14 +297,14 @@ class Training:
         of_optimizer = {name.removeprefix(OF_OPTIMIZER): t for name, t in of_optimizer.items()}
         restore_optimizer(self.optimizer, self.trainable, of_optimizer, state.optimizer)
         with torch.no_grad():
-            for name, t in _list_changing(self.network):
+            for name, t in list_changing(self.network):
                 t.copy_(take(f"{NOW}{name}", t))
             for name, t in self.mean.pair()[1].items() if self.mean else ():
                 t.copy_(take(f"{MEAN}{name}", t))
         if self.best_is_now:
             self.best = self._copy_changing()
         elif self.records:
-            self.best = {name: take(f"{BEST}{name}", t.detach()) for name, t in _list_changing(self.network)}
+            self.best = {name: take(f"{BEST}{name}", t.detach()) for name, t in list_changing(self.network)}
         if unused:
             raise ValueError(f"it has a tensor {next(iter(unused))}")
 
@@ -317,65 +316,6 @@ class Training:
         total = len(self.train) if self.config.epochs not in epochs else 0
         if state.done > total or (state.done % self.config.batch_size and state.done < total):
             raise ValueError(f"{state.done} images of an epoch in batches of {self.config.batch_size}")
-
-
-def _list_changing(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield what training changes: trainable parameters, and buffers (BatchNorm's statistics)."""
-    yield from ((name, p) for name, p in network.named_parameters() if p.requires_grad)
-    yield from network.named_buffers()
-
-
-class MeanWeights:
-    """Running means of all that training changes in a network. They can be exchanged with its weights.
-
-    The decay grows to its value as (1 + n) / (10 + n) after n steps, so that the beginning is soon forgotten.
-    Source: tf.train.ExponentialMovingAverage.
-    """
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay, self.exchanged = decay, False
-        self.live = {name: t.detach() for name, t in _list_changing(network)}
-        self.means = {name: t.clone() for name, t in self.live.items()}
-
-    def update(self, step: int) -> None:
-        """Update the means after the step of this number (0 is the first). Copy counters, which are integers."""
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        for name, mean in self.means.items():
-            if mean.is_floating_point():
-                mean.lerp_(self.live[name], weight)
-            else:
-                mean.copy_(self.live[name])
-
-    def exchange(self) -> None:
-        """Exchange the network's weights and their means, or exchange them back."""
-        for name, mean in self.means.items():
-            now = self.live[name].clone()
-            self.live[name].copy_(mean)
-            mean.copy_(now)
-        self.exchanged = not self.exchanged
-
-    def pair(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return (weights that are trained, their means)."""
-        return (self.means, self.live) if self.exchanged else (self.live, self.means)
-
-
-def weigh_classes(labels: NDArray[np.int64], classes: int, how: str) -> Tensor:
-    """Return a weight for each class (K,) float32: N / (K * images of the class), or with `sqrt` its square root."""
-    counts = np.bincount(labels, minlength=classes).clip(1)
-    balanced = torch.from_numpy(len(labels) / (classes * counts)).float()
-    return balanced.sqrt() if how == "sqrt" else balanced
-
-
-def mix_up(x: Tensor, labels: Tensor, alpha: float, seed: int) -> tuple[Tensor, list[tuple[Tensor, float]]]:
-    """Return a batch mixed with itself in another order, and both orders' labels with their shares.
-
-    Source: Zhang et al. 2017 (arXiv:1710.09412); for features of frozen layers Verma et al. 2018 (arXiv:1806.05236).
-    """
-    if not alpha:
-        return x, [(labels, 1.0)]
-    rng = np.random.default_rng(seed)
-    share, order = float(rng.beta(alpha, alpha)), torch.from_numpy(rng.permutation(len(x))).to(x.device)
-    return lay_out(torch.lerp(x[order], x, share)), [(labels, share), (labels[order], 1 - share)]
 
 
 def _mix_seeds(*numbers: int) -> int:

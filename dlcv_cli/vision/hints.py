@@ -1,0 +1,31 @@
+"""What the course of a training suggests to try next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from dlcv_cli.vision.training import Epoch
+
+FALLING, OVERFITTED, RISEN = 0.99, 0.15, 1.1  # factor of a loss, difference of accuracies, factor of a loss
+
+
+def list_hints(records: Sequence[Epoch], classes: int) -> list[str]:
+    """Return a sentence for each thing to try, from all records of a training."""
+    epochs = [record for record in records if record.epoch]
+    last, best = epochs[-1], [record for record in records if record.best][-1]
+    start = records[0].val_loss if not records[0].epoch else math.log(classes)
+    hints = []
+    if len(epochs) > 1 and best is last and last.val_loss < FALLING * epochs[-2].val_loss:
+        hints.append("the validation loss was still falling at the last epoch: try more --epochs")
+    trained, validated = best.train_accuracy or 0, best.val_accuracy
+    if trained - validated > OVERFITTED:
+        hints.append(
+            f"accuracy is {100 * trained:.1f} % on training images and {100 * validated:.1f} % on validation images; "
+            "try --augment flip or crop-flip, --label-smoothing 0.1, or more images"
+        )
+    if epochs[0].val_loss > RISEN * start:
+        hints.append(
+            f"the validation loss rose from {start:.3g} to {epochs[0].val_loss:.3g} at first: try a lower --lr"
+        )
+    return hints
