@@ -20,11 +20,11 @@ dlcv data show "$out/caltech101.split.json"
 
 # shellcheck disable=SC2086  # splits the options on purpose
 {
-    dlcv vgg head "$out/caltech101.split.json" --arch "$arch" ${WEIGHTS:+--weights "$WEIGHTS"} ${HEAD:-} \
+    dlcv image head "$out/caltech101.split.json" --arch "$arch" ${WEIGHTS:+--weights "$WEIGHTS"} ${HEAD:-} \
         -o "$out/head.safetensors"
-    dlcv vgg finetune "$out/caltech101.split.json" --from "$out/head.safetensors" ${FINETUNE:-} \
+    dlcv image finetune "$out/caltech101.split.json" --from "$out/head.safetensors" ${FINETUNE:-} \
         -o "$out/finetune.safetensors"
-    dlcv vgg scratch "$out/caltech101.split.json" --arch "$arch" ${SCRATCH:-} -o "$out/scratch.safetensors"
+    dlcv image scratch "$out/caltech101.split.json" --arch "$arch" ${SCRATCH:-} -o "$out/scratch.safetensors"
 }
 
 dlcv eval --compare "$out/head.safetensors" "$out/finetune.safetensors" "$out/scratch.safetensors"

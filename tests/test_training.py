@@ -515,6 +515,8 @@ def test_everything_is_a_plain_loop(data: tuple[Images, Images]) -> None:
             spread = -(weight * log_p).sum() / classes
             loss = loss + part * (0.9 * true + 0.1 * spread) / weight[target].sum()
         assert record.train_loss == pytest.approx(loss.item(), rel=1e-4)
+        main = labels[order] if share > 0.5 else labels[order][other]  # of mixed images, the one that is more of it
+        assert record.train_accuracy == pytest.approx((logits.argmax(1) == main).float().mean().item())
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], 0.5)

@@ -195,7 +195,8 @@ class Training:
                 self.mean.update(self.epoch * steps + self.done // config.batch_size)
             self.best_is_now = False
             self.loss_sum += loss.detach() * len(labels)
-            self.correct += (logits.detach().argmax(1) == labels).sum()
+            main_labels, _ = max(targets, key=lambda target: target[1])
+            self.correct += (logits.detach().argmax(1) == main_labels).sum()
             self.done += len(labels)
             yield Progress(self.epoch + 1, self.done, len(train))
 
