@@ -24,7 +24,7 @@ def list_hints(records: Sequence[Epoch], classes: int) -> list[str]:
             f"accuracy is {100 * trained:.1f} % on training images and {100 * validated:.1f} % on validation images; "
             "try --augment flip or crop-flip, --label-smoothing 0.1, or more images"
         )
-    if epochs[0].val_loss > RISEN * start:
+    if epochs[0].val_loss > RISEN * start and best.epoch <= 1:
         hints.append(
             f"the validation loss rose from {start:.3g} to {epochs[0].val_loss:.3g} at first: try a lower --lr"
         )
