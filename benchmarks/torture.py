@@ -39,10 +39,16 @@ from dlcv_cli.stages import snapshots as resume
 COMMON = ["--batch-size", "8", "--precision", "float32", "--threads", "1", "--cache", "{cache}"]
 MINI = ["--arch", "vgg16_mini"]
 SPLIT, START, DATA = "../inputs/drawn.split.json", "../inputs/start.safetensors", "../inputs/data.safetensors"
+EVERYTHING = [
+    "--unfreeze", "features,classifier", "--optimizer", "adamw", "--schedule", "one-cycle", "--weight-decay", "0.1",
+    "--label-smoothing", "0.1", "--mixup", "0.3", "--ema", "0.9", "--clip-norm", "1", "--layer-decay", "0.8",
+    "--class-weights", "sqrt", "--augment", "trivial", "--erase", "0.3", "--patience", "3",
+]  # fmt: skip
 STAGES = {
     "head": ["vgg", "head", SPLIT, *MINI, "--epochs", "12", *COMMON],
     "finetune": ["vgg", "finetune", SPLIT, "--from", START, "--epochs", "8", *COMMON],
     "scratch": ["vgg", "scratch", SPLIT, *MINI, "--epochs", "3", "--augment", "crop-flip", *COMMON[:-2]],
+    "tuned": ["vgg", "finetune", SPLIT, "--from", START, "--epochs", "5", *EVERYTHING, *COMMON],
     "seq": ["seq", "train", DATA, "--seeds", "2", "--epochs", "30", "--cache", "{cache}"],
 }
 MAKERS = {
