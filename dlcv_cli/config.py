@@ -159,14 +159,15 @@ class TrainConfig(Config):
     )
     ema: float | None = setting(
         None,
-        "validate and keep a running mean of the weights, with this decay per step",
+        "decay per step of a running mean of the weights, which is validated and written in their place",
         above=0,
         high=0.99999,
         later=True,
     )
-    patience: int | None = setting(None, "stop after that many epochs without a better one", low=1, later=True)
+    patience: int | None = setting(None, "stop after this many epochs without improvement", low=1, later=True)
     augment: Augment = setting(
-        "none", "how training images vary: mirrored; a random part, mirrored; that and TrivialAugment"
+        "none",
+        "random changes of training images: flip mirrors; crop-flip also takes a part; trivial adds TrivialAugment",
     )
     erase: float = setting(
         0.0, "with crop-flip and trivial: chance that a random box is erased", low=0, high=1, later=True
