@@ -49,8 +49,7 @@ def _format_bound(value: float) -> str:
 
 def list_choices(kind: Any) -> tuple[str, ...]:
     """Return the values of a Literal type, which may be None as well; empty for other types."""
-    literal = next((k for k in (kind, *get_args(kind)) if get_origin(k) is Literal), None)
-    return get_args(literal) if literal else ()
+    return next((get_args(k) for k in (kind, *get_args(kind)) if get_origin(k) is Literal), ())
 
 
 def option_name(name: str) -> str:
