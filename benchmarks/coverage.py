@@ -147,11 +147,11 @@ def mse(rng: Generator, draws: int) -> Iterator[Outcome]:
     n = int(rng.choice([500, 2000]))
     a, b = errors(rng, n)
     light = rng.normal(0, 1, n)
-    own, none, some = bootstrap([build_mean(a**2), build_mean(a**2 - b**2), build_mean(a**2 - 0.8 * b**2)], draws)
+    own, equal, other = bootstrap([build_mean(a**2), build_mean(a**2 - b**2), build_mean(a**2 - 0.8 * b**2)], draws)
     alike, heavier = flip_signs(np.array([a**2 - b**2, a**2 - light**2]), draws)
     yield "interval", holds(own, 1)
-    yield "difference's interval, no difference", holds(none, 0)
-    yield "difference's interval, a difference", holds(some, 0.2)
+    yield "difference's interval, no difference", holds(equal, 0)
+    yield "difference's interval, a difference", holds(other, 0.2)
     yield "alarms, permutation", alike <= 0.05
     yield "alarms, permutation, one with heavier tails", heavier <= 0.05
 

@@ -304,11 +304,11 @@ def test_identical_images_are_computed_once(train: Train, photo_folder: Path, ca
         shutil.copy(photo_folder / "photos" / "cat" / "000.png", photo_folder / "photos" / "cat" / f"copy {number}.png")
     split = photo_folder / "copies.split.json"
     run_dlcv("data", "split", photo_folder / "photos", "-o", split, "--seed", 2)
-    given = read_digests(split, "train", "val")
-    assert len({*given}) < len(given), "the case has identical images"
+    digests = read_digests(split, "train", "val")
+    assert len({*digests}) < len(digests), "the case has identical images"
     actual = train("head", split=split)
-    assert (actual.features["images"], actual.features["computed"]) == (len({*given}), len({*given}))
-    assert count_sound_entries(cache_folder) == [len({*given})]
+    assert (actual.features["images"], actual.features["computed"]) == (len({*digests}), len({*digests}))
+    assert count_sound_entries(cache_folder) == [len({*digests})]
     assert actual.data == train("head", "--no-cache", split=split).data
 
 

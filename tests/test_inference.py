@@ -186,10 +186,10 @@ def test_extraction_from_earlier_features(name: str, precision: str, side: int, 
     places = [i for i, layer in enumerate(prefix) if i and [*layer.parameters()]]
     assert places
     for place in places[::-3]:
-        kept = to_rows(build_extractor(prefix[:place], precision, side)(pixels))
+        rows = to_rows(build_extractor(prefix[:place], precision, side)(pixels))
         rest = FeatureExtractor(prefix, Preprocessing(side, side), CPU, precision, place)
         for indices in (slice(0, 19), slice(7, 9)):  # whole groups, and too few for one
-            actual = torch.cat([x for _, x in extract_in_threads(rest, split_batches(kept[indices], 16), from_rows, 2)])
+            actual = torch.cat([x for _, x in extract_in_threads(rest, split_batches(rows[indices], 16), from_rows, 2)])
             assert torch.equal(actual, expected[indices]), prefix[place]
 
 

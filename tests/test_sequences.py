@@ -395,26 +395,9 @@ def test_training_follows_its_seed(engine: str) -> None:
 @every_engine
 def test_divergence_is_an_error(engine: str) -> None:
     """A training that diverges ends with an error that names the iteration and gives advice."""
+    network = ("elman", 4, draw(count=20), draw(count=5))
     with pytest.raises(DivergedAtError, match=r"a finite number at iteration 2: try a lower --lr than 1e\+38"):
-        train_fully(
-            "elman",
-            4,
-            draw(count=20),
-            draw(count=5),
-            epochs=1,
-            lr=1e38,
-            record_every=10,
-            engine=engine,
-        )
+        train_fully(*network, epochs=1, lr=1e38, record_every=10, engine=engine)
     with pytest.raises(DivergedAtError) as error:
-        train_fully(
-            "elman",
-            4,
-            draw(count=20),
-            draw(count=5),
-            epochs=1,
-            lr=1e38,
-            batch_size=20,
-            engine=engine,
-        )
-    assert error.value.iteration == 1, "the step was taken, the look at it was not finite"
+        train_fully(*network, epochs=1, lr=1e38, batch_size=20, engine=engine)
+    assert error.value.iteration == 1, "the step was taken, its validation loss was not finite"
