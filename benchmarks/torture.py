@@ -43,9 +43,11 @@ EVERYTHING = [
     "--unfreeze", "features,classifier", "--optimizer", "adamw", "--schedule", "one-cycle", "--weight-decay", "0.1",
     "--label-smoothing", "0.1", "--mixup", "0.3", "--ema", "0.9", "--clip-norm", "1", "--layer-decay", "0.8",
     "--class-weights", "sqrt", "--augment", "trivial", "--erase", "0.3", "--patience", "3",
+    "--crop-area", "0.1", "--color-jitter", "0.3", "--cutmix", "1",
 ]  # fmt: skip
 STAGES = {
     "head": ["vgg", "head", SPLIT, *MINI, "--epochs", "12", *COMMON],
+    "auto": ["vgg", "head", SPLIT, *MINI, "--recipe", "auto", *COMMON],
     "finetune": ["vgg", "finetune", SPLIT, "--from", START, "--epochs", "8", *COMMON],
     "scratch": ["vgg", "scratch", SPLIT, *MINI, "--epochs", "3", "--augment", "crop-flip", *COMMON[:-2]],
     "tuned": ["vgg", "finetune", SPLIT, "--from", START, "--epochs", "5", *EVERYTHING, *COMMON],

@@ -9,7 +9,7 @@ import math
 import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from dlcv_cli.errors import SettingError
 
@@ -18,6 +18,8 @@ Augment = Literal["none", "flip", "crop-flip", "trivial"]
 Fit = Literal["crop", "squash", "pad"]
 Schedule = Literal["exponential", "cosine", "constant", "one-cycle"]
 Precision = Literal["auto", "float32", "bfloat16"]
+# name -> defaults in place of the fields'; None: the stage tries several values and keeps the best
+Recipes = Mapping[str, Mapping[str, Any]]
 
 
 def setting(default: Any, help: str, *, later: bool = False, **bounds: float) -> Any:
@@ -62,11 +64,25 @@ class Config:
     """Base of the stages' settings: checks each value against its field's range."""
 
     PANEL: ClassVar[str] = "Settings"  # heading of the options in a command's help
+    RECIPES: ClassVar[Recipes] = {}
+
+    @classmethod
+    def by_recipe(cls, **given: Any) -> Self:
+        """Return the settings with the defaults of the `recipe` that is given, if any, in place of the fields'."""
+        return cls(**{**cls.RECIPES.get(given.get("recipe", ""), {}), **given})
+
+    @property
+    def to_try(self) -> list[str]:
+        """The names of the settings of which the stage is to try several values."""
+        recipe = self.RECIPES.get(getattr(self, "recipe", ""), {})
+        return [name for name, value in recipe.items() if value is None and getattr(self, name) is None]
 
     def __post_init__(self) -> None:
-        types = get_type_hints(type(self))
+        types, to_try = get_type_hints(type(self)), self.to_try
         for f in fields(self):
             value, kind, option = getattr(self, f.name), types[f.name], option_name(f.name)
+            if f.name in to_try:
+                continue
             if (choices := list_choices(kind)) and value not in (*choices, f.default):
                 raise SettingError(f"{option} is {value!r}: choose from {', '.join(choices)}")
             if isinstance(value, float) and not math.isfinite(value):
@@ -171,9 +187,27 @@ class TrainConfig(Config):
     erase: float = setting(
         0.0, "with crop-flip and trivial: chance that a random box is erased", low=0, high=1, later=True
     )
+    crop_area: float = setting(
+        0.35, "with crop-flip and trivial: smallest share of an image's area that is taken", above=0, high=1, later=True
+    )
+    color_jitter: float = setting(
+        0.0,
+        "with crop-flip and trivial: largest change of brightness, contrast and saturation, as a share",
+        low=0,
+        high=1,
+        later=True,
+    )
     mixup: float = setting(
         0.0,
         "alpha of mixup: each image is mixed with another by a Beta(alpha, alpha) share",
+        low=0,
+        high=100,
+        later=True,
+    )
+    cutmix: float = setting(
+        0.0,
+        "alpha of cutmix: a box of each image, of a Beta(alpha, alpha) share of its area, comes from another; "
+        "with --mixup as well, each batch takes one of both at random",
         low=0,
         high=100,
         later=True,
@@ -190,8 +224,10 @@ class TrainConfig(Config):
         super().__post_init__()
         if self.views and self.augment == "none":
             raise SettingError("--views needs --augment: without it every image has one view")
-        if self.erase and self.augment not in ("crop-flip", "trivial"):
-            raise SettingError("--erase needs --augment crop-flip or trivial")
+        for name in ("erase", "crop_area", "color_jitter"):
+            if name not in self.to_json() or self.augment in ("crop-flip", "trivial"):
+                continue
+            raise SettingError(f"{option_name(name)} needs --augment crop-flip or trivial")
 
     def lr_at(self, epoch: int, done: float = 0.0) -> float:
         """Return the learning rate in an epoch (0 is the first), once that share of it is done.
@@ -232,6 +268,15 @@ IMAGE_SIZE: Any = setting(
 class HeadConfig(TrainConfig):
     """`vgg head`, by the published recipe: lr 0.005, exponential decay, 6 epochs."""
 
+    RECIPES: ClassVar[Recipes] = {
+        "auto": {"resize": None, "augment": None, "weight_decay": None, "lr": None, "schedule": "cosine", "patience": 2}
+    }
+
+    recipe: Literal["published", "auto"] = setting(
+        "published",
+        "where settings that are not given come from: auto tries several, and keeps the best on the validation part",
+        later=True,
+    )
     arch: str = setting("vgg16", "the network")
     resize: Fit | None = RESIZE
     image_size: int | None = IMAGE_SIZE
@@ -257,6 +302,28 @@ class FinetuneConfig(TrainConfig):
 class ScratchConfig(TrainConfig):
     """`vgg scratch`, by the published recipe: the head's settings, 5 epochs, all layers."""
 
+    RECIPES: ClassVar[Recipes] = {
+        "modern": {
+            "arch": "resnet18",
+            "resize": "squash",
+            "image_size": 128,
+            "batch_size": 16,
+            "optimizer": "sgd",
+            "lr": 0.02,
+            "schedule": "one-cycle",
+            "weight_decay": 5e-4,
+            "label_smoothing": 0.1,
+            "ema": 0.99,
+            "augment": "flip",
+        }
+    }
+
+    recipe: Literal["published", "modern"] = setting(
+        "published",
+        "where settings that are not given come from: modern is a resnet18 on whole images of 128 pixels, and SGD with "
+        "momentum, one-cycle learning rate, label smoothing and mean weights",
+        later=True,
+    )
     epochs: int = setting(5, "passes over the training part", low=1, high=100_000)
     arch: str = setting("vgg16", "the network")
     resize: Fit | None = RESIZE

@@ -61,7 +61,8 @@ def test_later_settings_leave_files_as_they_were() -> None:
     assert Recipe("vgg.head", plain).differences(recorded) == ["--label-smoothing was 0.1, now 0.0"]
 
 
-def test_erasing_needs_random_parts() -> None:
-    """--erase without an augmentation that it belongs to contradicts itself."""
-    with pytest.raises(SettingError, match="--erase needs --augment"):
-        TrainConfig(erase=0.5, augment="flip")
+@pytest.mark.parametrize("option", ["erase", "crop-area", "color-jitter"])
+def test_changes_of_random_parts_need_random_parts(option: str) -> None:
+    """What changes random parts contradicts an augmentation without them."""
+    with pytest.raises(SettingError, match=f"--{option} needs --augment"):
+        TrainConfig(augment="flip", **{option.replace("-", "_"): 0.5})  # type: ignore[arg-type]

@@ -179,7 +179,7 @@ def test_eval_keys(evaluated: Path, name: str) -> None:
     data = evaluated / ("photos.split.json" if images else "data.safetensors")
     assert set(evaluation) == {
         "schema", "stage", "config", "inputs", "data", "metrics", "intervals", "intervals_over", "baselines",
-        "collapse", "per_seed", "seed_spread", "details", "contamination", "predictions", "run",
+        "collapse", "per_seed", "seed_spread", "details", "contamination", "tries", "predictions", "run",
     }  # fmt: skip
     details = evaluation["details"]
     assert set(details) == (

@@ -53,8 +53,9 @@ def read_digests(split: Path, *parts: str) -> list[str]:
 
 
 EVERYTHING = (
-    "--augment", "trivial", "--views", 2, "--erase", 0.5, "--mixup", 0.3, "--label-smoothing", 0.1, "--ema", 0.9,
-    "--optimizer", "adamw", "--schedule", "one-cycle", "--weight-decay", 0.1, "--class-weights", "sqrt",
+    "--augment", "trivial", "--views", 2, "--erase", 0.5, "--crop-area", 0.1, "--color-jitter", 0.3,
+    "--mixup", 0.3, "--label-smoothing", 0.1, "--ema", 0.9, "--optimizer", "adamw", "--schedule", "one-cycle",
+    "--weight-decay", 0.1, "--class-weights", "sqrt",
 )  # fmt: skip
 AUGMENT: dict[str, tuple[tuple[object, ...], int, int]] = {  # options, fewest and most pictures to keep in two epochs
     "none": ((), BOTH, BOTH),

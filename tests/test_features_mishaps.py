@@ -16,8 +16,8 @@ from conftest import BOTH, COMMON, Run, Train, count_sound_entries, flip_bit
 from PIL import Image
 
 from dlcv_cli.files import feature_cache
+from dlcv_cli.stages import image_training as vgg
 from dlcv_cli.stages import snapshots as resume
-from dlcv_cli.stages import train_images as vgg
 from dlcv_cli.studies.images import features as image_features
 
 

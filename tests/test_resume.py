@@ -21,9 +21,9 @@ from dlcv_cli.errors import Interrupted
 from dlcv_cli.files import tensors
 from dlcv_cli.sequences.engines.compiled import Compiled
 from dlcv_cli.sequences.engines.reference import Reference
+from dlcv_cli.stages import image_training as vgg
 from dlcv_cli.stages import seed_runs as runs
 from dlcv_cli.stages import snapshots as resume
-from dlcv_cli.stages import train_images as vgg
 from dlcv_cli.stages import train_sequences as seq
 
 MINI = ("--arch", "vgg16_mini")

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlcv_cli.config import FinetuneConfig, TrainConfig
-from dlcv_cli.errors import DivergedError, DlcvError
+from dlcv_cli.errors import DivergedError, DlcvError, SettingError
 from dlcv_cli.vision import training
 from dlcv_cli.vision.architectures import ARCHITECTURES, Architecture
 from dlcv_cli.vision.batches import Source, build_image_source
 from dlcv_cli.vision.inference import FeatureExtractor
 from dlcv_cli.vision.models import build_random_network, unfreeze
+from dlcv_cli.vision.regularization import mix_images
 from dlcv_cli.vision.steps import SplitNetwork, list_steps, split_at_frozen, trains
 from dlcv_cli.vision.training import Epoch, Progress, Score, Training, evaluate, predict
 from dlcv_cli.vision.transforms import Images
@@ -531,6 +532,43 @@ def test_everything_is_a_plain_loop(data: tuple[Images, Images]) -> None:
     for name, p in theirs.named_parameters():
         if id(p) in best:
             torch.testing.assert_close(ours.state_dict()[name], best[id(p)], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_cutmix_pastes_one_box(alpha: float) -> None:
+    """Each image keeps its pixels outside of one box, which comes from the other; labels count by area."""
+    rows = torch.arange(6.0)
+    x = rows[:, None, None, None].expand(6, 2, 9, 11).contiguous()
+    boxes = set()
+    for seed in range(60):
+        mixed, [(labels, share), (others, rest)] = mix_images(x, rows.long(), TrainConfig(cutmix=alpha), seed)
+        own = mixed == labels[:, None, None, None]
+        pasted = mixed == others[:, None, None, None]
+        assert (own | pasted).all()
+        different = labels != others
+        assert (own[different].double().mean((1, 2, 3)) - share).abs().max() < 1e-9
+        assert share + rest == pytest.approx(1)
+        box = ~own[different][0, 0]
+        assert box.sum() == box.any(0).sum() * box.any(1).sum()  # a rectangle
+        assert (own[different] == own[different][:1]).all()
+        boxes.add((int(box.any(0).sum()), int(box.any(1).sum())))
+    assert len(boxes) > 10
+
+
+def test_cutmix_needs_positions() -> None:
+    """Features without positions cannot be cut, and the message names what can be used."""
+    with pytest.raises(SettingError, match="use --mixup"):
+        mix_images(torch.zeros(4, 5), torch.zeros(4, dtype=torch.long), TrainConfig(cutmix=1.0), 0)
+
+
+def test_mixup_and_cutmix_take_turns() -> None:
+    """With both, some batches are mixed in every pixel, and the others in a box."""
+    x = torch.arange(4.0)[:, None, None, None].expand(4, 1, 8, 8).contiguous()
+    config, kinds = TrainConfig(mixup=1.0, cutmix=1.0), []
+    for seed in range(40):
+        mixed, _ = mix_images(x, torch.arange(4), config, seed)
+        kinds.append(bool((mixed == mixed.round()).all()))
+    assert 10 < sum(kinds) < 30
 
 
 def test_patience_ends_a_training(data: tuple[Images, Images], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,8 @@ from typer.testing import Result
 
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.files import tensors
+from dlcv_cli.stages import image_training as vgg
 from dlcv_cli.stages import snapshots
-from dlcv_cli.stages import train_images as vgg
 from dlcv_cli.studies.images.predictor import require_classes
 from dlcv_cli.vision.architectures import ARCHITECTURES
 from dlcv_cli.vision.hints import list_hints

@@ -148,6 +148,35 @@ def test_augmented_images_follow_their_names() -> None:
     assert (erased[changed] == torch.tensor([124, 116, 104])).all()
 
 
+def test_jittered_gray_stays_gray() -> None:
+    """Of a flat gray image, contrast and saturation change nothing, and brightness the level within its range."""
+    gray = torch.full((8, 9, 3), 100, dtype=torch.uint8)
+    levels = [views.jitter_colors(gray, 0.5, random.Random(seed)) for seed in range(50)]
+    assert all((level == level[0, 0, 0]).all() for level in levels)
+    assert min(int(level[0, 0, 0]) for level in levels) in range(49, 60)
+    assert max(int(level[0, 0, 0]) for level in levels) in range(140, 152)
+    image = torch.from_numpy(make_noise(40, 30))
+    assert torch.equal(views.jitter_colors(image, 0, random.Random(0)), image)
+    first, same, other = (views.jitter_colors(image, 0.5, random.Random(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("smallest", [0.08, 0.35, 0.9])
+def test_random_parts_are_as_large_as_said(smallest: float) -> None:
+    """The share of an image that a random part shows, read off a ramp, is not below the smallest."""
+    ramp = torch.arange(200, dtype=torch.float32).expand(200, 200)
+    image = torch.stack([ramp, ramp.T, ramp]).to(torch.uint8)
+    shares = []
+    for seed in range(300):
+        pixels = views.crop_randomly(image, SMALL, random.Random(seed), smallest).float()
+        (wide, high), margin = ((pixels[..., c].max() - pixels[..., c].min() + 1 for c in (0, 1)), 0.03)
+        shares.append(float(wide * high) / 200**2)
+    assert min(shares) > smallest - margin - 0.1 * smallest
+    assert min(shares) < smallest + 0.1
+    assert max(shares) <= 1
+
+
 @pytest.mark.parametrize("long", [60, 61, 63])
 @pytest.mark.parametrize("across", [True, False])
 def test_of_a_sliver_the_middle_is_seen(long: int, across: bool) -> None:

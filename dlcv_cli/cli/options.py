@@ -83,15 +83,18 @@ def configured(
         placed = [option(name, annotation=kind, default=UNSET.get(name, False)) for name, kind in places.items()]
 
         @functools.wraps(command)
-        def run(**values: Any) -> None:
-            instances = [
-                config(**{f.name: values.pop(f.name) for f in dataclasses.fields(config)}) for config in configs
-            ]
+        def run(ctx: typer.Context, **values: Any) -> None:
+            typed = {name for name in values if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
+            instances = []
+            for config in configs:
+                own = {f.name: values.pop(f.name) for f in dataclasses.fields(config)}
+                instances.append(config.by_recipe(**{name: value for name, value in own.items() if name in typed}))
             context = _make_context(instances, **{name: values.pop(name) for name in places})
             command(*(own for own in instances if not isinstance(own, Machine | Saving)), context, **values)
 
         keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        parameters = sorted([*keywords, *placed, *made], key=_rank)
+        of_run = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        parameters = [of_run, *sorted([*keywords, *placed, *made], key=_rank)]
         del run.__wrapped__  # typer would read the signature behind it
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -137,7 +140,7 @@ def _parameter(
         *([option_name(field.name)] if field.default is False else []),  # off by default: has no opposite
         help=" ".join(sentences),
         metavar=_placeholder(kind),
-        rich_help_panel=WHAT if field.name in choices else getattr(owner, "PANEL", None),
+        rich_help_panel=WHAT if field.name in ("recipe", *choices) else getattr(owner, "PANEL", None),
     )
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind, option]

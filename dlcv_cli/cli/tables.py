@@ -96,6 +96,7 @@ def _make_notes(comparison: Comparison, questions: list[str]) -> list[str]:
     if comparison.common:
         counts = ", ".join(f"{name} {count:,}" for name, count in comparison.common.items())
         notes.append(f"Compared on the {comparison.data.n:,} examples that all share; each had: {counts}.")
+    notes += comparison.searches
     for row in rows:
         if row.collapse and row.collapsed:
             notes.append(f"{row.name} has collapsed: {row.collapse.why}; {row.collapse.describe()}.")

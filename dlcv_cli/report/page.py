@@ -97,7 +97,7 @@ class Section:
             counts = ", ".join(f"{name} {n:,}" for name, n in comparison.common.items())
             hints.append(f"The table compares the {comparison.data.n:,} examples that all networks share, of {counts}.")
             hints.append("The figures below use all examples of each network.")
-        return hints
+        return hints + comparison.searches
 
     def marks(self, row: Row) -> list[str]:
         """Return what the table says beside a network's name."""
@@ -137,13 +137,25 @@ class Section:
                     groups.setdefault(gallery.heading, []).append((network.name, gallery))
         return groups
 
+    def tries(self) -> Iterator[tuple[str, Table]]:
+        """Yield what was tried, of networks whose settings were chosen."""
+        for network in self.networks:
+            rows = []
+            for t in network.metrics.tries:
+                trained = ("linear", "") if t.lr is None else (f"{t.lr:g}", str(t.epochs))
+                scores = (format_number(t.val_loss), format_number(t.val_accuracy, percent=True))
+                rows.append((t.resize, t.augment, f"{t.weight_decay:g}", *trained, *scores))
+            headings = ("resize", "augment", "weight decay", "lr", "epochs", "validation loss", "validation top-1 %")
+            if rows:
+                yield f"{network.name}: {len(rows)} tries", Table(headings, rows)
+
     def settings(self) -> Iterator[tuple[str, Table]]:
         """Yield the settings and machine of each network's training and evaluation."""
         for network in self.networks:
             rows: list[tuple[str, ...]] = []
             for what, document in (("training", network.metrics), ("evaluation", network.evaluation)):
                 values = msgspec.to_builtins(document)
-                for key in ("stage", "task", "arch", "precision", "config", "parameters", "run"):
+                for key in ("stage", "task", "arch", "precision", "config", "chosen", "parameters", "run"):
                     rows += [(f"{what} {name}", value) for name, value in _flatten(key, values.get(key))]
             yield network.name, Table(("setting", "value"), rows)
 

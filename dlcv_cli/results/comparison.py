@@ -54,6 +54,7 @@ class Row(Struct, frozen=True, kw_only=True, omit_defaults=True):
     seed_spread: dict[str, Spread] = msgspec.field(default_factory=dict)
     collapse: Collapse | None = None
     contaminated: bool
+    tries: Count = 0  # settings that were tried on the validation part, of which these were the best
     difference: Finite  # to the reference, in the comparison's metric
     best: list[str]  # keys of the metrics in which no network that has not collapsed is better
 
@@ -95,6 +96,15 @@ class Comparison(Document, frozen=True, kw_only=True):
     columns: list[Column]
     rows: list[Row]
     pairs: list[Pair]
+
+    @property
+    def searches(self) -> list[str]:
+        """A sentence for each network whose settings were chosen."""
+        return [
+            f"The settings of {row.name} are the best of {row.tries:,} that were tried on the validation part."
+            for row in self.rows
+            if row.tries
+        ]
 
     @property
     def tested(self) -> list[Column]:

@@ -179,6 +179,7 @@ class Evaluation(Document, Generic[Details], frozen=True, kw_only=True):
     seed_spread: dict[str, Spread]  # empty for one run
     details: Details
     contamination: Contamination
+    tries: Count = 0  # settings that were tried on the validation part, of which the checkpoint has the best
     predictions: OutputFile
     run: dict[str, Any]
 

@@ -48,6 +48,18 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.epoch if self.epoch is not None else self.iteration or 0
 
 
+class Try(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Settings that were tried, and what they gave on the validation part. Without lr and epochs: solved by L-BFGS."""
+
+    resize: str
+    augment: str
+    weight_decay: NonNegative
+    lr: NonNegative | None = None
+    epochs: Count | None = None  # that were trained
+    val_loss: Finite
+    val_accuracy: Share
+
+
 class OutputFile(Struct, frozen=True, kw_only=True):
     """A file that a document belongs to, and lies beside."""
 
@@ -67,6 +79,8 @@ class TrainingMetrics(Document, frozen=True, kw_only=True, omit_defaults=True):
     precision: str | None = None
     task: str | None = None  # of cells
     parameters: Parameters
+    tries: list[Try] = msgspec.field(default_factory=list)  # of settings that were chosen on the validation part
+    chosen: dict[str, Setting] = msgspec.field(default_factory=dict)
     records: Annotated[list[Record], msgspec.Meta(min_length=1)]
     best: Record
     checkpoint: OutputFile

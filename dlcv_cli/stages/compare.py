@@ -161,7 +161,7 @@ def _make_rows(networks: Sequence[Network], columns: Sequence[Column], reference
         starred = [] if own.collapse.collapsed else [k for k, value in best.items() if own.metrics.get(k) == value]
         runs = {"intervals_over": own.intervals_over, "seed_spread": own.seed_spread, "seeds": tuple(own.seeds)}
         verdict = {"collapse": own.collapse, "contaminated": own.contamination.leaks, "best": starred}
-        rows.append(describe(network.name, own, baseline=False, **runs, **verdict))
+        rows.append(describe(network.name, own, baseline=False, tries=own.tries, **runs, **verdict))
     for rule in networks[0].evaluation.baselines:
         fields = {"baseline": True, "intervals_over": "examples", "contaminated": False, "best": []}
         rows.append(describe(f"baseline: {rule.name}", rule, **fields))

@@ -134,6 +134,7 @@ def _write(task: _Task, run: RunInfo, measured: Measured, examples: list[str], l
     digests = np.frombuffer(bytes.fromhex("".join(examples)), np.uint8).reshape(-1, 32)
     arrays = {**measured.arrays, "examples": digests}
     tensors.write(task.predictions, tensors.PREDICTIONS, arrays, {**recipe, "data": msgspec.to_builtins(data)})
+    tries = task.metadata.get("tries")
     systems = systems_of(task.study, measured.arrays, "", measured.seeds, measured.baselines)
     evaluation: AnyEvaluation = Evaluation(
         **recipe | {"inputs": msgspec.convert(recipe["inputs"], dict[str, InputFile])},
@@ -142,6 +143,7 @@ def _write(task: _Task, run: RunInfo, measured: Measured, examples: list[str], l
         collapse=measured.collapse,
         details=measured.details,
         contamination=leak,
+        tries=tries if type(tries) is int and tries > 0 else 0,
         predictions=OutputFile(path=task.predictions.name, sha256=hash_file(task.predictions)),
         run=run.to_json(*measured.packages, **measured.machine),
     )

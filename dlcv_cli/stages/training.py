@@ -33,6 +33,7 @@ class TrainingResult:
     best: JSON  # the record whose weights are kept
     packages: Sequence[str]  # whose versions the files record
     run: JSON = field(default_factory=dict)  # what the metrics' `run` says beside times and versions
+    metrics: JSON = field(default_factory=dict)  # what else the metrics say
 
 
 def find_finished(output: Path, recipe: Recipe, context: Context) -> Outcome | None:
@@ -82,6 +83,7 @@ def write_training(
     document = {
         **common,
         "parameters": dict(result.parameters),
+        **result.metrics,
         "records": [_without_best(record) for record in result.records],
         "best": best,
         "checkpoint": {"path": output.name, "sha256": hash_file(output)},

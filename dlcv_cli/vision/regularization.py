@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dlcv_cli.config import TrainConfig
+from dlcv_cli.errors import SettingError
 from dlcv_cli.vision.inference import lay_out
 
 
@@ -62,13 +64,41 @@ def weigh_classes(labels: NDArray[np.int64], classes: int, how: str) -> Tensor:
     return balanced.sqrt() if how == "sqrt" else balanced
 
 
-def mix_up(x: Tensor, labels: Tensor, alpha: float, seed: int) -> tuple[Tensor, list[tuple[Tensor, float]]]:
-    """Return a batch mixed with itself in another order, and both orders' labels with their shares.
+Targets = list[tuple[Tensor, float]]  # labels (n,), and their share
 
-    Source: Zhang et al. 2017 (arXiv:1710.09412); for features of frozen layers Verma et al. 2018 (arXiv:1806.05236).
+
+def mix_images(x: Tensor, labels: Tensor, config: TrainConfig, seed: int) -> tuple[Tensor, Targets]:
+    """Return a batch (n, ...) mixed with itself in another order, and both orders' labels with their shares.
+
+    Raises:
+        SettingError: boxes are to be cut out of what has no positions.
     """
-    if not alpha:
-        return x, [(labels, 1.0)]
     rng = np.random.default_rng(seed)
+    cuts = config.cutmix > 0 and (not config.mixup or rng.random() < 0.5)
+    if not (alpha := config.cutmix if cuts else config.mixup):
+        return x, [(labels, 1.0)]
     share, order = float(rng.beta(alpha, alpha)), torch.from_numpy(rng.permutation(len(x))).to(x.device)
-    return lay_out(torch.lerp(x[order], x, share)), [(labels, share), (labels[order], 1 - share)]
+    if cuts:
+        mixed, share = _paste_box(x, x[order], share, rng)
+    else:
+        mixed = torch.lerp(x[order], x, share)
+    return lay_out(mixed), [(labels, share), (labels[order], 1 - share)]
+
+
+def _paste_box(x: Tensor, other: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, float]:
+    """Return x (n, C, H, W) with a box of the other batch, and the share of x that is left.
+
+    Source: Yun et al. 2019 (arXiv:1905.04899): the box has its centre anywhere, and what lies beyond the edge is lost.
+    """
+    if x.dim() != 4:
+        raise SettingError(
+            "--cutmix: what enters the layers that train has no positions to cut a box out of; use --mixup"
+        )
+    height, width = x.shape[2:]
+    (top, bottom), (left, right) = (
+        np.clip(np.rint(rng.uniform(0, side) + np.array([-0.5, 0.5]) * side * np.sqrt(1 - share)), 0, side).astype(int)
+        for side in (height, width)
+    )
+    mixed = x.clone()
+    mixed[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)

@@ -21,7 +21,7 @@ from dlcv_cli.config import FinetuneConfig, TrainConfig
 from dlcv_cli.errors import DivergedError
 from dlcv_cli.vision.batches import Source
 from dlcv_cli.vision.optimizers import build_optimizer, get_optimizer_state, restore_optimizer, set_lr
-from dlcv_cli.vision.regularization import MeanWeights, list_changing, mix_up, weigh_classes
+from dlcv_cli.vision.regularization import MeanWeights, list_changing, mix_images, weigh_classes
 from dlcv_cli.vision.steps import SplitNetwork, scale_by_depth
 
 EVALUATION_BATCH = 32
@@ -148,14 +148,14 @@ class Training:
         return self.records[-1].epoch if self.records else 0
 
     @property
-    def best_record(self) -> Epoch | None:
-        """The best epoch's record; None before the first validation pass."""
-        return next((record for record in reversed(self.records) if record.best), None)
+    def best_record(self) -> Epoch:
+        """The best epoch's record, once there was a validation pass."""
+        return next(record for record in reversed(self.records) if record.best)
 
     @property
     def is_over(self) -> bool:
         """Whether all epochs are done, or the last `patience` epochs were not better."""
-        waited = self.epoch - self.best_record.epoch if self.best_record else 0
+        waited = self.epoch - self.best_record.epoch if self.records else 0
         return self.epoch >= self.config.epochs or (self.config.patience or math.inf) <= waited
 
     def _lr_after(self, done: int) -> float:
@@ -170,6 +170,10 @@ class Training:
             yield from self._take_steps()
             yield from self._validate(self.epoch + 1, begun, self._lr_after(len(self.train)))
         self.optimizer.zero_grad()  # frees what is as large as the weights
+        self.load_best()
+
+    def load_best(self) -> None:
+        """Give the network the weights of the best epoch."""
         self.network.load_state_dict(self.best, strict=False)
 
     def _take_steps(self) -> Iterator[Progress]:
@@ -182,7 +186,7 @@ class Training:
             step_seed = _mix_seeds(config.seed, self.epoch, self.done // config.batch_size)
             torch.manual_seed(step_seed)
             set_lr(self.optimizer, self._lr_after(self.done + len(labels)))
-            mixed, targets = mix_up(x, labels, config.mixup, step_seed)
+            mixed, targets = mix_images(x, labels, config, step_seed)
             logits = _compute_logits(self.split.tail, mixed, self.precision)
             loss = self._compute_loss(logits, targets)
             self.optimizer.zero_grad()
@@ -228,8 +232,8 @@ class Training:
         loss, accuracy = (total / self.done for total in sums) if epoch else (None, None)
         val_loss, val_accuracy = score.loss / score.done, score.correct / score.done
         self._require_finite(sums[0], val_loss)
-        best = self.best_record
-        is_best = best is None or (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss)
+        best = self.best_record if self.records else None
+        is_best = not best or (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss)
         if is_best:
             self.best, self.best_is_now = self._copy_changing(), not self.mean
         self.done = 0

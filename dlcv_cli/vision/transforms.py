@@ -12,7 +12,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,6 +57,8 @@ class Images:
     views: int | None = None  # number of random views of each image, used in turn; None: a new one in every epoch
     seed: int = 0
     erase: float = 0.0  # chance that a box of a random part is erased
+    crop_area: float = 0.35  # smallest share of the area that a random part has
+    color_jitter: float = 0.0  # largest change of a random part's brightness, contrast and saturation, as a share
 
     @property
     def distinct(self) -> float:
@@ -77,7 +79,8 @@ class Images:
             return PLAIN
         name = f"{self.augment} {self.seed} {epoch % self.views if self.views else epoch}"
         if self.augment != "flip":
-            return f"{name} erase {self.erase:g}" if self.erase else name
+            own = {f.name: getattr(self, f.name) for f in fields(Images)[-3:] if getattr(self, f.name) != f.default}
+            return " ".join([name, *(f"{setting} {value:g}" for setting, value in own.items())])
         return MIRRORED if random.Random(f"{name} {self.digests[index]}").random() < 0.5 else PLAIN
 
     def key(self, index: int, view: str) -> bytes:
@@ -99,9 +102,11 @@ class Images:
             pixels = resize(image, self.preprocessing)
             return pixels.flip(1) if view == MIRRORED else pixels
         rng = random.Random(f"{view} {digest}")
-        pixels = crop_randomly(image, self.preprocessing, rng)
+        pixels = crop_randomly(image, self.preprocessing, rng, self.crop_area)
         if self.augment == "trivial":
             pixels = augment_trivially(pixels, rng)
+        if self.color_jitter:
+            pixels = jitter_colors(pixels, self.color_jitter, rng)
         return erase_box(pixels, self.preprocessing, rng) if rng.random() < self.erase else pixels
 
 
@@ -147,14 +152,14 @@ def resize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     return _crop_middle(image, preprocessing.crop, preprocessing.crop).permute(1, 2, 0)
 
 
-def crop_randomly(image: Tensor, preprocessing: Preprocessing, rng: random.Random) -> Tensor:
+def crop_randomly(image: Tensor, preprocessing: Preprocessing, rng: random.Random, smallest: float = 0.35) -> Tensor:
     """Return (crop, crop, 3) uint8: a random crop of an image (3, H, W) uint8, mirrored half of the time.
 
-    The crop has 35 to 100 % of the area and a side ratio of 3/4 to 4/3, each drawn uniformly (the ratio's logarithm).
-    Source: Szegedy et al. 2015 (arXiv:1409.4842), section 6, with a smaller range of areas.
+    The crop has from this smallest share of the area to all of it, and a side ratio of 3/4 to 4/3, each drawn uniformly
+    (the ratio's logarithm). Source: Szegedy et al. 2015 (arXiv:1409.4842), section 6, where the smallest is 8 %.
     """
     height, width = image.shape[1:]
-    area = height * width * rng.uniform(0.35, 1)
+    area = height * width * rng.uniform(smallest, 1)
     ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
     wide = max(1, min(width, round(math.sqrt(area * ratio))))
     high = max(1, min(height, round(math.sqrt(area / ratio))))
@@ -198,6 +203,17 @@ def augment_trivially(pixels: Tensor, rng: random.Random) -> Tensor:
     largest, signed, operation = OPERATIONS[rng.choice([*OPERATIONS])]
     strength = largest * rng.randrange(STRENGTHS) / (STRENGTHS - 1) * (rng.choice((-1, 1)) if signed else 1)
     changed: Tensor = operation(pixels.permute(2, 0, 1), strength)
+    return changed.permute(1, 2, 0)
+
+
+def jitter_colors(pixels: Tensor, largest: float, rng: random.Random) -> Tensor:
+    """Return pixels (H, W, 3) uint8 with brightness, contrast and saturation changed in random order.
+
+    Each factor is drawn uniformly from 1 - largest to 1 + largest. Source: torchvision's ColorJitter.
+    """
+    changed = pixels.permute(2, 0, 1)
+    for adjust in rng.sample((F2.adjust_brightness, F2.adjust_contrast, F2.adjust_saturation), 3):
+        changed = adjust(changed, rng.uniform(1 - largest, 1 + largest))
     return changed.permute(1, 2, 0)
 
 
