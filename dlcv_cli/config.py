@@ -415,3 +415,12 @@ class EvalConfig(Config):
     PANEL = "What to evaluate"
 
     part: Part = setting("test", "part of the data to evaluate on")
+
+
+@dataclass(frozen=True)
+class PredictConfig(Config):
+    """`predict`."""
+
+    PANEL = "What to predict"
+
+    top: int = setting(3, "number of the most probable classes that are shown of an image", low=1, high=10_000)

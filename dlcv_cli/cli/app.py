@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from dlcv_cli import __version__
-from dlcv_cli.cli import cache, data, demo, evaluate, image, seq
+from dlcv_cli.cli import cache, data, demo, evaluate, image, predict, seq
 from dlcv_cli.cli.console import Terminal
 from dlcv_cli.cli.options import example
 from dlcv_cli.errors import DlcvError, Interrupted, escape_controls
@@ -86,6 +86,7 @@ app.add_typer(image.app, name="vgg", rich_help_panel=TRAINING, short_help="The s
 app.add_typer(seq.app, name="seq", rich_help_panel=TRAINING)
 for name, command, panel, line in (
     ("eval", evaluate.evaluate, RESULTS, "dlcv eval --compare head.safetensors finetune.safetensors"),
+    ("predict", predict.predict, RESULTS, "dlcv predict head.safetensors photo.jpg"),
     ("report", evaluate.report, RESULTS, "dlcv report head.safetensors -o report.html"),
     ("demo", demo.demo, OTHER, "dlcv demo -o demo"),
 ):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlcv_cli.errors import FileError
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON
 from dlcv_cli.sequences.tasks import Sequences
 from dlcv_cli.vision.splits import PARTS
+
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,68 @@ def _read_part(file: tensors.Tensors, part: str) -> Sequences:
     if lengths.min() < 1 or lengths.max() > len(inputs) or lengths.sum() != len(inputs):
         raise FileError(file.path, f"damaged: the lengths in {part} do not add up to its {len(inputs)} steps")
     return Sequences(inputs, lengths, targets)
+
+
+def read_given(path: Path) -> dict[str, Floats]:
+    """Return the sequences (T, F) of a CSV or JSON file of another program, by name.
+
+    CSV has a heading and a row for each step: the name of its sequence, then its inputs. JSON is a list of sequences,
+    each a list of steps, each a list of inputs; their names are 1, 2 and so on.
+
+    Raises:
+        ValueError: the file cannot be read, or holds something else; with the reason.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+        given = _parse_json(text) if text.lstrip()[:1] in ("[", "{") else _parse_csv(text)
+    except UnicodeDecodeError:
+        raise ValueError("is not text, but CSV or JSON is expected") from None
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from None
+    if not given:
+        raise ValueError("holds no sequence")
+    return {name: _check_steps(name, steps) for name, steps in given.items()}
+
+
+def _check_steps(name: str, steps: Any) -> Floats:
+    """Return the steps of a sequence, (T, F). Raise ValueError if they are something else."""
+    try:
+        with np.errstate(over="ignore"):  # of numbers that float32 lacks: not finite, below
+            array = np.array(steps, np.float32)
+    except (ValueError, TypeError, OverflowError):
+        array = np.empty(0, np.float32)
+    if array.ndim != 2 or not array.size:
+        raise ValueError(f"sequence {name} is no list of steps, each a list of as many numbers")
+    if not np.isfinite(array).all():
+        raise ValueError(f"sequence {name} has a number that is not finite")
+    return array
+
+
+def _parse_json(text: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is no JSON ({error})") from None
+    if not isinstance(document, list):
+        raise ValueError("is no list of sequences")
+    return {str(number): steps for number, steps in enumerate(document, 1)}
+
+
+def _parse_csv(text: str) -> dict[str, Any]:
+    given: dict[str, list[list[float]]] = {}
+    last = ""
+    for number, row in enumerate(csv.reader(io.StringIO(text)), 1):
+        if number == 1 or not row:
+            continue
+        name, *cells = row
+        if name in given and name != last:
+            raise ValueError(f"row {number}: sequence {name} goes on after another began; sort the rows")
+        try:
+            given.setdefault(name, []).append([float(cell) for cell in cells])
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}") from None
+        last = name
+    return given
 
 
 def hash_part(data: Sequences) -> str:

@@ -6,7 +6,7 @@ A study is one subclass of Study, and one line in studies/__init__.py. Letters: 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -85,6 +85,15 @@ class Measured:
     machine: dict[str, Any] = field(default_factory=dict)  # what `run` records of the computation
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What a checkpoint predicts for one file, or for one part of it; or why it cannot."""
+
+    file: Path
+    values: dict[str, Any] = field(default_factory=dict)  # by the names of the columns
+    problem: str = ""
+
+
 class Study(ABC, Generic[S]):
     """One kind of question, with its data, networks and metrics. No method but `measure` imports torch or numba."""
 
@@ -111,6 +120,17 @@ class Study(ABC, Generic[S]):
     @abstractmethod
     def measure(self, checkpoint: Path, data: Path, part: str, context: Context) -> Measured:
         """Predict each example of a part. DlcvError: checkpoint or data are damaged, or do not fit each other."""
+
+    @abstractmethod
+    def predict(self, checkpoint: Path, files: Iterable[Path], top: int, context: Context) -> Iterator[Prediction]:
+        """Predict what new files hold, in their order and in constant memory.
+
+        Args:
+            files: may hold folders. top: number of the most probable classes, where there are classes.
+
+        Raises:
+            DlcvError: the checkpoint is damaged. What is wrong with a file is its prediction's `problem`.
+        """
 
     @abstractmethod
     def expected_arrays(self, evaluation: AnyEvaluation) -> dict[str, Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib import resources
@@ -86,6 +86,27 @@ def _list_files(folder: Path, prefix: str, parents: set[str]) -> Iterator[str]:
             yield from _list_files(folder / name, path, parents | {real})
         else:
             yield path
+
+
+def list_images(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield each file, and in place of each folder the images below it, sorted, as their content says."""
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        for name in _list_files(path, ".", set()):
+            file = path / name
+            if not file.name.startswith(".") and file.is_file() and _is_image(file):
+                yield file
+
+
+def _is_image(file: Path) -> bool:
+    """Return whether a file is an image, or has an image's ending and cannot be read as one."""
+    try:
+        with file.open("rb") as stream:
+            return has_image_signature(stream.read(32)) or file.suffix.lower() in SUFFIXES
+    except OSError:
+        return file.suffix.lower() in SUFFIXES
 
 
 def _classify_file(listing: Listing, root: Path, path: str, label: int) -> None:

@@ -12,7 +12,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -108,6 +108,21 @@ class Images:
         if self.color_jitter:
             pixels = jitter_colors(pixels, self.color_jitter, rng)
         return erase_box(pixels, self.preprocessing, rng) if rng.random() < self.erase else pixels
+
+
+@dataclass(frozen=True)
+class UnlistedImages(Images):
+    """Files that no split lists. One that cannot be read is black; the reason is in `problems`, by its number."""
+
+    problems: dict[int, str] = field(default_factory=dict)
+
+    def pixels(self, index: int, view: str) -> Tensor:
+        """Return (crop, crop, 3) uint8."""
+        try:
+            return resize(decode(images.read_image_file(self.paths[index])), self.preprocessing)
+        except ValueError as error:
+            self.problems[index] = str(error)
+            return torch.zeros(self.preprocessing.crop, self.preprocessing.crop, 3, dtype=torch.uint8)
 
 
 def decode(data: bytes) -> Tensor:

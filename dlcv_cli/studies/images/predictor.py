@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from dlcv_cli.studies.images.features import FrozenLayers, open_sources
 from dlcv_cli.studies.images.study import require_images
 from dlcv_cli.vision import inference
 from dlcv_cli.vision.architectures import ARCHITECTURES
+from dlcv_cli.vision.batches import build_image_source
+from dlcv_cli.vision.inference import FeatureExtractor
 from dlcv_cli.vision.models import build_loaded_network, list_top_layers, unfreeze
 from dlcv_cli.vision.preprocessing import Preprocessing
 from dlcv_cli.vision.steps import SplitNetwork, require_size, split_at_frozen
 from dlcv_cli.vision.training import predict
-from dlcv_cli.vision.transforms import Images
+from dlcv_cli.vision.transforms import Images, UnlistedImages
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")  # whose versions image files record
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -174,6 +177,21 @@ class Predictor:
             done += len(logits)
             reporter.progress(f"predicting with {self.checkpoint.path.name}", done, len(images.paths))
             yield logits.cpu()
+
+    def predict_files(self, paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor | str]]:
+        """Yield each file with its logits (K,) float32, or the reason why it cannot be read. Uses no cache."""
+        count = len(paths)
+        images = UnlistedImages([*paths], [""] * count, np.zeros(count, np.int64), self.checkpoint.preprocessing)
+        source = build_image_source(images, self._extractor, self.threads)
+        rows = (row for logits in predict(self._frozen.split.tail, source, self.precision) for row in logits.cpu())
+        for number, (path, row) in enumerate(zip(paths, rows, strict=True)):
+            yield path, images.problems.get(number, row)
+
+    @cached_property
+    def _extractor(self) -> FeatureExtractor:
+        return FeatureExtractor(
+            [*self._frozen.split.frozen], self.checkpoint.preprocessing, self.device, self.precision
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return what a `run` record says of the computation; `features` is about the last `predict`."""

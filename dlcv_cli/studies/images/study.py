@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ from dlcv_cli.statistics.collapse import judge_classes
 from dlcv_cli.statistics.metrics import Scores, score_logits, score_predictions
 from dlcv_cli.statistics.paired import compare_recalls, compare_shares
 from dlcv_cli.statistics.significance import build_mean, build_proportion
-from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Study
+from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Prediction, Study
+from dlcv_cli.vision.datasets import list_images
 from dlcv_cli.vision.splits import Example
 
+CHUNK = 2048  # images that are predicted before more are listed
 MOST_CONFUSED = 10
 HIGHEST_LOSS = 16
 TOP = 5
@@ -113,6 +116,25 @@ class ImageStudy(Study[Scores]):
             PACKAGES,
             predictor.describe(),
         )
+
+    def predict(self, checkpoint: Path, files: Iterable[Path], top: int, context: Context) -> Iterator[Prediction]:
+        """Predict the class of each image, also of those below folders: `class`, its `probability`, and the `top`."""
+        from dlcv_cli.studies.images.predictor import Predictor, open_checkpoint
+
+        stored = open_checkpoint(checkpoint)
+        predictor, expanded = Predictor(stored, context), list_images(files)
+        while chunk := list(itertools.islice(expanded, CHUNK)):
+            for done, (path, row) in enumerate(predictor.predict_files(chunk), 1):
+                context.reporter.progress(f"predicting with {checkpoint.name}", done, len(chunk))
+                if isinstance(row, str):
+                    yield Prediction(path, problem=row)
+                    continue
+                shares, numbers = row.softmax(0).topk(min(top, len(stored.classes)))
+                ranked = [
+                    {"class": stored.classes[k], "probability": share}
+                    for k, share in zip(numbers.tolist(), shares.tolist(), strict=True)
+                ]
+                yield Prediction(path, {**ranked[0], "top": ranked})
 
     def expected_arrays(self, evaluation: AnyEvaluation) -> dict[str, Array]:
         """Return logits (N, K), labels (N,) and baselines (R, N)."""

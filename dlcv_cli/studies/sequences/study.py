@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_numbers
 from dlcv_cli.statistics.paired import compare_means
 from dlcv_cli.statistics.significance import build_mean, build_proportion
-from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Study
+from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Prediction, Study
 from dlcv_cli.studies.stored import read_predictions
 
 Floats = NDArray[np.float32]
@@ -129,6 +129,28 @@ class SequenceStudy(Study[Predicted]):
             SequenceDetails(by_length=measure_by_length(predictions, examples.targets, examples.lengths)),
             PACKAGES[engine],
         )
+
+    def predict(self, checkpoint: Path, files: Iterable[Path], top: int, context: Context) -> Iterator[Prediction]:
+        """Predict the number of each `sequence` of CSV or JSON files; of several runs their mean and its `std`."""
+        stored = tensors.read(checkpoint, tensors.CHECKPOINT)
+        weight = stored.arrays.get("rnn.weight_ih_l0")
+        for path in files:
+            try:
+                given = sequences.read_given(path)
+                for name, steps in given.items():
+                    if weight is not None and steps.shape[1] != weight.shape[-1]:
+                        expected = f"this checkpoint takes {weight.shape[-1]}"
+                        raise ValueError(f"sequence {name} has {steps.shape[1]} inputs per step, and {expected}")
+            except ValueError as error:
+                yield Prediction(path, problem=str(error))
+                continue
+            lengths = np.array([len(steps) for steps in given.values()])
+            inputs = np.concatenate([*given.values()])
+            examples = Sequences(inputs, lengths, np.zeros(len(given), np.float32))
+            runs = np.stack([*predict_runs(stored, examples, context)[0].values()]).astype(float)  # (K, N)
+            for name, own in zip(given, runs.T, strict=True):
+                spread = {"std": float(own.std(ddof=1))} if len(own) > 1 else {}
+                yield Prediction(path, {"sequence": name, "prediction": float(own.mean()), **spread})
 
     def expected_arrays(self, evaluation: AnyEvaluation) -> dict[str, Array]:
         """Return predictions (N,) or (K, N), targets, lengths and baselines."""

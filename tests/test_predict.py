@@ -1,0 +1,193 @@
+"""`dlcv predict`: new images and sequences in, a row for each out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Run, assert_refused, make_photos, run_dlcv
+from typer.testing import CliRunner, Result
+
+from dlcv_cli.cli.app import app
+from dlcv_cli.files import sequences, tensors
+from dlcv_cli.studies.images import study as images
+
+CLASSES = {"cat": 10, "straße": 10, "tree house": 15}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with photos, a head on them, and its evaluation. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("trained")
+    make_photos(folder / "photos", CLASSES)
+    run_dlcv("data", "split", folder / "photos", "-o", folder / "photos.split.json")
+    run_dlcv(
+        "vgg", "head", folder / "photos.split.json", "--arch", "vgg16_mini", "--threads", 1, "-o",
+        folder / "head.safetensors",
+    )  # fmt: skip
+    run_dlcv("eval", folder / "head.safetensors")
+    return folder
+
+
+def predict_json(run: Run, checkpoint: Path, *paths: object) -> list[dict[str, Any]]:
+    """Return the rows of `predict --format json`."""
+    result = run("predict", checkpoint, *paths, "--format", "json")
+    return list(json.loads(result.stdout))
+
+
+def test_predictions_are_those_of_eval(run: Run, trained: Path) -> None:
+    """Each test image gets the class and probabilities that its stored logits say, in the order of the files."""
+    split = json.loads((trained / "photos.split.json").read_text("utf-8"))
+    paths = [trained / "photos" / example["path"] for example in split["parts"]["test"]]
+    arrays = tensors.read(trained / "head.test.predictions.safetensors", tensors.PREDICTIONS).arrays
+    shares = np.exp(arrays["logits"]) / np.exp(arrays["logits"]).sum(1, keepdims=True)
+    rows = predict_json(run, trained / "head.safetensors", *paths)
+    assert [row["file"] for row in rows] == [str(path) for path in paths]
+    for row, own in zip(rows, shares, strict=True):
+        order = np.argsort(-own)
+        assert [one["class"] for one in row["top"]] == [split["classes"][k] for k in order]
+        assert [one["probability"] for one in row["top"]] == pytest.approx(own[order], abs=1e-6)
+        assert (row["class"], row["probability"]) == tuple(row["top"][0].values())
+
+
+def test_folders_are_searched(run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images below a folder are predicted in sorted order, however many at a time; other files are not."""
+    photos = Path(shutil.copytree(trained / "photos", tmp_path / "photos"))
+    (photos / "notes.txt").write_text("no image")
+    (photos / "cat" / ".hidden.png").write_bytes((photos / "cat" / "000.png").read_bytes())
+    expected = sorted(str(path) for path in photos.rglob("*.png") if not path.name.startswith("."))
+    rows = predict_json(run, trained / "head.safetensors", photos)
+    assert [row["file"] for row in rows] == expected
+    monkeypatch.setattr(images, "CHUNK", 4)
+    assert predict_json(run, trained / "head.safetensors", photos) == rows
+
+
+def test_bad_images_are_rows(run: Run, trained: Path, tmp_path: Path) -> None:
+    """A file that cannot be read gets a row with the reason, the others are predicted, and the exit code is 1."""
+    good, bad, missing = trained / "photos" / "cat" / "000.png", tmp_path / "bad.png", tmp_path / "missing.png"
+    bad.write_bytes(good.read_bytes()[:60])
+    result = run("predict", trained / "head.safetensors", bad, good, missing, "--format", "jsonl")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert ["error" in row for row in rows] == [True, False, True]
+    assert rows[2]["error"] == "No such file or directory"
+    assert rows[1] == predict_json(run, trained / "head.safetensors", good)[0]
+    assert result.exit_code == 1
+    assert "2 of 3 predictions failed" in result.stderr
+
+
+def test_list_on_stdin(trained: Path) -> None:
+    """Without paths, one a line is read from stdin."""
+    paths = [trained / "photos" / "tree house" / f"00{number}.png" for number in (2, 1)]
+    arguments = ["predict", str(trained / "head.safetensors"), "--format", "csv", "--top", "2"]
+    result = CliRunner().invoke(app, arguments, input="".join(f"{path}\n" for path in paths))
+    assert result.exit_code == 0, result.stderr
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert [row["file"] for row in rows] == [str(path) for path in paths]
+    assert list(rows[0]) == ["file", "class", "probability", "class_2", "probability_2", "error"]
+    assert {row["class"] for row in rows} <= {*CLASSES}
+    assert all(float(row["probability"]) >= float(row["probability_2"]) for row in rows)
+
+
+def test_text_shows_the_most_probable(run: Run, trained: Path) -> None:
+    """The default output is one line for each image, with as many classes as --top says."""
+    image = trained / "photos" / "cat" / "000.png"
+    [line] = run("predict", trained / "head.safetensors", image, "--top", 2).stdout.splitlines()
+    assert line.startswith(f"{image}: ")
+    assert line.count(" %") == 2
+
+
+def test_csv_of_failures_alone_has_a_heading(run: Run, trained: Path, tmp_path: Path) -> None:
+    """If nothing can be read, the CSV has the columns file and error."""
+    result = run("predict", trained / "head.safetensors", tmp_path / "missing.png", "--format", "csv")
+    [row] = csv.DictReader(io.StringIO(result.stdout))
+    assert row["error"] == "No such file or directory"
+    assert result.exit_code == 1
+
+
+def test_nothing_to_predict_is_refused(run: Run, trained: Path, tmp_path: Path) -> None:
+    """A folder without images is an error, and the JSON is an empty list."""
+    result = run("predict", trained / "head.safetensors", tmp_path, "--format", "json")
+    assert (json.loads(result.stdout), result.exit_code) == ([], 1)
+    assert "nothing to predict" in result.stderr
+
+
+def test_data_is_no_checkpoint(run: Run, trained: Path) -> None:
+    """A file of predictions in place of a checkpoint is refused by name."""
+    file = trained / "head.test.predictions.safetensors"
+    assert_refused(run("predict", file, trained / "photos"), file.name)
+
+
+# --------------------------------------------------------------------------------------------------------- sequences
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with sequences, and a GRU of three runs that was evaluated on them."""
+    folder = tmp_path_factory.mktemp("cells")
+    run_dlcv("seq", "gen", "--count", 60, "-o", folder / "adding.safetensors")
+    run_dlcv(
+        "seq", "train", folder / "adding.safetensors", "--cell", "gru", "--seeds", 3, "--hidden-size", 8,
+        "--record-every", 20, "-o", folder / "gru.safetensors",
+    )  # fmt: skip
+    run_dlcv("eval", folder / "gru.safetensors")
+    return folder
+
+
+def list_steps(data: Path) -> Iterator[list[list[float]]]:
+    """Yield the steps of each sequence of the test part."""
+    part = sequences.read(data).parts["test"]
+    for steps in np.split(part.inputs, np.cumsum(part.lengths)[:-1]):
+        yield steps.astype(float).tolist()
+
+
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_sequences_are_predicted_as_by_eval(run: Run, cells: Path, tmp_path: Path, kind: str) -> None:
+    """Sequences from JSON or CSV get the mean of the runs' stored predictions, and its deviation."""
+    given = list(list_steps(cells / "adding.safetensors"))
+    path = tmp_path / f"given.{kind}"
+    if kind == "json":
+        path.write_text(json.dumps(given))
+    else:
+        lines = [f"s{number},{value!r},{marker}" for number, steps in enumerate(given) for value, marker in steps]
+        path.write_text("\n".join(["sequence,value,marker", *lines]))
+    rows = predict_json(run, cells / "gru.safetensors", path)
+    stored = tensors.read(cells / "gru.test.predictions.safetensors", tensors.PREDICTIONS).arrays["predictions"]
+    assert [row["prediction"] for row in rows] == pytest.approx(stored.mean(0), abs=1e-6)
+    assert [row["std"] for row in rows] == pytest.approx(stored.std(0, ddof=1), abs=1e-6)
+    assert [row["sequence"] for row in rows[:2]] == (["1", "2"] if kind == "json" else ["s0", "s1"])
+
+
+WRONG = {
+    "no list": ('{"a": 1}', "no list of sequences"),
+    "broken": ("[[[1, 2]", "no JSON"),
+    "ragged": ("[[[1, 2], [3]]]", "no list of steps"),
+    "words": ("[[['a', 2]]]", "no JSON"),
+    "text in JSON": ('[[["a", 2]]]', "no list of steps"),
+    "one input": ("[[[1], [2]]]", "1 inputs per step, and this checkpoint takes 2"),
+    "objects": ('[[{"a": 1}]]', "no list of steps"),
+    "empty list": ("[]", "no sequence"),
+    "empty sequence": ("[[]]", "no list of steps"),
+    "not finite": ("[[[1, NaN]]]", "not finite"),
+    "too large": ("[[[1, 1e40]]]", "not finite"),
+    "letters in CSV": ("sequence,value,marker\n1,a,1\n", "row 2"),
+    "divided": ("s,v,m\n1,1,1\n2,1,1\n1,1,1\n", "row 4: sequence 1 goes on"),
+    "a heading alone": ("sequence,value,marker\n", "no sequence"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_sequences_are_rows(run: Run, cells: Path, tmp_path: Path, wrong: str) -> None:
+    """A file that holds something else than sequences gets one row that says what."""
+    text, reason = WRONG[wrong]
+    (tmp_path / "given").write_text(text)
+    result: Result = run("predict", cells / "gru.safetensors", tmp_path / "given", "--format", "json")
+    [row] = json.loads(result.stdout)
+    assert reason in row["error"]
+    assert result.exit_code == 1
