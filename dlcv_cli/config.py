@@ -424,3 +424,4 @@ class PredictConfig(Config):
     PANEL = "What to predict"
 
     top: int = setting(3, "number of the most probable classes that are shown of an image", low=1, high=10_000)
+    of_class: str | None = setting(None, "with --explain: the class of the heat maps; default: the predicted one")

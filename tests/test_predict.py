@@ -12,12 +12,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import Run, assert_refused, make_photos, run_dlcv
+from PIL import Image
+from small_networks import shrink_networks
 from typer.testing import CliRunner, Result
 
 from dlcv_cli.cli.app import app
 from dlcv_cli.files import sequences, tensors
 from dlcv_cli.studies.images import study as images
+from dlcv_cli.studies.images.explain import compute_heat, find_last_map
+from dlcv_cli.vision.architectures import ARCHITECTURES
+from dlcv_cli.vision.models import build_random_network
+from dlcv_cli.vision.preprocessing import Preprocessing
+from dlcv_cli.vision.steps import list_steps
+from dlcv_cli.vision.transforms import decode, resize
 
 CLASSES = {"cat": 10, "straße": 10, "tree house": 15}
 
@@ -34,6 +43,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     run_dlcv("eval", folder / "head.safetensors")
     return folder
+
+
+def assert_wrong_usage(result: Result, *words: str) -> None:
+    """Assert exit code 2, and these words on stderr."""
+    assert result.exit_code == 2, result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
 
 
 def predict_json(run: Run, checkpoint: Path, *paths: object) -> list[dict[str, Any]]:
@@ -124,6 +139,76 @@ def test_data_is_no_checkpoint(run: Run, trained: Path) -> None:
     assert_refused(run("predict", file, trained / "photos"), file.name)
 
 
+# --------------------------------------------------------------------------------------------------------- heat maps
+
+
+def test_heat_is_the_class_activation_map() -> None:
+    """Where the head is linear in the mean over positions, Grad-CAM is the head's weights times the last maps."""
+    architecture = ARCHITECTURES["resnet18"]
+    network = build_random_network(architecture, 5, 0).eval()
+    steps = [step for _, step in list_steps(network, architecture)]
+    x = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    place = find_last_map(steps, x)
+    with torch.no_grad():
+        maps = torch.nn.Sequential(*steps[:place])(x)
+        logits = network(x)[0]
+    assert maps.shape == (1, 512, 3, 3)
+    for wanted in (None, 3):
+        heat, number = compute_heat(steps, place, x, wanted)
+        assert number == (int(logits.argmax()) if wanted is None else 3)
+        expected = torch.einsum("c,chw->hw", network.fc.weight[number].detach(), maps[0]).relu()
+        expected = torch.nn.functional.interpolate(expected[None, None], (96, 96), mode="bilinear")[0, 0]
+        torch.testing.assert_close(heat, expected / expected.max())
+
+
+def test_heat_maps_are_drawn_beside_the_image(run: Run, trained: Path, tmp_path: Path) -> None:
+    """Each image that can be read gets a picture: what the network sees, and the same under the heat of its class."""
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    photos = [trained / "photos" / name / "000.png" for name in CLASSES]
+    result = run(
+        "predict", trained / "head.safetensors", *photos, bad, "--explain", tmp_path / "heat", "--format", "json"
+    )
+    rows = json.loads(result.stdout)
+    pictures = [Path(row["heat_map"]) for row in rows[:3]]
+    assert sorted((tmp_path / "heat").iterdir()) == sorted(pictures)
+    assert len({*pictures}) == 3
+    preprocessing = tensors.read_metadata(trained / "head.safetensors", tensors.CHECKPOINT)["preprocessing"]
+    for row, picture, photo in zip(rows, pictures, photos, strict=False):
+        assert f".{row['class']}" in picture.name
+        with Image.open(picture) as image:
+            pixels = np.asarray(image)
+        seen = resize(decode(photo.read_bytes()), Preprocessing.from_json(preprocessing)).numpy()
+        assert pixels.shape == (64, 128, 3)
+        assert np.array_equal(pixels[:, :64], seen)
+        assert not np.array_equal(pixels[:, 64:], seen)
+    again = run("predict", trained / "head.safetensors", *photos, "--explain", tmp_path / "heat")
+    assert_refused(again, "heat", "not empty", "--force")
+    forced = run("predict", trained / "head.safetensors", photos[0], "--explain", tmp_path / "heat", "--force")
+    assert forced.exit_code == 0
+
+
+def test_heat_maps_of_a_given_class(run: Run, trained: Path, tmp_path: Path) -> None:
+    """--of-class draws the heat of that class, whatever is predicted; an unknown one is refused by name."""
+    arguments = ("predict", trained / "head.safetensors", trained / "photos" / "cat", "--explain", tmp_path / "heat")
+    assert run(*arguments, "--of-class", "straße").exit_code == 0
+    assert all(".straße" in path.name for path in (tmp_path / "heat").iterdir())
+    assert_wrong_usage(run(*arguments[:-1], tmp_path / "other", "--of-class", "dog"), "dog", "cat")
+    assert_wrong_usage(run(*arguments[:-2], "--of-class", "cat"), "--explain")
+
+
+def test_networks_without_positions_are_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transformer's layers keep tokens, not positions, which is said; no folder is made."""
+    shrink_networks(monkeypatch)
+    make_photos(tmp_path / "photos", {"a": 5, "b": 5}, (64, 64))
+    split, output = tmp_path / "s.split.json", tmp_path / "vit.safetensors"
+    run_dlcv("data", "split", tmp_path / "photos", "-o", split)
+    run_dlcv("vgg", "scratch", split, "--arch", "vit_b_16", "--epochs", 1, "-o", output)
+    result = run("predict", output, tmp_path / "photos", "--explain", tmp_path / "heat")
+    assert_wrong_usage(result, "vit_b_16", "positions")
+    assert not (tmp_path / "heat").exists()
+
+
 # --------------------------------------------------------------------------------------------------------- sequences
 
 
@@ -140,7 +225,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def list_steps(data: Path) -> Iterator[list[list[float]]]:
+def list_sequences(data: Path) -> Iterator[list[list[float]]]:
     """Yield the steps of each sequence of the test part."""
     part = sequences.read(data).parts["test"]
     for steps in np.split(part.inputs, np.cumsum(part.lengths)[:-1]):
@@ -150,7 +235,7 @@ def list_steps(data: Path) -> Iterator[list[list[float]]]:
 @pytest.mark.parametrize("kind", ["json", "csv"])
 def test_sequences_are_predicted_as_by_eval(run: Run, cells: Path, tmp_path: Path, kind: str) -> None:
     """Sequences from JSON or CSV get the mean of the runs' stored predictions, and its deviation."""
-    given = list(list_steps(cells / "adding.safetensors"))
+    given = list(list_sequences(cells / "adding.safetensors"))
     path = tmp_path / f"given.{kind}"
     if kind == "json":
         path.write_text(json.dumps(given))
@@ -162,6 +247,11 @@ def test_sequences_are_predicted_as_by_eval(run: Run, cells: Path, tmp_path: Pat
     assert [row["prediction"] for row in rows] == pytest.approx(stored.mean(0), abs=1e-6)
     assert [row["std"] for row in rows] == pytest.approx(stored.std(0, ddof=1), abs=1e-6)
     assert [row["sequence"] for row in rows[:2]] == (["1", "2"] if kind == "json" else ["s0", "s1"])
+
+
+def test_sequences_have_no_heat_maps(run: Run, cells: Path, tmp_path: Path) -> None:
+    """--explain with a checkpoint of sequences is refused."""
+    assert_wrong_usage(run("predict", cells / "gru.safetensors", "x.json", "--explain", tmp_path / "heat"), "sequences")
 
 
 WRONG = {

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from dlcv_cli.cli.console import Terminal, say
-from dlcv_cli.cli.options import UNCHECKED, CacheFolder, configured
+from dlcv_cli.cli.options import FORCE, IN_FILES, UNCHECKED, CacheFolder, configured
 from dlcv_cli.config import Machine, PredictConfig
 from dlcv_cli.context import Context
 from dlcv_cli.errors import DlcvError
@@ -31,7 +31,7 @@ class Still(Terminal):
         pass
 
 
-@configured(PredictConfig, Machine, places={"cache": CacheFolder})
+@configured(PredictConfig, Machine, places={"cache": CacheFolder, **FORCE})
 def predict(
     config: PredictConfig,
     context: Context,
@@ -41,6 +41,10 @@ def predict(
         Literal["text", "csv", "json", "jsonl"],
         typer.Option("--format", metavar="NAME", help=FORMATS),
     ] = "text",
+    explain: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also draw a heat map of each image: what speaks for its class.", **IN_FILES),
+    ] = None,
 ) -> None:
     """Predict the class of new images, or the number that new sequences stand for."""
     from dlcv_cli.stages.predict import predict as predict_files
@@ -51,7 +55,8 @@ def predict(
 
     def list_rows() -> Iterator[dict[str, Any]]:
         nonlocal count, failed
-        for prediction in predict_files(checkpoint, paths or _read_list(), config, context=context):
+        files = paths or _read_list()
+        for prediction in predict_files(checkpoint, files, config, explain=explain, context=context):
             count, failed = count + 1, failed + bool(prediction.problem)
             values = {"error": prediction.problem} if prediction.problem else prediction.values
             yield {"file": str(prediction.file), **values}
@@ -79,7 +84,8 @@ def _write_text(rows: Rows) -> None:
 
 def _describe(row: dict[str, Any]) -> str:
     if "top" in row:
-        return ", ".join(f"{one['class']} {100 * one['probability']:.1f} %" for one in row["top"])
+        drawn = [row["heat_map"]] if "heat_map" in row else []
+        return ", ".join([*(f"{one['class']} {100 * one['probability']:.1f} %" for one in row["top"]), *drawn])
     return ", ".join(
         f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
     )

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dlcv_cli.config import PredictConfig
 from dlcv_cli.context import Context
 from dlcv_cli.report.kinds import FigureGroup
 from dlcv_cli.report.reported import Gallery, Reported
@@ -122,11 +123,13 @@ class Study(ABC, Generic[S]):
         """Predict each example of a part. DlcvError: checkpoint or data are damaged, or do not fit each other."""
 
     @abstractmethod
-    def predict(self, checkpoint: Path, files: Iterable[Path], top: int, context: Context) -> Iterator[Prediction]:
+    def predict(
+        self, checkpoint: Path, files: Iterable[Path], config: PredictConfig, explain: Path | None, context: Context
+    ) -> Iterator[Prediction]:
         """Predict what new files hold, in their order and in constant memory.
 
         Args:
-            files: may hold folders. top: number of the most probable classes, where there are classes.
+            files: may hold folders. explain: new folder for pictures that explain the predictions.
 
         Raises:
             DlcvError: the checkpoint is damaged. What is wrong with a file is its prediction's `problem`.

@@ -67,9 +67,10 @@ class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def predict(tail: nn.Module, source: Source, precision: str, batch_size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
     """Yield logits (n, K) float32 of a part's images in order, in eval mode."""
     tail.eval()
-    with torch.inference_mode():
-        for x in source.batches(np.arange(len(source)), batch_size, 0):
-            yield _compute_logits(tail, x, precision)
+    for x in source.batches(np.arange(len(source)), batch_size, 0):
+        with torch.inference_mode():  # not around the loop: the mode would hold for the caller, between two batches
+            logits = _compute_logits(tail, x, precision)
+        yield logits
 
 
 def _compute_logits(tail: nn.Module, x: Tensor, precision: str) -> Tensor:

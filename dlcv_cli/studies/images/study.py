@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dlcv_cli.config import PredictConfig
 from dlcv_cli.context import Context, Reporter, map_in_threads
 from dlcv_cli.errors import FileError, list_names
 from dlcv_cli.files import splits
@@ -117,11 +118,19 @@ class ImageStudy(Study[Scores]):
             predictor.describe(),
         )
 
-    def predict(self, checkpoint: Path, files: Iterable[Path], top: int, context: Context) -> Iterator[Prediction]:
+    def predict(
+        self, checkpoint: Path, files: Iterable[Path], config: PredictConfig, explain: Path | None, context: Context
+    ) -> Iterator[Prediction]:
         """Predict the class of each image, also of those below folders: `class`, its `probability`, and the `top`."""
         from dlcv_cli.studies.images.predictor import Predictor, open_checkpoint
 
         stored = open_checkpoint(checkpoint)
+        explainer = None
+        if explain:
+            from dlcv_cli.studies.images.explain import Explainer
+
+            # a network of its own, because the predictor changes where and how its network computes
+            explainer = Explainer(open_checkpoint(checkpoint), explain, config.of_class, context.force)
         predictor, expanded = Predictor(stored, context), list_images(files)
         while chunk := list(itertools.islice(expanded, CHUNK)):
             for done, (path, row) in enumerate(predictor.predict_files(chunk), 1):
@@ -129,12 +138,13 @@ class ImageStudy(Study[Scores]):
                 if isinstance(row, str):
                     yield Prediction(path, problem=row)
                     continue
-                shares, numbers = row.softmax(0).topk(min(top, len(stored.classes)))
+                shares, numbers = row.softmax(0).topk(min(config.top, len(stored.classes)))
                 ranked = [
                     {"class": stored.classes[k], "probability": share}
                     for k, share in zip(numbers.tolist(), shares.tolist(), strict=True)
                 ]
-                yield Prediction(path, {**ranked[0], "top": ranked})
+                drawn = {"heat_map": str(explainer.draw(path))} if explainer else {}
+                yield Prediction(path, {**ranked[0], "top": ranked, **drawn})
 
     def expected_arrays(self, evaluation: AnyEvaluation) -> dict[str, Array]:
         """Return logits (N, K), labels (N,) and baselines (R, N)."""

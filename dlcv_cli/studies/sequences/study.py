@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcv_cli.config import SeqTrainConfig
+from dlcv_cli.config import PredictConfig, SeqTrainConfig
 from dlcv_cli.context import Context
-from dlcv_cli.errors import DlcvError, FileError
+from dlcv_cli.errors import DlcvError, FileError, SettingError
 from dlcv_cli.files import sequences, tensors
 from dlcv_cli.files.disk import as_object
 from dlcv_cli.files.sequences import SequenceFile
@@ -130,8 +130,12 @@ class SequenceStudy(Study[Predicted]):
             PACKAGES[engine],
         )
 
-    def predict(self, checkpoint: Path, files: Iterable[Path], top: int, context: Context) -> Iterator[Prediction]:
+    def predict(
+        self, checkpoint: Path, files: Iterable[Path], config: PredictConfig, explain: Path | None, context: Context
+    ) -> Iterator[Prediction]:
         """Predict the number of each `sequence` of CSV or JSON files; of several runs their mean and its `std`."""
+        if explain:
+            raise SettingError("--explain draws heat maps of images, and this checkpoint is of sequences")
         stored = tensors.read(checkpoint, tensors.CHECKPOINT)
         weight = stored.arrays.get("rnn.weight_ih_l0")
         for path in files:
