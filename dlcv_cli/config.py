@@ -425,3 +425,16 @@ class PredictConfig(Config):
 
     top: int = setting(3, "number of the most probable classes that are shown of an image", low=1, high=10_000)
     of_class: str | None = setting(None, "with --explain: the class of the heat maps; default: the predicted one")
+
+
+# stage, as files record it -> its settings
+STAGES: dict[str, type[Config]] = {
+    "data.split": SplitConfig,
+    "data.draw": DrawConfig,
+    "vgg.head": HeadConfig,
+    "vgg.finetune": FinetuneConfig,
+    "vgg.scratch": ScratchConfig,
+    "seq.gen": GenConfig,
+    "seq.train": SeqTrainConfig,
+    "eval": EvalConfig,
+}

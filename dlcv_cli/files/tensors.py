@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from dlcv_cli.errors import FileError
-from dlcv_cli.files.disk import JSON, check_schema, parse_json, require_file, write_whole
+from dlcv_cli.files.disk import JSON, as_object, check_schema, parse_json, require_file, write_whole
 
 CHECKPOINT = "dlcv.checkpoint/1"
 SEQUENCES = "dlcv.sequences/1"
@@ -103,6 +103,19 @@ def read_metadata(path: Path, schema: str) -> JSON:
         return _parse_metadata(path, file.metadata(), schema)
 
 
+def describe(path: Path) -> tuple[JSON | None, dict[str, tuple[str, list[int]]]]:
+    """Return the metadata of any safetensors file of ours, None of others', and type and shape of each tensor by name.
+
+    Raises:
+        FileError: it is no safetensors file, or its metadata is damaged.
+    """
+    with _open(path) as file:
+        own = "dlcv" in (file.metadata() or {})
+        metadata = _parse_metadata(path, file.metadata(), None) if own else None
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no dict
+        return metadata, {name: (own.get_dtype(), own.get_shape()) for name, own in slices.items()}
+
+
 def read(path: Path, schema: str) -> Tensors:
     """Return the whole file. Raise FileError if it changed since it was written, or a number in it is not finite."""
     with _open(path) as file:
@@ -134,14 +147,14 @@ def _open(path: Path) -> Any:
         raise FileError(path, f"is no safetensors file, or a damaged one ({error})") from None
 
 
-def _parse_metadata(path: Path, metadata: dict[str, str] | None, schema: str) -> JSON:
+def _parse_metadata(path: Path, metadata: dict[str, str] | None, schema: str | None) -> JSON:
     if not metadata or "dlcv" not in metadata:
         raise FileError(path, f"is not a dlcv file (a {schema} file is expected here)")
     try:
         document = parse_json(metadata["dlcv"])
     except ValueError as error:
         raise FileError(path, f"damaged: its metadata is not JSON ({error})") from None
-    return check_schema(path, document, schema)
+    return check_schema(path, document, schema or str(as_object(document).get("schema")))
 
 
 def get_array(tensors: Tensors, name: str, dtype: type[np.generic], ndim: int) -> NDArray[Any]:

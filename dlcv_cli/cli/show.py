@@ -1,0 +1,192 @@
+"""`dlcv show` and `dlcv runs`: what files are, and the checkpoints below a folder as a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from tabulate import tabulate
+
+from dlcv_cli.cli.console import describe_record, print_json, say
+from dlcv_cli.cli.options import UNCHECKED, Json
+from dlcv_cli.errors import format_bytes, list_names
+
+if TYPE_CHECKING:
+    from dlcv_cli.stages.lineage import Source
+    from dlcv_cli.stages.show import Described, Run, Setting
+
+COLUMNS = ("checkpoint", "stage", "data", "settings", "validation", "test")
+SETTINGS_WIDTH = 60  # characters of a line of that column
+FACTS = ("task", "arch", "precision", "at", "counts", "parameters")  # of a document, shown in this order
+
+
+def show(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="Any file of dlcv, or safetensors.", **UNCHECKED)],
+    as_json: Json = False,
+) -> None:
+    """Show what a file is: how it was made, what it achieves, and whether its inputs are still the same."""
+    from dlcv_cli.stages.show import describe
+
+    described = describe(path)
+    if as_json:
+        print_json(_to_json(described))
+        return
+    for line in _list_lines(described):
+        say(line)
+
+
+def _name_stage(stage: Any) -> str:
+    """Return a stage as it is typed: `image head` for vgg.head."""
+    return str(stage).replace("vgg.", "image.").replace(".", " ")
+
+
+def _list_lines(of: Described) -> Iterator[str]:
+    kind = of.schema.removeprefix("dlcv.").partition("/")[0] if of.schema else "safetensors of another program"
+    made = f", made by dlcv {_name_stage(of.document['stage'])}" if "stage" in of.document else ""
+    yield f"{of.path}: {kind}{made}"
+    size = format_bytes(of.path.stat().st_size)
+    yield f"  {size}" + (f", {len(of.tensors)} tensors, {of.parameters:,} numbers" if of.tensors else "")
+    for name in FACTS:
+        if value := of.document.get(name):
+            yield f"  {name} {_format(value)}"
+    if isinstance(classes := of.document.get("classes"), list):
+        yield f"  {len(classes)} classes: {list_names(map(str, classes))}"
+    if of.schema is None:
+        yield from (f"  {name} {dtype} {shape}" for name, (dtype, shape) in of.tensors.items())
+    if of.settings:
+        tries = of.document.get("tries")
+        count = len(tries) if isinstance(tries, list) else tries
+        yield "settings (* not the default" + (f"; + chosen among {count} tries)" if count else ")")
+        yield from (f"  {_mark(setting)} {setting.name} {_format(setting.value)}" for setting in of.settings)
+    if best := of.document.get("best"):
+        yield "best record"
+        yield f"  {describe_record(best)}"
+    yield from _list_figures(of)
+    if of.sources:
+        yield "made from"
+        yield from _list_sources(of.sources, "  ")
+
+
+def _mark(setting: Setting) -> str:
+    return "+" if setting.chosen else " " if setting.is_default else "*"
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {own:,}" if isinstance(own, int) else f"{key} {own}" for key, own in value.items())
+    return "not set" if value is None else str(value)
+
+
+def _list_figures(of: Described) -> Iterator[str]:
+    from dlcv_cli.stages.show import get_figures
+
+    for part, evaluation in of.evaluations.items():
+        yield f"on {part}, n = {evaluation.data.n:,}"
+        for column, value in get_figures(evaluation):
+            interval = evaluation.intervals.get(column.key)
+            ends = f" ({column.format_interval(interval)})" if interval else ""
+            yield f"  {column.heading} {column.format(value)}{ends}"
+        if evaluation.collapse.collapsed:
+            yield f"  collapsed: {evaluation.collapse.why}"
+
+
+def _list_sources(sources: Iterable[Source], indent: str) -> Iterator[str]:
+    """Yield a line for each file, and below it those that it was made from. Folders of the maker are not shown."""
+    for source in sources:
+        state = "" if source.path is None else f": {source.problem or 'unchanged'}"
+        yield f"{indent}{source.role} {source.name} {source.sha256[:8]}{state}"
+        yield from _list_sources(source.sources, f"{indent}  ")
+
+
+def _to_json(of: Described) -> dict[str, Any]:
+    from dlcv_cli.stages.show import get_figures
+
+    return {
+        "file": str(of.path),
+        "schema": of.schema,
+        "bytes": of.path.stat().st_size,
+        "document": {key: value for key, value in of.document.items() if key != "schema"},
+        "changed_settings": {setting.name: setting.value for setting in of.settings if not setting.is_default},
+        "figures": {
+            part: {column.key: value for column, value in get_figures(evaluation)}
+            for part, evaluation in of.evaluations.items()
+        },
+        "sources": [_source_to_json(source) for source in of.sources],
+        "tensors": {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in of.tensors.items()},
+    }
+
+
+def _source_to_json(source: Source) -> dict[str, Any]:
+    return {
+        "role": source.role,
+        "name": source.name,
+        "sha256": source.sha256,
+        "problem": source.problem,
+        "sources": [_source_to_json(own) for own in source.sources],
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- runs
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to search.", **UNCHECKED)] = Path(),
+    sort: Annotated[
+        Literal["checkpoint", "stage", "data", "validation", "test"],
+        typer.Option(metavar="NAME", help="Column to sort by; figures with the best first."),
+    ] = "checkpoint",
+    table: Annotated[
+        Literal["plain", "csv"], typer.Option("--format", metavar="NAME", help="One of plain, csv.")
+    ] = "plain",
+) -> None:
+    """List the checkpoints below a folder: stage, data, settings that differ, validation and test figures."""
+    from dlcv_cli.stages.show import find_runs
+
+    found = sorted(find_runs(folder), key=lambda run: _rank(run, sort))
+    rows = [_list_cells(run) for run in found]
+    if table == "csv":
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
+        say(text.getvalue().rstrip("\n"))
+    else:
+        wide = [None, None, None, SETTINGS_WIDTH, None, None]
+        style: dict[str, Any] = {"tablefmt": "simple", "disable_numparse": True, "maxcolwidths": wide}
+        say(tabulate(rows, headers=COLUMNS, **style) if rows else f"{folder}: no checkpoints")
+
+
+def _list_cells(run: Run) -> tuple[str, ...]:
+    settings = ", ".join(f"{own.name} {_format(own.value)}" for own in run.settings if own.name != "arch")
+    arch = next((f"{own.value}, " for own in run.settings if own.name == "arch"), "")
+    validation, test = _get_validation(run), _get_test(run)
+    figures = (validation[1] if validation else "", test[1] if test else "")
+    return str(run.path), _name_stage(run.stage), run.data, f"{arch}{settings}".rstrip(", "), *figures
+
+
+def _get_validation(run: Run) -> tuple[float, str] | None:
+    """Return the best record's figure, where higher is better, and as text."""
+    accuracy, loss = run.best.get("val_accuracy"), run.best.get("val_loss")
+    if isinstance(accuracy, float):
+        return accuracy, f"{100 * accuracy:.2f} %"
+    return (-loss, f"loss {loss:.3g}") if isinstance(loss, float) else None
+
+
+def _get_test(run: Run) -> tuple[float, str] | None:
+    from dlcv_cli.stages.show import get_figures
+
+    if "test" not in run.evaluations:
+        return None
+    column, value = get_figures(run.evaluations["test"])[0]
+    text = f"{column.format(value)} %" if column.percent else f"{column.heading} {column.format(value)}"
+    return value if column.higher_is_better else -value, text
+
+
+def _rank(run: Run, sort: str) -> tuple[Any, ...]:
+    """Return what sorts a run into its place; runs without the figure come last."""
+    if sort in ("validation", "test"):
+        figure = _get_validation(run) if sort == "validation" else _get_test(run)
+        return figure is None, run.stage.partition(".")[0], -figure[0] if figure else 0, str(run.path)
+    return {"checkpoint": "", "stage": run.stage, "data": run.data}[sort], str(run.path)
