@@ -20,6 +20,7 @@ from conftest import Run, assert_refused, make_photos, read_files, read_metrics,
 from PIL import Image
 from typer.testing import Result
 
+from dlcv_cli.config import TrainConfig
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.files import tensors
 from dlcv_cli.stages import image_training as vgg
@@ -680,6 +681,15 @@ def epoch(number: int, train: float | None, val_loss: float, val: float, best: b
 )
 def test_hints(records: list[Epoch], words: list[str]) -> None:
     """A falling loss, a gap between training and validation, and a loss that rises at once have a hint each."""
-    hints = list_hints(records, 2)
+    hints = list_hints(records, 2, TrainConfig())
     assert len(hints) == len(words)
     assert all(word in hint for word, hint in zip(words, hints, strict=True))
+
+
+def test_hints_name_what_is_not_used_yet() -> None:
+    """A gap between training and validation suggests the remedies that the training did not have."""
+    records = [epoch(1, 0.9, 0.60, 0.7, True), epoch(2, 1.0, 0.65, 0.7, False)]
+    [some] = list_hints(records, 2, TrainConfig(augment="flip", mixup=0.2))
+    assert some.endswith("; try --label-smoothing 0.1, or more images")
+    [none] = list_hints(records, 2, TrainConfig(augment="flip", cutmix=1.0, label_smoothing=0.1))
+    assert none.endswith("; try more images")

@@ -12,6 +12,7 @@ import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ import torch
 from conftest import Run, assert_refused
 from small_networks import shrink_networks
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
+from torchvision import models
+from torchvision.models import VGG16_Weights, get_model_weights
 
 from dlcv_cli.config import HeadConfig
 from dlcv_cli.context import Reporter
@@ -419,6 +421,32 @@ def test_download_from_a_broken_server(cache: Path, response: bytes) -> None:
             weights.download(url, cache / "w.pth", Reporter())
         thread.join()
     assert list(cache.iterdir()) == []
+
+
+# 20 bytes whose sha256 begins with the digits in the name of torchvision's file, from a search of a billion texts
+NOT_VGG16 = b"not VGG16: 1053327662"
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_download_of_vgg16_by_its_real_name(
+    run: Run, split_file: Path, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch, right: bool
+) -> None:
+    """`vgg head` downloads torchvision's file of VGG16, and accepts what has the hash that its name says."""
+    entry = VGG16_Weights.IMAGENET1K_V1
+    assert entry.url.endswith("/models/vgg16-397923af.pth")
+    url = f"http://127.0.0.1:{server.server_port}/models/vgg16-397923af.pth"
+    monkeypatch.setattr(models, "get_model_weights", lambda _: {entry.name: replace(entry.value, url=url)})
+    server.content = NOT_VGG16 if right else b"other bytes"
+    result = run("vgg", "head", split_file, "-o", split_file.parent / "head.safetensors")
+    assert (result.exit_code, server.served) == (1, 1)
+    assert f"downloading {url}" in result.stderr
+    file = cache / "vgg16-397923af.pth"
+    if right:
+        assert file.read_bytes() == NOT_VGG16
+        assert f"{file}: is neither PyTorch nor safetensors" in result.stderr
+    else:
+        assert list(cache.iterdir()) == []
+        assert f"download {url} with a browser and give its path to --weights" in result.stderr
 
 
 KNOWN = [(arch, name) for arch in sorted(set(ARCHITECTURES) - {"vgg16_mini"}) for name in ARCHITECTURES[arch].weights]

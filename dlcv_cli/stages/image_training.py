@@ -155,7 +155,7 @@ def _run_epochs(
             signal = caught()
             if signal or not training.is_over:
                 snapshots.save_if_due(state, position, signal, isinstance(event, Epoch))
-        for hint in list_hints(training.records, len(classes)):
+        for hint in list_hints(training.records, len(classes), training.config):
             reporter.note(f"hint: {hint}")
     except DivergedError:
         snapshots.remove()  # training from it would diverge again
