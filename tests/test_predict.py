@@ -281,3 +281,44 @@ def test_wrong_sequences_are_rows(run: Run, cells: Path, tmp_path: Path, wrong: 
     [row] = json.loads(result.stdout)
     assert reason in row["error"]
     assert result.exit_code == 1
+
+
+# ------------------------------------------------------------------------------------------------------ eval's tables
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
+    return list(csv.DictReader(io.StringIO(path.read_text("utf-8"))))
+
+
+def test_eval_writes_classes_and_images(run: Run, trained: Path, tmp_path: Path) -> None:
+    """The CSV of classes has the evaluation's figures; that of images gives its accuracy and loss."""
+    classes, listed = tmp_path / "classes.csv", tmp_path / "images.csv"
+    arguments = ("eval", trained / "head.safetensors", "--per-class", classes, "--per-image", listed)
+    assert run(*arguments).exit_code == 0
+    evaluation = json.loads((trained / "head.test.eval.json").read_text("utf-8"))
+    expected = [
+        {key: "" if v is None else str(v) for key, v in own.items()} for own in evaluation["details"]["per_class"]
+    ]
+    assert read_rows(classes) == expected
+    rows = read_rows(listed)
+    split = json.loads((trained / "photos.split.json").read_text("utf-8"))
+    assert [row["file"] for row in rows] == [example["path"] for example in split["parts"]["test"]]
+    assert all(row["file"].startswith(f"{row['class']}/") for row in rows)
+    right = [row["class"] == row["predicted"] for row in rows]
+    assert np.mean(right) == pytest.approx(evaluation["metrics"]["top1_accuracy"])
+    assert np.mean([float(row["loss"]) for row in rows]) == pytest.approx(evaluation["metrics"]["loss"])
+    assert run(*arguments).exit_code == 0  # the same content again
+    listed.write_text("mine")
+    refused = run(*arguments)
+    assert refused.exit_code == 1
+    assert "images.csv already exists, but it has other content; use --force" in refused.stderr
+    assert listed.read_text() == "mine"
+
+
+def test_tables_of_several_or_of_sequences_are_refused(run: Run, trained: Path, cells: Path, tmp_path: Path) -> None:
+    """A CSV of classes or images is of one checkpoint of images."""
+    several = run("eval", trained / "head.safetensors", trained / "x.safetensors", "--per-class", tmp_path / "c.csv")
+    assert_wrong_usage(several, "one checkpoint")
+    assert_wrong_usage(run("eval", cells / "gru.safetensors", "--per-image", tmp_path / "i.csv"), "sequences")
+    assert list(tmp_path.iterdir()) == []

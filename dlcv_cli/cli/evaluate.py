@@ -38,6 +38,14 @@ TableFormat = Annotated[
     Literal["plain", "github", "latex", "csv", "json"] | None,
     typer.Option("--format", help="With --compare: format of the table.", show_default="plain"),
 ]
+PerClass = Annotated[
+    Path | None,
+    typer.Option("--per-class", metavar="FILE", help="Also write a CSV file with a row for each class.", **IN_FILES),
+]
+PerImage = Annotated[
+    Path | None,
+    typer.Option("--per-image", metavar="FILE", help="Also write a CSV file with a row for each image.", **IN_FILES),
+]
 SplitOption = Annotated[Part | None, typer.Option("--split", hidden=True, help="Older name of --part.")]
 
 
@@ -52,6 +60,8 @@ def evaluate(
     reference: Reference = None,
     common: Common = False,
     allow_contaminated: AllowContaminated = False,
+    per_class: PerClass = None,
+    per_image: PerImage = None,
     split: SplitOption = None,
     as_json: Json = False,
 ) -> None:
@@ -62,6 +72,8 @@ def evaluate(
 
     if not compare and (reference or common or table):
         raise SettingError("--reference, --common and --format need --compare")
+    if (per_class or per_image) and len(checkpoints) > 1:
+        raise SettingError("--per-class and --per-image are of one checkpoint: give one")
     names = name_checkpoints(checkpoints, reference)
     config = replace(config, part=split) if split else config
     results = []
@@ -69,6 +81,7 @@ def evaluate(
         result = stage.evaluate(path, config, data=data, allow_contaminated=allow_contaminated, context=context)
         context.reporter.note(f"{result.output}: {'written' if result.made else 'up to date'}")
         results.append(result)
+        stage.write_tables(result, per_class, per_image, context.force)
     if compare:
         from dlcv_cli.stages.compare import compare as compare_evaluations
 

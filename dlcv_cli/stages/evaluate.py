@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,9 @@ import numpy as np
 
 from dlcv_cli.config import EvalConfig
 from dlcv_cli.context import Context, Reporter
-from dlcv_cli.errors import FileError, list_names
+from dlcv_cli.errors import ExistsError, FileError, list_names
 from dlcv_cli.files import tensors
-from dlcv_cli.files.disk import JSON, as_object, hash_file, read_json, replace_ending
+from dlcv_cli.files.disk import JSON, as_object, hash_file, read_json, replace_ending, write_whole
 from dlcv_cli.files.locks import claim_outputs
 from dlcv_cli.files.recipes import Input, Recipe, RunInfo, refuse_overwrite
 from dlcv_cli.results.codec import write_document
@@ -21,9 +24,9 @@ from dlcv_cli.results.evaluation import SCHEMA, AnyEvaluation, Contamination, Da
 from dlcv_cli.results.metrics import InputFile, OutputFile
 from dlcv_cli.stages.lineage import check_contamination, report_contamination
 from dlcv_cli.stages.training import warn_if_unpaired
-from dlcv_cli.studies import study_of
+from dlcv_cli.studies import study_named, study_of
 from dlcv_cli.studies.base import Measured, Study, summarize, systems_of
-from dlcv_cli.studies.stored import list_new_metrics, read_evaluation
+from dlcv_cli.studies.stored import list_new_metrics, read_evaluation, read_predictions
 
 EARLIER_SCHEMA = "dlcv.eval/1"
 
@@ -165,3 +168,31 @@ def _locate_data(checkpoint: Path, metadata: JSON, role: str, data: Path | None,
             raise FileError(path, f"has changed since {checkpoint} was trained with it: restore it, or use --data")
         reporter.note(f"{path} is not the file that {checkpoint} was trained with")
     return path
+
+
+def write_tables(result: Evaluated, per_class: Path | None, per_image: Path | None, force: bool) -> None:
+    """Write the classes, and the images, of an evaluation as CSV files.
+
+    Raises:
+        DlcvError: a file exists with other content (unless `force`), the data is gone, or the study has no such rows.
+    """
+    evaluation = result.evaluation
+    study = study_named(evaluation.data.study)
+    if per_class:
+        _write_csv(per_class, study.list_classes(evaluation), force)
+    if per_image:
+        arrays = read_predictions(result.output, evaluation)
+        data = result.output.parent / evaluation.data.path
+        _write_csv(per_image, study.list_examples(data, evaluation, arrays), force)
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]], force: bool) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*rows[0]], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    content = text.getvalue().encode("utf-8", "surrogateescape")
+    if path.exists() and not force and path.read_bytes() != content:
+        raise ExistsError(path, ["it has other content"])
+    with write_whole(path) as temporary:
+        temporary.write_bytes(content)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dlcv_cli.config import PredictConfig
 from dlcv_cli.context import Context
+from dlcv_cli.errors import SettingError
 from dlcv_cli.report.kinds import FigureGroup
 from dlcv_cli.report.reported import Gallery, Reported
 from dlcv_cli.results.codec import Struct
@@ -146,6 +147,14 @@ class Study(ABC, Generic[S]):
     def class_names(self, evaluation: AnyEvaluation) -> list[str]:
         """Return the names of the classes that predictions number."""
         return []
+
+    def list_examples(self, data: Path, evaluation: AnyEvaluation, arrays: Arrays) -> list[dict[str, Any]]:
+        """Return a row for each evaluated example: what it is, and what was predicted. FileError: the data is gone."""
+        raise SettingError(f"examples are listed of images, and this checkpoint is of {self.name}")
+
+    def list_classes(self, evaluation: AnyEvaluation) -> list[dict[str, Any]]:
+        """Return a row for each class: how many examples it has, and how often it is predicted, and rightly."""
+        raise SettingError(f"classes are listed of images, and this checkpoint is of {self.name}")
 
     @abstractmethod
     def draw_figures(self, networks: Sequence[Reported]) -> list[FigureGroup]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from dlcv_cli.config import PredictConfig
@@ -154,6 +156,26 @@ class ImageStudy(Study[Scores]):
             "labels": Array(np.int64, (n,), below=classes),
             "baselines": Array(np.int64, (len(evaluation.baselines), n), axis=-1, below=classes),
         }
+
+    def list_examples(self, data: Path, evaluation: AnyEvaluation, arrays: Arrays) -> list[dict[str, Any]]:
+        """Return file, class, predicted class with its probability, and loss in nats, of each image."""
+        scores, classes = score_logits(arrays["logits"], arrays["labels"]), self.class_names(evaluation)
+        examples = {example.sha256: example.path for example in splits.read(data).parts[evaluation.data.part]}
+        paths = [examples.get(digest.tobytes().hex(), "") for digest in arrays["examples"]]
+        return [
+            {
+                "file": paths[i],
+                "class": classes[scores.labels[i]],
+                "predicted": classes[scores.predicted[i]],
+                "probability": float(scores.confidences[i]),
+                "loss": float(scores.losses[i]),
+            }
+            for i in range(len(paths))
+        ]
+
+    def list_classes(self, evaluation: AnyEvaluation) -> list[dict[str, Any]]:
+        """Return the evaluation's `per_class` as rows."""
+        return [msgspec.to_builtins(own) for own in evaluation.details.per_class]
 
     def score(self, arrays: Arrays) -> tuple[list[Scores], list[Scores]]:
         logits, labels = arrays["logits"], arrays["labels"]
