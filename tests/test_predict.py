@@ -235,12 +235,12 @@ def list_sequences(data: Path) -> Iterator[list[list[float]]]:
 @pytest.mark.parametrize("kind", ["json", "csv"])
 def test_sequences_are_predicted_as_by_eval(run: Run, cells: Path, tmp_path: Path, kind: str) -> None:
     """Sequences from JSON or CSV get the mean of the runs' stored predictions, and its deviation."""
-    given = list(list_sequences(cells / "adding.safetensors"))
+    test_part = list(list_sequences(cells / "adding.safetensors"))
     path = tmp_path / f"given.{kind}"
     if kind == "json":
-        path.write_text(json.dumps(given))
+        path.write_text(json.dumps(test_part))
     else:
-        lines = [f"s{number},{value!r},{marker}" for number, steps in enumerate(given) for value, marker in steps]
+        lines = [f"s{number},{value!r},{marker}" for number, steps in enumerate(test_part) for value, marker in steps]
         path.write_text("\n".join(["sequence,value,marker", *lines]))
     rows = predict_json(run, cells / "gru.safetensors", path)
     stored = tensors.read(cells / "gru.test.predictions.safetensors", tensors.PREDICTIONS).arrays["predictions"]
@@ -255,20 +255,20 @@ def test_sequences_have_no_heat_maps(run: Run, cells: Path, tmp_path: Path) -> N
 
 
 WRONG = {
-    "no list": ('{"a": 1}', "no list of sequences"),
-    "broken": ("[[[1, 2]", "no JSON"),
-    "ragged": ("[[[1, 2], [3]]]", "no list of steps"),
-    "words": ("[[['a', 2]]]", "no JSON"),
-    "text in JSON": ('[[["a", 2]]]', "no list of steps"),
+    "no list": ('{"a": 1}', "not a list of sequences"),
+    "broken": ("[[[1, 2]", "not JSON"),
+    "ragged": ("[[[1, 2], [3]]]", "not a list of steps"),
+    "words": ("[[['a', 2]]]", "not JSON"),
+    "text in JSON": ('[[["a", 2]]]', "not a list of steps"),
     "one input": ("[[[1], [2]]]", "1 inputs per step, and this checkpoint takes 2"),
-    "objects": ('[[{"a": 1}]]', "no list of steps"),
-    "empty list": ("[]", "no sequence"),
-    "empty sequence": ("[[]]", "no list of steps"),
+    "objects": ('[[{"a": 1}]]', "not a list of steps"),
+    "empty list": ("[]", "has no sequences"),
+    "empty sequence": ("[[]]", "not a list of steps"),
     "not finite": ("[[[1, NaN]]]", "not finite"),
     "too large": ("[[[1, 1e40]]]", "not finite"),
     "letters in CSV": ("sequence,value,marker\n1,a,1\n", "row 2"),
-    "divided": ("s,v,m\n1,1,1\n2,1,1\n1,1,1\n", "row 4: sequence 1 goes on"),
-    "a heading alone": ("sequence,value,marker\n", "no sequence"),
+    "divided": ("s,v,m\n1,1,1\n2,1,1\n1,1,1\n", "row 4: sequence 1 continues"),
+    "a heading alone": ("sequence,value,marker\n", "has no sequences"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,16 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from dlcv_cli.config import HeadConfig, ScratchConfig
-from dlcv_cli.files import tensors
+from dlcv_cli.context import Reporter
+from dlcv_cli.errors import SettingError
+from dlcv_cli.files import splits, tensors
+from dlcv_cli.stages import search
 from dlcv_cli.stages.search import DECAYS, LR
+from dlcv_cli.studies.images.predictor import load_part
 from dlcv_cli.vision.architectures import ARCHITECTURES
 from dlcv_cli.vision.linear import LinearHead, list_decays, solve
 from dlcv_cli.vision.models import build_network, build_random_network, unfreeze
+from dlcv_cli.vision.preprocessing import Preprocessing
 from dlcv_cli.vision.steps import split_at_frozen
 
 LINEAR = 3 * len(DECAYS)  # crop and squash, and one of them mirrored as well
@@ -93,7 +99,7 @@ def test_more_layers_are_no_linear_head() -> None:
     """Where two layers train, there is no linear head to solve."""
     network = build_random_network(ARCHITECTURES["vgg16_mini"], 3, 0)
     unfreeze(network, ("classifier",))
-    with pytest.raises(ValueError, match="no linear layer"):
+    with pytest.raises(SettingError, match="one linear layer"):
         LinearHead.of(split_at_frozen(network, ARCHITECTURES["vgg16_mini"]))
 
 
@@ -118,9 +124,36 @@ def test_every_try_is_recorded_and_the_best_is_kept(run: Run, split_file: Path, 
     metadata = tensors.read_metadata(output, tensors.CHECKPOINT)
     assert metadata["tries"] == len(metrics["tries"])
     assert metadata["preprocessing"].get("fit", "crop") == best["resize"]
-    assert "tried 9 linear heads: resize crop, augment none" in result.stderr
+    assert "tried 9 linear heads; the best: resize crop, augment none" in result.stderr
     again = run("vgg", "head", split_file, *AUTO, "-o", output)
     assert "up to date" in again.stdout
+
+
+def test_weights_are_those_of_the_best_training(
+    run: Run, split_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the first learning rate is better than the last, its weights are written: eval gets its validation loss."""
+    monkeypatch.setattr(search, "LR", (1e-3, 100.0))
+    output = tmp_path / "head.safetensors"
+    result = run("vgg", "head", split_file, *AUTO, "--weight-decay", 10, "-o", output)
+    assert result.exit_code == 0, result.stderr
+    metrics = read_metrics(output)
+    first, last = metrics["tries"][-2:]
+    assert metrics["best"]["epoch"] > 0
+    assert metrics["best"]["val_loss"] == first["val_loss"] < last["val_loss"]
+    assert run("eval", output, "--part", "val").exit_code == 0
+    evaluation = json.loads((tmp_path / "head.val.eval.json").read_text("utf-8"))
+    assert evaluation["metrics"]["loss"] == pytest.approx(first["val_loss"], rel=1e-5)
+
+
+def test_each_view_is_solved_on_once(split_file: Path) -> None:
+    """The linear heads see each view that the epochs show, and none of them twice."""
+    part = load_part(splits.read(split_file), "train", Preprocessing(64, 64), Reporter())
+    part = replace(part, augment="flip")
+    views = [(i, part.view(i, epoch)) for epoch, order in search._list_views(part, 5) for i in order.tolist()]
+    assert len(views) == len({*views})
+    assert {*views} == {(i, part.view(i, epoch)) for epoch in range(5) for i in range(len(part.paths))}
+    assert len(views) > len(part.paths)
 
 
 def test_search_repeats_itself(run: Run, split_file: Path, tmp_path: Path) -> None:
@@ -193,8 +226,8 @@ def test_modern_recipe_fills_in_what_is_not_given(run: Run, split_file: Path, tm
     result = run("vgg", "scratch", split_file, "--recipe", "modern", *small, "-o", output)
     assert result.exit_code == 0, result.stderr
     config = read_metrics(output)["config"]
-    given = {"arch": "vgg16_mini", "image_size": 64, "lr": 0.005}
-    assert {**ScratchConfig.RECIPES["modern"], **given}.items() <= config.items()
+    typed = {"arch": "vgg16_mini", "image_size": 64, "lr": 0.005}
+    assert {**ScratchConfig.RECIPES["modern"], **typed}.items() <= config.items()
 
 
 def test_recipes_are_configs() -> None:

@@ -135,6 +135,19 @@ def test_other_files_are_refused(run: Run, tmp_path: Path, name: str) -> None:
     assert_refused(run("show", tmp_path / name), name)
 
 
+@pytest.mark.parametrize(
+    "forged", [{"stage": ["x"]}, {"best": [1]}, {"best": {"epoch": "x"}}, {"config": 3, "inputs": 4}]
+)
+def test_forged_metadata_is_no_traceback(run: Run, folder: Path, forged: dict[str, Any]) -> None:
+    """Values of other types in a file's metadata are shown as they are, or refused in one line."""
+    path = folder / "runs" / "head.metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | forged))
+    result = run("show", path)  # a traceback fails the test
+    assert result.exit_code in (0, 1)
+    if "best" in forged:
+        assert_refused(result, "head.metrics.json", "best record")
+
+
 def test_stages_have_their_settings() -> None:
     """Every stage that records settings of a config class is in the table that knows the defaults."""
     assert {"vgg.head", "vgg.finetune", "vgg.scratch", "seq.train", "seq.gen", "data.split", "eval"} <= {*STAGES}

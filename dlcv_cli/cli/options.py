@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from dlcv_cli.cli.console import Terminal
-from dlcv_cli.config import Config, Machine, Saving, describe_range, list_choices, option_name
+from dlcv_cli.config import Machine, Saving
 from dlcv_cli.context import Context
+from dlcv_cli.settings import Config, describe_range, list_choices, option_name
 
 # Headings in a command's help, in this order; those of the config classes come after the first.
 WHAT, WHERE, FILES = "What to train", "Where it computes", "Files"

@@ -25,7 +25,7 @@ PATHS = "Images, folders of images, or files of sequences (CSV, JSON); without a
 
 
 class Still(Terminal):
-    """A terminal that the predictions move through: a bar would be in their way."""
+    """A terminal without a progress bar, which would get in the way of the predictions that it prints."""
 
     def progress(self, what: str, done: int, total: int) -> None:
         pass
@@ -63,7 +63,7 @@ def predict(
 
     WRITERS[form](list_rows())
     if not count:
-        raise DlcvError("there is nothing to predict: no image in these folders, or an empty list")
+        raise DlcvError("nothing to predict: the folders have no images, or the list is empty")
     if failed:
         raise DlcvError(f"{failed:,} of {count:,} predictions failed; their rows say why")
 
@@ -83,6 +83,8 @@ def _write_text(rows: Rows) -> None:
 
 
 def _describe(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return f"error: {row['error']}"
     if "top" in row:
         drawn = [row["heat_map"]] if "heat_map" in row else []
         return ", ".join([*(f"{one['class']} {100 * one['probability']:.1f} %" for one in row["top"]), *drawn])

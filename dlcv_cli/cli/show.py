@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import msgspec
 import typer
 from tabulate import tabulate
 
@@ -62,9 +63,9 @@ def _list_lines(of: Described) -> Iterator[str]:
         count = len(tries) if isinstance(tries, list) else tries
         yield "settings (* not the default" + (f"; + chosen among {count} tries)" if count else ")")
         yield from (f"  {_mark(setting)} {setting.name} {_format(setting.value)}" for setting in of.settings)
-    if best := of.document.get("best"):
+    if of.best:
         yield "best record"
-        yield f"  {describe_record(best)}"
+        yield f"  {describe_record(msgspec.to_builtins(of.best))}"
     yield from _list_figures(of)
     if of.sources:
         yield "made from"
@@ -146,8 +147,7 @@ def runs(
     """List the checkpoints below a folder: stage, data, settings that differ, validation and test figures."""
     from dlcv_cli.stages.show import find_runs
 
-    found = sorted(find_runs(folder), key=lambda run: _rank(run, sort))
-    rows = [_list_cells(run) for run in found]
+    rows = [_list_cells(run) for run in sorted(find_runs(folder), key=lambda run: _rank(run, sort))]
     if table == "csv":
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])

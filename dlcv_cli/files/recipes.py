@@ -19,10 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dlcv_cli.config import Config
 from dlcv_cli.context import count_processors
 from dlcv_cli.errors import DlcvError, ExistsError
 from dlcv_cli.files.disk import JSON, as_object, make_relative
+from dlcv_cli.settings import Config
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def _read_part(file: tensors.Tensors, part: str) -> Sequences:
     return Sequences(inputs, lengths, targets)
 
 
-def read_given(path: Path) -> dict[str, Floats]:
+def read_new_sequences(path: Path) -> dict[str, Floats]:
     """Return the sequences (T, F) of a CSV or JSON file of another program, by name.
 
     CSV has a heading and a row for each step: the name of its sequence, then its inputs. JSON is a list of sequences,
@@ -77,14 +77,14 @@ def read_given(path: Path) -> dict[str, Floats]:
     """
     try:
         text = path.read_text("utf-8-sig")
-        given = _parse_json(text) if text.lstrip()[:1] in ("[", "{") else _parse_csv(text)
+        steps_by_name = _parse_json(text) if text.lstrip()[:1] in ("[", "{") else _parse_csv(text)
     except UnicodeDecodeError:
         raise ValueError("is not text, but CSV or JSON is expected") from None
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None
-    if not given:
-        raise ValueError("holds no sequence")
-    return {name: _check_steps(name, steps) for name, steps in given.items()}
+    if not steps_by_name:
+        raise ValueError("has no sequences")
+    return {name: _check_steps(name, steps) for name, steps in steps_by_name.items()}
 
 
 def _check_steps(name: str, steps: Any) -> Floats:
@@ -95,7 +95,7 @@ def _check_steps(name: str, steps: Any) -> Floats:
     except (ValueError, TypeError, OverflowError):
         array = np.empty(0, np.float32)
     if array.ndim != 2 or not array.size:
-        raise ValueError(f"sequence {name} is no list of steps, each a list of as many numbers")
+        raise ValueError(f"sequence {name} is not a list of steps with the same number of inputs each")
     if not np.isfinite(array).all():
         raise ValueError(f"sequence {name} has a number that is not finite")
     return array
@@ -105,27 +105,27 @@ def _parse_json(text: str) -> dict[str, Any]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"is no JSON ({error})") from None
+        raise ValueError(f"is not JSON ({error})") from None
     if not isinstance(document, list):
-        raise ValueError("is no list of sequences")
+        raise ValueError("is not a list of sequences")
     return {str(number): steps for number, steps in enumerate(document, 1)}
 
 
 def _parse_csv(text: str) -> dict[str, Any]:
-    given: dict[str, list[list[float]]] = {}
+    steps_by_name: dict[str, list[list[float]]] = {}
     last = ""
     for number, row in enumerate(csv.reader(io.StringIO(text)), 1):
         if number == 1 or not row:
             continue
         name, *cells = row
-        if name in given and name != last:
-            raise ValueError(f"row {number}: sequence {name} goes on after another began; sort the rows")
+        if name in steps_by_name and name != last:
+            raise ValueError(f"row {number}: sequence {name} continues after another one began; keep its rows together")
         try:
-            given.setdefault(name, []).append([float(cell) for cell in cells])
+            steps_by_name.setdefault(name, []).append([float(cell) for cell in cells])
         except ValueError as error:
             raise ValueError(f"row {number}: {error}") from None
         last = name
-    return given
+    return steps_by_name
 
 
 def hash_part(data: Sequences) -> str:

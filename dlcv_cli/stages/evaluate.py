@@ -16,7 +16,7 @@ from dlcv_cli.config import EvalConfig
 from dlcv_cli.context import Context, Reporter
 from dlcv_cli.errors import ExistsError, FileError, list_names
 from dlcv_cli.files import tensors
-from dlcv_cli.files.disk import JSON, as_object, hash_file, read_json, replace_ending, write_whole
+from dlcv_cli.files.disk import JSON, as_object, check_output, hash_file, read_json, replace_ending, write_whole
 from dlcv_cli.files.locks import claim_outputs
 from dlcv_cli.files.recipes import Input, Recipe, RunInfo, refuse_overwrite
 from dlcv_cli.results.codec import write_document
@@ -178,6 +178,8 @@ def write_tables(result: Evaluated, per_class: Path | None, per_image: Path | No
     """
     evaluation = result.evaluation
     study = study_named(evaluation.data.study)
+    for path in filter(None, (per_class, per_image)):
+        check_output(path, ".csv")
     if per_class:
         _write_csv(per_class, study.list_classes(evaluation), force)
     if per_image:

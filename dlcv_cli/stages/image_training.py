@@ -20,24 +20,12 @@ from dlcv_cli.files.recipes import Recipe, RunInfo
 from dlcv_cli.files.splits import Split
 from dlcv_cli.results.metrics import Try
 from dlcv_cli.stages.search import Search, report_event
-from dlcv_cli.stages.snapshots import (
-    Caught,
-    SnapshotFile,
-    State,
-    hold_signals,
-    raise_if_signalled,
-)
+from dlcv_cli.stages.snapshots import Caught, SnapshotFile, State, hold_signals, raise_if_signalled
 from dlcv_cli.stages.training import TrainingResult, claim_training, find_finished, write_training
 from dlcv_cli.statistics.collapse import judge_classes
 from dlcv_cli.statistics.metrics import find_largest_class
 from dlcv_cli.studies.images.features import FrozenLayers, open_sources
-from dlcv_cli.studies.images.predictor import (
-    PACKAGES,
-    describe_arithmetic,
-    load_part,
-    place_and_split,
-    prepare,
-)
+from dlcv_cli.studies.images.predictor import PACKAGES, describe_arithmetic, load_part, place_and_split, prepare
 from dlcv_cli.vision.hints import list_hints
 from dlcv_cli.vision.inference import resolve_precision
 from dlcv_cli.vision.models import count_parameters
@@ -119,8 +107,8 @@ def _prepare(plan: Plan, start: Start, frozen: FrozenLayers, snapshots: Snapshot
     network = f"{start.arch}, {len(plan.split.classes)} classes"
     reporter.note(f"trains {parameters} ({network}) on {frozen.device} in {frozen.precision}")
     train = load_part(plan.split, "train", start.preprocessing, reporter)
-    own = ("augment", "views", "seed", "erase", "crop_area", "color_jitter")
-    train = replace(train, **{name: getattr(config, name) for name in own})
+    varying = ("augment", "views", "seed", "erase", "crop_area", "color_jitter")
+    train = replace(train, **{name: getattr(config, name) for name in varying})
     val = load_part(plan.split, "val", start.preprocessing, reporter)
     # of what trains: weights, best weights, and what the optimizer remembers, about twice as much
     snapshots.require_space(4 * 4 * count["trainable"], 4 * count["total"])

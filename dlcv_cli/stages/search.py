@@ -117,7 +117,7 @@ class Search:
             begun = self._record(tried, begun)
             candidates.append(Candidate(tried, solution, preprocessing, (sources[0], sources[1]), features))
         best = min(candidates, key=_get_loss)
-        self._report(f"{len(candidates)} linear heads", best.tried)
+        self._report(f"{len(candidates)} linear heads; the best", best.tried)
         return best
 
     def _make_loss(self, train: Images) -> Callable[[Tensor, Tensor], Tensor]:
@@ -140,7 +140,7 @@ class Search:
         scores = {"val_loss": best.val_loss, "val_accuracy": best.val_accuracy}
         tried = msgspec.structs.replace(tried, lr=lr, epochs=training.epoch, **scores)
         self._record(tried, begun)
-        self._report(f"{training.epoch} epochs at lr {lr:g} from there", tried)
+        self._report(f"{training.epoch} epochs at lr {lr:g} from the best linear head", tried)
         return training
 
     def _record(self, tried: Try, begun: float) -> float:
@@ -151,10 +151,9 @@ class Search:
         return now
 
     def _report(self, what: str, best: Try) -> None:
-        where = f"resize {best.resize}, augment {best.augment}, weight decay {best.weight_decay:g}"
-        self.context.reporter.note(
-            f"tried {what}: {where}: val loss {best.val_loss:.4g}  accuracy {100 * best.val_accuracy:.2f} %"
-        )
+        settings = f"resize {best.resize}, augment {best.augment}, weight decay {best.weight_decay:g}"
+        scores = f"val loss {best.val_loss:.4g}  accuracy {100 * best.val_accuracy:.2f} %"
+        self.context.reporter.note(f"tried {what}: {settings}  {scores}")
 
 
 def _get_loss(candidate: Candidate) -> float:

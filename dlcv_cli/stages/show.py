@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dlcv_cli.config import STAGES, Part
+import msgspec
+
+from dlcv_cli.config import STAGES
 from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON, as_object, hash_file, parse_json, replace_ending, require_file
 from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import SCHEMA as EVALUATION
 from dlcv_cli.results.evaluation import AnyEvaluation
-from dlcv_cli.results.metrics import metrics_path
+from dlcv_cli.results.metrics import Record, metrics_path
 from dlcv_cli.stages.lineage import Source, trace_sources
 from dlcv_cli.studies import study_named
 from dlcv_cli.studies.stored import read_evaluation
-
-PARTS: tuple[Part, ...] = ("train", "val", "test")
+from dlcv_cli.vision.splits import PARTS
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,12 @@ class Described:
     sources: tuple[Source, ...]
     tensors: dict[str, tuple[str, list[int]]]  # type and shape by name
     evaluations: dict[str, AnyEvaluation]  # of a checkpoint, by part; or the file itself
+    best: Record | None  # of a training
 
     @property
     def parameters(self) -> int:
         """The number of numbers in the tensors."""
-        total = 0
-        for _, shape in self.tensors.values():
-            count = 1
-            for side in shape:
-                count *= side
-            total += count
-        return total
+        return sum(math.prod(shape) for _, shape in self.tensors.values())
 
 
 def describe(path: Path) -> Described:
@@ -66,17 +63,20 @@ def describe(path: Path) -> Described:
     """
     document, content = _read(path)
     if document is None:
-        return Described(path, None, {}, [], (), content, {})
+        return Described(path, None, {}, [], (), content, {}, None)
     schema = str(document.get("schema"))
+    try:
+        best = msgspec.convert(document["best"], Record) if document.get("best") else None
+    except msgspec.ValidationError as error:
+        raise FileError(path, f"damaged: its best record: {error}") from None
     evaluations: dict[str, AnyEvaluation] = {}
     if schema == tensors.CHECKPOINT:
         evaluations = find_evaluations(path, hash_file(path))
     elif schema == EVALUATION:
         own = read_evaluation(path)
         evaluations = {own.data.part: own}
-    return Described(
-        path, schema, document, list_settings(document), trace_sources(path, document), content, evaluations
-    )
+    settings, sources = list_settings(document), trace_sources(path, document)
+    return Described(path, schema, document, settings, sources, content, evaluations, best)
 
 
 def _read(path: Path) -> tuple[JSON | None, dict[str, tuple[str, list[int]]]]:
@@ -101,12 +101,9 @@ def _read(path: Path) -> tuple[JSON | None, dict[str, tuple[str, list[int]]]]:
 
 def list_settings(document: JSON) -> list[Setting]:
     """Return the settings that a document records, with what is known of their defaults."""
-    stage, recorded, chosen = (
-        document.get("stage"),
-        as_object(document.get("config")),
-        as_object(document.get("chosen")),
-    )
-    known = {f.name: f.default for f in fields(STAGES[stage])} if stage in STAGES else {}
+    recorded, chosen = as_object(document.get("config")), as_object(document.get("chosen"))
+    config = STAGES.get(str(document.get("stage")))
+    known = {f.name: f.default for f in fields(config)} if config else {}
     names = dict.fromkeys([*recorded, *chosen])
     return [
         Setting(
@@ -120,7 +117,7 @@ def list_settings(document: JSON) -> list[Setting]:
 
 
 def find_evaluations(checkpoint: Path, sha256: str | None) -> dict[str, AnyEvaluation]:
-    """Return the evaluations beside a checkpoint that are of its content, by part. Damaged ones are not."""
+    """Return the evaluations of a checkpoint with this sha256 that lie beside it, by part, without damaged ones."""
     evaluations: dict[str, AnyEvaluation] = {}
     for part in PARTS:
         path = replace_ending(checkpoint, f".{part}.eval.json")

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlcv_cli.vision.steps import SplitNetwork
+from dlcv_cli.errors import SettingError
+from dlcv_cli.vision.steps import SplitNetwork, trains
 
 SETTINGS: dict[str, Any] = {  # of L-BFGS, at each weight decay
     "max_iter": 100,
@@ -36,13 +37,13 @@ class LinearHead:
 
     @classmethod
     def of(cls, split: SplitNetwork) -> LinearHead:
-        """Return the only layer that trains. Raise ValueError if it is not linear, or more than that one train."""
+        """Return the only layer that trains. Raise SettingError if it is not linear, or not the only one."""
         steps = [*split.tail]
-        training = [i for i, step in enumerate(steps) if any(p.requires_grad for p in step.parameters())]
+        training = [i for i, step in enumerate(steps) if trains(step)]
         layer = steps[training[0]]
         is_linear = isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
         if len(training) > 1 or not is_linear:
-            raise ValueError(f"its head {layer} is no linear layer")
+            raise SettingError(f"--recipe auto needs a head of one linear layer, and this network's is {layer}")
         before, after = steps[: training[0]], steps[training[0] + 1 :]
         return cls(nn.Sequential(*before).eval(), layer, nn.Sequential(*after).eval())
 

@@ -85,8 +85,8 @@ def mix_images(x: Tensor, labels: Tensor, config: TrainConfig, seed: int) -> tup
     return lay_out(mixed), [(labels, share), (labels[order], 1 - share)]
 
 
-def _paste_box(x: Tensor, other: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, float]:
-    """Return x (n, C, H, W) with a box of the other batch, and the share of x that is left.
+def _paste_box(x: Tensor, donors: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, float]:
+    """Return x (n, C, H, W) with a box of the donors (n, C, H, W), and the share of x that is left.
 
     Source: Yun et al. 2019 (arXiv:1905.04899): the box has its centre anywhere, and what lies beyond the edge is lost.
     """
@@ -100,5 +100,5 @@ def _paste_box(x: Tensor, other: Tensor, share: float, rng: np.random.Generator)
         for side in (height, width)
     )
     mixed = x.clone()
-    mixed[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
+    mixed[:, :, top:bottom, left:right] = donors[:, :, top:bottom, left:right]
     return mixed, 1 - (bottom - top) * (right - left) / (height * width)

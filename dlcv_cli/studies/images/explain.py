@@ -46,7 +46,7 @@ class Explainer:
         side = checkpoint.preprocessing.crop
         self.place = find_last_map(self.steps, torch.zeros(1, 3, side, side))
         if not self.place:
-            raise SettingError(f"--explain: the layers of {checkpoint.arch} keep no positions to draw heat at")
+            raise SettingError(f"--explain: {checkpoint.arch} has no layer with positions for a heat map")
         self.normalise = FeatureExtractor([], checkpoint.preprocessing, torch.device("cpu"), "float32")
         folder.mkdir(parents=True, exist_ok=True)
 

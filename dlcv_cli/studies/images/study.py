@@ -160,17 +160,18 @@ class ImageStudy(Study[Scores]):
     def list_examples(self, data: Path, evaluation: AnyEvaluation, arrays: Arrays) -> list[dict[str, Any]]:
         """Return file, class, predicted class with its probability, and loss in nats, of each image."""
         scores, classes = score_logits(arrays["logits"], arrays["labels"]), self.class_names(evaluation)
-        examples = {example.sha256: example.path for example in splits.read(data).parts[evaluation.data.part]}
-        paths = [examples.get(digest.tobytes().hex(), "") for digest in arrays["examples"]]
+        examples = splits.read(data).parts[evaluation.data.part]
+        if [example.sha256 for example in examples] != [digest.tobytes().hex() for digest in arrays["examples"]]:
+            raise FileError(data, "has other images than those that were evaluated; evaluate again with --force")
         return [
             {
-                "file": paths[i],
+                "file": example.path,
                 "class": classes[scores.labels[i]],
                 "predicted": classes[scores.predicted[i]],
                 "probability": float(scores.confidences[i]),
                 "loss": float(scores.losses[i]),
             }
-            for i in range(len(paths))
+            for i, example in enumerate(examples)
         ]
 
     def list_classes(self, evaluation: AnyEvaluation) -> list[dict[str, Any]]:

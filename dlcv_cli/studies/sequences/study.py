@@ -140,19 +140,19 @@ class SequenceStudy(Study[Predicted]):
         weight = stored.arrays.get("rnn.weight_ih_l0")
         for path in files:
             try:
-                given = sequences.read_given(path)
-                for name, steps in given.items():
+                new = sequences.read_new_sequences(path)
+                for name, steps in new.items():
                     if weight is not None and steps.shape[1] != weight.shape[-1]:
                         expected = f"this checkpoint takes {weight.shape[-1]}"
                         raise ValueError(f"sequence {name} has {steps.shape[1]} inputs per step, and {expected}")
             except ValueError as error:
                 yield Prediction(path, problem=str(error))
                 continue
-            lengths = np.array([len(steps) for steps in given.values()])
-            inputs = np.concatenate([*given.values()])
-            examples = Sequences(inputs, lengths, np.zeros(len(given), np.float32))
+            lengths = np.array([len(steps) for steps in new.values()])
+            inputs = np.concatenate([*new.values()])
+            examples = Sequences(inputs, lengths, np.zeros(len(new), np.float32))
             runs = np.stack([*predict_runs(stored, examples, context)[0].values()]).astype(float)  # (K, N)
-            for name, own in zip(given, runs.T, strict=True):
+            for name, own in zip(new, runs.T, strict=True):
                 spread = {"std": float(own.std(ddof=1))} if len(own) > 1 else {}
                 yield Prediction(path, {"sequence": name, "prediction": float(own.mean()), **spread})
 
