@@ -341,6 +341,12 @@ class PredictConfig(Config):
     PANEL = "What to predict"
 
     top: int = setting(3, "number of the most probable classes that are shown of an image", low=1, high=10_000)
+    abstain: float | None = setting(
+        None,
+        'say "none of these" where a calibrated checkpoint is not sure enough: the largest share of wrong answers',
+        above=0,
+        high=0.5,
+    )
     of_class: str | None = setting(None, "with --explain: the class of the heat maps; default: the predicted one")
 
 

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from dlcv_cli import __version__
-from dlcv_cli.cli import cache, data, demo, evaluate, image, predict, seq, show
+from dlcv_cli.cli import cache, data, demo, evaluate, image, predict, seq, show, use
 from dlcv_cli.cli.console import Terminal
 from dlcv_cli.cli.options import example
 from dlcv_cli.errors import DlcvError, Interrupted, escape_controls
@@ -87,6 +87,7 @@ app.add_typer(seq.app, name="seq", rich_help_panel=TRAINING)
 for name, command, panel, line in (
     ("eval", evaluate.evaluate, RESULTS, "dlcv eval --compare head.safetensors finetune.safetensors"),
     ("predict", predict.predict, RESULTS, "dlcv predict head.safetensors photo.jpg"),
+    ("calibrate", use.calibrate, RESULTS, "dlcv calibrate head.safetensors"),
     ("show", show.show, RESULTS, "dlcv show head.safetensors"),
     ("runs", show.runs, RESULTS, "dlcv runs --sort test"),
     ("report", evaluate.report, RESULTS, "dlcv report head.safetensors -o report.html"),

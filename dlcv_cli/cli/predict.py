@@ -87,7 +87,8 @@ def _describe(row: dict[str, Any]) -> str:
         return f"error: {row['error']}"
     if "top" in row:
         drawn = [row["heat_map"]] if "heat_map" in row else []
-        return ", ".join([*(f"{one['class']} {100 * one['probability']:.1f} %" for one in row["top"]), *drawn])
+        ranked = ", ".join([*(f"{one['class']} {100 * one['probability']:.1f} %" for one in row["top"]), *drawn])
+        return ranked if row["class"] else f"none of these ({ranked})"
     return ", ".join(
         f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
     )

@@ -63,6 +63,8 @@ def _list_lines(of: Described) -> Iterator[str]:
         count = len(tries) if isinstance(tries, list) else tries
         yield "settings (* not the default" + (f"; + chosen among {count} tries)" if count else ")")
         yield from (f"  {_mark(setting)} {setting.name} {_format(setting.value)}" for setting in of.settings)
+    if calibration := of.document.get("calibration"):
+        yield f"temperature {calibration['temperature']:.4g}, fitted to {calibration['n']:,} validation images"
     if of.best:
         yield "best record"
         yield f"  {describe_record(msgspec.to_builtins(of.best))}"

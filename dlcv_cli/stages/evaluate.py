@@ -69,9 +69,7 @@ def evaluate(
         run = RunInfo()
         examples, leak = check_contamination(task.study, checkpoint, task.metadata, task.data, part, allow_contaminated)
         report_contamination(checkpoint, leak, part, allow_contaminated, reporter)
-        recorded = None if data else task.metadata["inputs"][task.study.data_role].get("root")  # where it trained
-        root = context.root or (checkpoint.parent / recorded if isinstance(recorded, str) else None)
-        measured = task.study.measure(checkpoint, task.data, part, replace(context, root=root))
+        measured = task.study.measure(checkpoint, task.data, part, task.context)
         return Evaluated(task.output, True, _write(task, run, measured, examples, leak))
 
 
@@ -82,6 +80,7 @@ class _Task:
     study: Study[Any]
     metadata: JSON  # of the checkpoint
     data: Path
+    context: Context  # with the folder of the images
     recipe: Recipe
     output: Path
     predictions: Path
@@ -92,14 +91,14 @@ def _plan(checkpoint: Path, config: EvalConfig, data: Path | None, context: Cont
     metadata = tensors.read_metadata(checkpoint, tensors.CHECKPOINT)
     study = study_of(checkpoint, metadata)
     warn_if_unpaired(checkpoint, context.reporter)
-    source = _locate_data(checkpoint, metadata, study.data_role, data, context.reporter)
+    source, located = locate_data(checkpoint, metadata, data, context)
     inputs = {"checkpoint": Input(hash_file(checkpoint), checkpoint), "data": Input(hash_file(source), source)}
     recipe = Recipe("eval", config, inputs)
     output = replace_ending(checkpoint, f".{config.part}.eval.json")
     predictions = replace_ending(checkpoint, f".{config.part}.predictions.safetensors")
     refuse_overwrite(predictions, recipe, lambda path: tensors.read_metadata(path, tensors.PREDICTIONS), context.force)
     refuse_overwrite(output, recipe, _read_any_schema, context.force)
-    return _Task(study, metadata, source, recipe, output, predictions)
+    return _Task(study, metadata, source, located, recipe, output, predictions)
 
 
 def _read_any_schema(path: Path) -> JSON:
@@ -154,20 +153,29 @@ def _write(task: _Task, run: RunInfo, measured: Measured, examples: list[str], l
     return evaluation
 
 
-def _locate_data(checkpoint: Path, metadata: JSON, role: str, data: Path | None, reporter: Reporter) -> Path:
-    """Return where the data is: `data`, or the path in the checkpoint, whose file must be unchanged."""
+def locate_data(checkpoint: Path, metadata: JSON, data: Path | None, context: Context) -> tuple[Path, Context]:
+    """Return the data that a checkpoint was trained with, and the context with the root that it was trained in.
+
+    Args:
+        data: stands for the path in the checkpoint, whose file must be unchanged.
+
+    Raises:
+        FileError: the data is missing or has changed, or the checkpoint does not say what it was.
+    """
     try:
-        recorded = metadata["inputs"][role]
-        path, digest = data or checkpoint.parent / recorded["path"], recorded["sha256"]
-    except (KeyError, TypeError):
+        recorded = metadata["inputs"][study_of(checkpoint, metadata).data_role]
+        path, digest, root = data or checkpoint.parent / recorded["path"], recorded["sha256"], recorded.get("root")
+    except (KeyError, TypeError, AttributeError):
         raise FileError(checkpoint, "damaged: its metadata does not say what it was trained with") from None
     if not path.is_file():
         raise FileError(path, f"no such file, but {checkpoint} was trained with it: give its place with --data")
     if hash_file(path) != digest:
         if data is None:
             raise FileError(path, f"has changed since {checkpoint} was trained with it: restore it, or use --data")
-        reporter.note(f"{path} is not the file that {checkpoint} was trained with")
-    return path
+        context.reporter.note(f"{path} is not the file that {checkpoint} was trained with")
+    if context.root or data or not isinstance(root, str):
+        return path, context
+    return path, replace(context, root=checkpoint.parent / root)
 
 
 def write_tables(result: Evaluated, per_class: Path | None, per_image: Path | None, force: bool) -> None:

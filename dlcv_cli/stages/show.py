@@ -75,7 +75,8 @@ def describe(path: Path) -> Described:
     elif schema == EVALUATION:
         own = read_evaluation(path)
         evaluations = {own.data.part: own}
-    settings, sources = list_settings(document), trace_sources(path, document)
+    # a calibrated checkpoint repeats the settings of its training
+    settings, sources = list_settings(as_object(document.get("training")) or document), trace_sources(path, document)
     return Described(path, schema, document, settings, sources, content, evaluations, best)
 
 
@@ -172,7 +173,8 @@ def _read_run(folder: Path, path: Path) -> Run:
     sha256 = as_object(as_object(recorded).get("checkpoint")).get("sha256")
     inputs = [as_object(metadata.get("inputs")).get(role) for role in ("split", "data")]
     data = next((str(as_object(own).get("path")).rpartition("/")[2] for own in inputs if own), "")
-    changed = [setting for setting in list_settings(metadata) if not setting.is_default]
+    trained = as_object(metadata.get("training")) or metadata
+    changed = [setting for setting in list_settings(trained) if not setting.is_default]
     best = as_object(metadata.get("best"))
     return Run(
         path.relative_to(folder), str(metadata.get("stage")), data, changed, best, find_evaluations(path, sha256)

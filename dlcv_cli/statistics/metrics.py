@@ -28,7 +28,7 @@ class Scores:
     confidences: NDArray[np.float64]  # probability of the predicted class, in 0..1; NaN without logits
 
 
-def score_logits(logits: Floats, labels: Labels) -> Scores:
+def score_logits(logits: NDArray[np.floating], labels: Labels) -> Scores:
     """Return the scores of logits (N, K) against labels (N,)."""
     exact = logits.astype(np.float64)
     rows = np.arange(len(labels))

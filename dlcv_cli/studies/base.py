@@ -106,6 +106,7 @@ class Study(ABC, Generic[S]):
     metrics: ClassVar[tuple[Metric[Any], ...]]  # the difference to the reference is shown of the first
     truth: ClassVar[str]  # the array of true labels or targets
     step: ClassVar[str]  # what learning curves run over: a field of results.metrics.Record
+    classifies: ClassVar[bool] = False  # whether its checkpoints give probabilities of classes
     log_loss: ClassVar[bool] = False  # whether losses span orders of magnitude
 
     @abstractmethod

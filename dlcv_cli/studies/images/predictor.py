@@ -22,6 +22,7 @@ from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON
 from dlcv_cli.files.recipes import read_versions
 from dlcv_cli.files.splits import Split
+from dlcv_cli.results.calibration import Calibration, read_calibration
 from dlcv_cli.studies.images.features import FrozenLayers, open_sources
 from dlcv_cli.studies.images.study import require_images
 from dlcv_cli.vision import inference
@@ -49,6 +50,12 @@ class ImageCheckpoint:
     precision: Precision  # of the arithmetic it was trained in
     classes: list[str]
     preprocessing: Preprocessing
+    calibration: Calibration | None = None
+
+    @property
+    def temperature(self) -> float:
+        """The number by which the network's logits are divided."""
+        return self.calibration.temperature if self.calibration else 1.0
 
 
 def open_checkpoint(path: Path) -> ImageCheckpoint:
@@ -66,7 +73,8 @@ def open_checkpoint(path: Path) -> ImageCheckpoint:
         inference.DTYPES[precision]
     except (ValueError, TypeError, KeyError, DlcvError) as error:
         raise FileError(path, f"damaged: {error}") from None
-    return ImageCheckpoint(path, network, arch, tuple(trained), precision, classes, preprocessing)
+    calibration = read_calibration(path, metadata)
+    return ImageCheckpoint(path, network, arch, tuple(trained), precision, classes, preprocessing, calibration)
 
 
 def read_arch(path: Path, metadata: JSON) -> str:
@@ -176,14 +184,18 @@ class Predictor:
         for logits in predict(self._frozen.split.tail, source, self.precision):
             done += len(logits)
             reporter.progress(f"predicting with {self.checkpoint.path.name}", done, len(images.paths))
-            yield logits.cpu()
+            yield logits.cpu() / self.checkpoint.temperature
 
     def predict_files(self, paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor | str]]:
         """Yield each file with its logits (K,) float32, or the reason why it cannot be read. Uses no cache."""
         count = len(paths)
         images = UnlistedImages([*paths], [""] * count, np.zeros(count, np.int64), self.checkpoint.preprocessing)
-        source = build_image_source(images, self._extractor, self.threads)
-        rows = (row for logits in predict(self._frozen.split.tail, source, self.precision) for row in logits.cpu())
+        source, temperature = build_image_source(images, self._extractor, self.threads), self.checkpoint.temperature
+        rows = (
+            row
+            for logits in predict(self._frozen.split.tail, source, self.precision)
+            for row in logits.cpu() / temperature
+        )
         for number, (path, row) in enumerate(zip(paths, rows, strict=True)):
             yield path, images.problems.get(number, row)
 

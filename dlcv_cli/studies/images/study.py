@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
 from dlcv_cli.config import PredictConfig
 from dlcv_cli.context import Context, Reporter, map_in_threads
-from dlcv_cli.errors import FileError, list_names
+from dlcv_cli.errors import FileError, SettingError, list_names
 from dlcv_cli.files import splits
 from dlcv_cli.files.disk import make_relative
 from dlcv_cli.files.splits import Split
@@ -28,6 +28,9 @@ from dlcv_cli.statistics.significance import build_mean, build_proportion
 from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Prediction, Study
 from dlcv_cli.vision.datasets import list_images
 from dlcv_cli.vision.splits import Example
+
+if TYPE_CHECKING:
+    from dlcv_cli.studies.images.predictor import ImageCheckpoint
 
 CHUNK = 2048  # images that are predicted before more are listed
 MOST_CONFUSED = 10
@@ -79,12 +82,13 @@ class ImageStudy(Study[Scores]):
     """Pretrained head, finetuning or random weights?"""
 
     name = "images"
-    stages = ("vgg.head", "vgg.finetune", "vgg.scratch")
+    stages = ("vgg.head", "vgg.finetune", "vgg.scratch", "calibrate")
     data_role = "split"
     details = ImageDetails
     metrics = METRICS
     truth = "labels"
     step = "epoch"
+    classifies = True
 
     def digest_examples(self, data: Path) -> dict[str, list[str]]:
         """Return the sha256 of each image's file."""
@@ -123,7 +127,10 @@ class ImageStudy(Study[Scores]):
     def predict(
         self, checkpoint: Path, files: Iterable[Path], config: PredictConfig, explain: Path | None, context: Context
     ) -> Iterator[Prediction]:
-        """Predict the class of each image, also of those below folders: `class`, its `probability`, and the `top`."""
+        """Predict the class of each image, also of those below folders: `class`, its `probability`, and the `top`.
+
+        With `config.abstain`, the class of an image is None where the checkpoint is not sure enough.
+        """
         from dlcv_cli.studies.images.predictor import Predictor, open_checkpoint
 
         stored = open_checkpoint(checkpoint)
@@ -133,6 +140,7 @@ class ImageStudy(Study[Scores]):
 
             # a network of its own, because the predictor changes where and how its network computes
             explainer = Explainer(open_checkpoint(checkpoint), explain, config.of_class, context.force)
+        threshold = choose_threshold(stored, config.abstain, context.reporter) if config.abstain else None
         predictor, expanded = Predictor(stored, context), list_images(files)
         while chunk := list(itertools.islice(expanded, CHUNK)):
             for done, (path, row) in enumerate(predictor.predict_files(chunk), 1):
@@ -145,8 +153,9 @@ class ImageStudy(Study[Scores]):
                     {"class": stored.classes[k], "probability": share}
                     for k, share in zip(numbers.tolist(), shares.tolist(), strict=True)
                 ]
+                unsure = {"class": None} if threshold is not None and shares[0] <= threshold else {}
                 drawn = {"heat_map": str(explainer.draw(path))} if explainer else {}
-                yield Prediction(path, {**ranked[0], "top": ranked, **drawn})
+                yield Prediction(path, {**ranked[0], **unsure, "top": ranked, **drawn})
 
     def expected_arrays(self, evaluation: AnyEvaluation) -> dict[str, Array]:
         """Return logits (N, K), labels (N,) and baselines (R, N)."""
@@ -196,6 +205,31 @@ class ImageStudy(Study[Scores]):
         from dlcv_cli.studies.images.report import load_pictures
 
         return load_pictures(network, root, data)
+
+
+def choose_threshold(checkpoint: ImageCheckpoint, error: float, reporter: Reporter) -> float:
+    """Return the probability above which at most this share of the checkpoint's answers is wrong, and report it.
+
+    Raises:
+        SettingError: the checkpoint is not calibrated, or wrong too often even where it is most sure.
+    """
+    if not checkpoint.calibration:
+        raise SettingError(
+            f"--abstain needs a calibrated checkpoint, and {checkpoint.path} is not: run dlcv calibrate "
+            f"{checkpoint.path} first, and predict with what it writes"
+        )
+    reliability = checkpoint.calibration.reliability
+    chosen = reliability.choose_threshold(error)
+    if not chosen:
+        raise SettingError(
+            f"--abstain {error:g}: the {reliability.n:,} validation images of {checkpoint.path} do not show that it is "
+            f"wrong so rarely, however sure it is; the lowest share that they show is {reliability.lowest_error:.3g}"
+        )
+    reporter.note(
+        f"answers need a probability above {chosen.probability:.3f}: of the validation images, {chosen.answered:,} of "
+        f"{chosen.n:,} have an answer then, and {chosen.wrong:,} of those are wrong"
+    )
+    return chosen.probability
 
 
 def require_images(split: Split, part: str, reporter: Reporter) -> list[Path]:
