@@ -350,6 +350,23 @@ class PredictConfig(Config):
     of_class: str | None = setting(None, "with --explain: the class of the heat maps; default: the predicted one")
 
 
+@dataclass(frozen=True)
+class ExportConfig(Config):
+    """`export`."""
+
+    PANEL = "What to write"
+
+    format: Literal["onnx", "torchscript", "timm"] = setting("onnx", "what to write: a file, or for timm a folder")
+    input: Literal["image", "tensor"] = setting(
+        "image", "what the network takes: images (N, H, W, 3) uint8 RGB, or prepared pixels (N, 3, S, S) float32"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.format == "timm" and self.input != "image":
+            raise SettingError("--input is of onnx and torchscript: timm prepares images itself")
+
+
 # stage, as files record it -> its settings
 STAGES: dict[str, type[Config]] = {
     "data.split": SplitConfig,
@@ -360,4 +377,5 @@ STAGES: dict[str, type[Config]] = {
     "seq.gen": GenConfig,
     "seq.train": SeqTrainConfig,
     "eval": EvalConfig,
+    "export": ExportConfig,
 }

@@ -88,6 +88,8 @@ for name, command, panel, line in (
     ("eval", evaluate.evaluate, RESULTS, "dlcv eval --compare head.safetensors finetune.safetensors"),
     ("predict", predict.predict, RESULTS, "dlcv predict head.safetensors photo.jpg"),
     ("calibrate", use.calibrate, RESULTS, "dlcv calibrate head.safetensors"),
+    ("export", use.export, RESULTS, "dlcv export head.safetensors -o head.onnx"),
+    ("card", use.card, RESULTS, "dlcv card head.safetensors -o README.md"),
     ("show", show.show, RESULTS, "dlcv show head.safetensors"),
     ("runs", show.runs, RESULTS, "dlcv runs --sort test"),
     ("report", evaluate.report, RESULTS, "dlcv report head.safetensors -o report.html"),

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from dlcv_cli.cli.console import print_outcome
+from dlcv_cli.cli.console import print_outcome, say
 from dlcv_cli.cli.evaluate import DataFile, ImageFolder
-from dlcv_cli.cli.options import IN_FILES, PLACES, UNCHECKED, Json, configured
-from dlcv_cli.config import Machine
+from dlcv_cli.cli.options import FORCE, IN_FILES, PLACES, UNCHECKED, CacheFolder, Json, configured
+from dlcv_cli.config import ExportConfig, Machine
 from dlcv_cli.context import Context
 
 Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint.", **UNCHECKED)]
@@ -41,3 +41,56 @@ def calibrate(
     ]
     text = f"temperature {summary['temperature']:.4g}; on validation: {', '.join(changes)}"
     print_outcome(outcome, as_json, text)
+
+
+Exported = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE|DIR",
+        help="File to write, or folder for timm. Default: NAME.onnx, NAME.pt, NAME-timm.",
+        **IN_FILES,
+    ),
+]
+ENDINGS = {"onnx": ".onnx", "torchscript": ".pt", "timm": "-timm"}
+
+
+@configured(ExportConfig, places={"cache": CacheFolder, "root": ImageFolder, **FORCE})
+def export(
+    config: ExportConfig,
+    context: Context,
+    checkpoint: Checkpoint,
+    output: Exported = None,
+    data: DataFile = None,
+    as_json: Json = False,
+) -> None:
+    """Write a checkpoint for other programs, preprocessing included, and compare it with the checkpoint first."""
+    from dlcv_cli.files.disk import replace_ending
+    from dlcv_cli.stages.export import export as stage
+
+    output = output or replace_ending(checkpoint, ENDINGS[config.format])
+    outcome = stage(checkpoint, output, config, data=data, context=context)
+    differences = [f"{what} by at most {value:.1g}" for what, value in outcome.summary.get("differences", {}).items()]
+    text = f"differs on {outcome.summary['checked_on']}: {', '.join(differences)}" if outcome.made else ""
+    print_outcome(outcome, as_json, text)
+
+
+CardFile = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="File to write. Default: print it.", **IN_FILES),
+]
+
+
+@configured()
+def card(context: Context, checkpoint: Checkpoint, output: CardFile = None) -> None:
+    """Write a model card: what a checkpoint is, what it achieves, and how it was made and is used."""
+    from dlcv_cli.stages.card import write_card
+    from dlcv_cli.stages.evaluate import write_text
+
+    text = write_card(checkpoint)
+    if not output:
+        say(text.rstrip("\n"))
+        return
+    write_text(output, text, context.force)
+    say(f"wrote {output}")

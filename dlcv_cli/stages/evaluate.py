@@ -14,7 +14,7 @@ import numpy as np
 
 from dlcv_cli.config import EvalConfig
 from dlcv_cli.context import Context, Reporter
-from dlcv_cli.errors import ExistsError, FileError, list_names
+from dlcv_cli.errors import DlcvError, ExistsError, FileError, list_names
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON, as_object, check_output, hash_file, read_json, replace_ending, write_whole
 from dlcv_cli.files.locks import claim_outputs
@@ -201,7 +201,14 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]], force: bool) -> None:
     writer = csv.DictWriter(text, [*rows[0]], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    content = text.getvalue().encode("utf-8", "surrogateescape")
+    write_text(path, text.getvalue(), force)
+
+
+def write_text(path: Path, text: str, force: bool) -> None:
+    """Write a text file whole. DlcvError: it is a folder, or exists with other content (unless `force`)."""
+    content = text.encode("utf-8", "surrogateescape")
+    if path.is_dir():
+        raise DlcvError(f"{path}: is a folder; give a file name")
     if path.exists() and not force and path.read_bytes() != content:
         raise ExistsError(path, ["it has other content"])
     with write_whole(path) as temporary:

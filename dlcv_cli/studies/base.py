@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcv_cli.config import PredictConfig
+from dlcv_cli.config import ExportConfig, PredictConfig
 from dlcv_cli.context import Context
 from dlcv_cli.errors import SettingError
+from dlcv_cli.files.disk import JSON
 from dlcv_cli.report.kinds import FigureGroup
 from dlcv_cli.report.reported import Gallery, Reported
 from dlcv_cli.results.codec import Struct
@@ -96,6 +97,27 @@ class Prediction:
     problem: str = ""
 
 
+@dataclass(frozen=True)
+class ExportRequest:
+    """A checkpoint to write for other programs, and what the export is checked with."""
+
+    checkpoint: Path
+    config: ExportConfig
+    record: JSON  # of its origin, which the export carries
+    card: str  # the model card, in Markdown
+    data: Path | None  # whose validation part has real examples; None: it is not at hand
+    context: Context
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export writes, and how far it is from the checkpoint on the examples that it was checked with."""
+
+    files: dict[str, bytes]  # by name in the output folder; of a single file the name is empty
+    differences: dict[str, float]  # the largest, by what was compared
+    examples: str  # what they were
+
+
 class Study(ABC, Generic[S]):
     """One kind of question, with its data, networks and metrics. No method but `measure` imports torch or numba."""
 
@@ -136,6 +158,15 @@ class Study(ABC, Generic[S]):
         Raises:
             DlcvError: the checkpoint is damaged. What is wrong with a file is its prediction's `problem`.
         """
+
+    def export(self, request: ExportRequest) -> Exported:
+        """Return a checkpoint as another format, after comparing it with the checkpoint.
+
+        Raises:
+            DlcvError: the format's package is missing, or the export gives other numbers than the checkpoint.
+            SettingError: this study or network has no such format.
+        """
+        raise SettingError(f"checkpoints of {self.name} cannot be exported")
 
     @abstractmethod
     def expected_arrays(self, evaluation: AnyEvaluation) -> dict[str, Array]:

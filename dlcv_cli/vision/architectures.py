@@ -24,6 +24,8 @@ class Architecture:
     # name for --weights, the default first -> torchvision's name of the weights, or a file shipped with dlcv
     weights: Mapping[str, str] = field(default_factory=lambda: {"imagenet": "IMAGENET1K_V1"})
     preprocessing: Preprocessing = field(default_factory=Preprocessing)  # where the weights do not bring their own
+    # whether timm has the network under the same name, and reads these tensors
+    in_timm: bool = False
 
 
 CONVOLUTIONAL = ("features", "avgpool", "flatten", "classifier")
@@ -33,7 +35,7 @@ VIT = ("patch_embedding", "encoder.dropout", "encoder.layers", "encoder.ln", "ta
 
 def _vgg(builder: str, last_convolution: int) -> Architecture:
     unfreeze = ("classifier", f"features.{last_convolution}")
-    return Architecture(builder, CONVOLUTIONAL, "classifier.6", unfreeze)
+    return Architecture(builder, CONVOLUTIONAL, "classifier.6", unfreeze, in_timm=True)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -58,13 +60,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "squeezenet1_1": Architecture(
         "squeezenet1_1", ("features", "classifier", "flatten"), "classifier.1", ("classifier", "features.12")
     ),
-    "resnet18": Architecture("resnet18", RESNET, "fc", ("layer4", "fc")),
+    "resnet18": Architecture("resnet18", RESNET, "fc", ("layer4", "fc"), in_timm=True),
     "resnet50": Architecture(
         "resnet50",
         RESNET,
         head="fc",
         unfreeze=("layer4", "fc"),
         weights={"imagenet": "IMAGENET1K_V1", "imagenet-v2": "IMAGENET1K_V2"},
+        in_timm=True,
     ),
     "efficientnet_b0": Architecture(
         "efficientnet_b0",

@@ -100,6 +100,19 @@ def count_parameters(network: nn.Module) -> dict[str, int]:
     return {"total": sum(n for n, _ in sizes), "trainable": sum(n for n, trains in sizes if trains)}
 
 
+class Classifier(nn.Module):
+    """A network in eval mode with its temperature: pixels (N, 3, S, S) to probabilities and logits, both (N, K)."""
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network, self.temperature = network.eval(), temperature
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return probabilities and logits."""
+        logits = self.network(pixels) / self.temperature
+        return logits.softmax(1), logits
+
+
 @dataclass(frozen=True)
 class Fit:
     """How weights fit a network: names that fit, names missing in the weights, and names that the network lacks."""

@@ -157,7 +157,7 @@ def resize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
         longest = max(image.shape[1:])
         size = [max(1, round(side * of / longest)) for of in image.shape[1:]]
         top, left = ((side - of) // 2 for of in size)
-        square = _mean_colour(preprocessing).expand(side, side, 3).contiguous()
+        square = mean_colour(preprocessing).expand(side, side, 3).contiguous()
         square[top : top + size[0], left : left + size[1]] = _resize(image, size, how).permute(1, 2, 0)
         return square
     short = min(image.shape[1:])
@@ -242,11 +242,11 @@ def erase_box(pixels: Tensor, preprocessing: Preprocessing, rng: random.Random) 
     high, wide = min(height, round(math.sqrt(area * ratio))), min(width, round(math.sqrt(area / ratio)))
     top, left = rng.randint(0, height - high), rng.randint(0, width - wide)
     erased = pixels.clone()
-    erased[top : top + high, left : left + wide] = _mean_colour(preprocessing)
+    erased[top : top + high, left : left + wide] = mean_colour(preprocessing)
     return erased
 
 
-def _mean_colour(preprocessing: Preprocessing) -> Tensor:
+def mean_colour(preprocessing: Preprocessing) -> Tensor:
     """Return the mean colour of the preprocessing, (3,) uint8, which normalisation maps to about 0."""
     return (torch.tensor(preprocessing.mean) * 255).round().clamp(0, 255).to(torch.uint8)
 

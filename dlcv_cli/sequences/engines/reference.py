@@ -5,6 +5,8 @@ Letters: n sequences of one length, T steps, F inputs a step, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,42 @@ class Recurrent(nn.Module):
         states, _ = self.rnn(x)  # (n, T, D)
         prediction: Tensor = self.head(states[:, -1])  # (n, 1)
         return prediction.squeeze(1)
+
+
+class Constant(nn.Module):
+    """The baseline, which predicts its constant (1,) for every sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.constant = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, T, F) -> (n,)."""
+        return self.constant.expand(x.shape[0])
+
+
+class Ensemble(nn.Module):
+    """Several runs side by side."""
+
+    def __init__(self, runs: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.runs = nn.ModuleList(runs)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, T, F) -> the mean over the runs (n,), and the predictions of each (n, runs)."""
+        runs = torch.stack([run(x) for run in self.runs], 1)
+        return runs.mean(1), runs
+
+
+def build_ensemble(cell: Cell, runs: Sequence[Parameters], inputs: int) -> nn.Module:
+    """Return the networks with these weights as one module."""
+    modules: list[nn.Module] = []
+    for parameters in runs:
+        hidden = parameters["head.weight"].shape[1] if cell.module else 0
+        module = Recurrent(cell, inputs, hidden) if cell.module else Constant()
+        module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in parameters.items()})
+        modules.append(module.eval())
+    return Ensemble(modules)
 
 
 class Reference:

@@ -25,7 +25,7 @@ from dlcv_cli.statistics.collapse import judge_classes
 from dlcv_cli.statistics.metrics import Scores, score_logits, score_predictions
 from dlcv_cli.statistics.paired import compare_recalls, compare_shares
 from dlcv_cli.statistics.significance import build_mean, build_proportion
-from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Prediction, Study
+from dlcv_cli.studies.base import Array, Arrays, Exported, ExportRequest, Measured, Metric, Prediction, Study
 from dlcv_cli.vision.datasets import list_images
 from dlcv_cli.vision.splits import Example
 
@@ -156,6 +156,12 @@ class ImageStudy(Study[Scores]):
                 unsure = {"class": None} if threshold is not None and shares[0] <= threshold else {}
                 drawn = {"heat_map": str(explainer.draw(path))} if explainer else {}
                 yield Prediction(path, {**ranked[0], **unsure, "top": ranked, **drawn})
+
+    def export(self, request: ExportRequest) -> Exported:
+        """Return a classifier as ONNX, TorchScript or timm's folder, checked on images of the validation part."""
+        from dlcv_cli.studies.images.export import export
+
+        return export(request)
 
     def expected_arrays(self, evaluation: AnyEvaluation) -> dict[str, Array]:
         """Return logits (N, K), labels (N,) and baselines (R, N)."""

@@ -27,7 +27,7 @@ from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_numbers
 from dlcv_cli.statistics.paired import compare_means
 from dlcv_cli.statistics.significance import build_mean, build_proportion
-from dlcv_cli.studies.base import Array, Arrays, Measured, Metric, Prediction, Study
+from dlcv_cli.studies.base import Array, Arrays, Exported, ExportRequest, Measured, Metric, Prediction, Study
 from dlcv_cli.studies.stored import read_predictions
 
 Floats = NDArray[np.float32]
@@ -155,6 +155,12 @@ class SequenceStudy(Study[Predicted]):
             for name, own in zip(new, runs.T, strict=True):
                 spread = {"std": float(own.std(ddof=1))} if len(own) > 1 else {}
                 yield Prediction(path, {"sequence": name, "prediction": float(own.mean()), **spread})
+
+    def export(self, request: ExportRequest) -> Exported:
+        """Return a cell as ONNX or TorchScript, checked on sequences of the validation part."""
+        from dlcv_cli.studies.sequences.export import export
+
+        return export(request)
 
     def expected_arrays(self, evaluation: AnyEvaluation) -> dict[str, Array]:
         """Return predictions (N,) or (K, N), targets, lengths and baselines."""
