@@ -51,7 +51,7 @@ def test_command_list_is_complete() -> None:
 # --- help and usage -------------------------------------------------------------------------------------------------
 
 
-NEED_NOTHING = [("demo",), ("runs",), ("cache", "list"), ("cache", "clear")]
+NEED_NOTHING = [("demo",), ("doctor",), ("runs",), ("cache", "list"), ("cache", "clear")]
 
 
 def test_help_and_usage_errors_import_no_torch() -> None:
