@@ -377,6 +377,7 @@ ALLOWED = {
     "report": BASE | {"statistics", "results", "files"},
     "studies": BASE | SCIENCE | {"context", "files", "results", "report"},
     "stages": BASE | SCIENCE | {"context", "files", "results", "report", "studies"},
+    "api": BASE | {"context", "results", "studies", "stages", "cli"},
 }
 
 
