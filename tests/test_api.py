@@ -18,6 +18,7 @@ from conftest import Run
 
 import dlcv_cli as dlcv
 from dlcv_cli import api
+from dlcv_cli.files import tensors
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "python.md").read_text("utf-8")
@@ -134,11 +135,16 @@ def test_a_cell_predicts_sequences(
     assert {"file": "new.csv", **page[1]["of_a"].values} == row
 
 
-def test_other_files_are_refused(page: tuple[Path, dict[str, Any]]) -> None:
-    """What is no checkpoint is a FileError that names the file."""
-    for name in ("digits.split.json", "adding.safetensors", "head.test.predictions.safetensors", "none.safetensors"):
-        with pytest.raises(dlcv.FileError, match=re.escape(name)):
-            dlcv.open_checkpoint(page[0] / "runs" / name)
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    """A file that is missing, a training's snapshot, and a checkpoint of an unknown stage are errors with its name."""
+    arrays = {"x": np.zeros(1, np.float32)}
+    tensors.write(tmp_path / "snapshot", tensors.SNAPSHOT, arrays, {"stage": "vgg.head"})
+    tensors.write(tmp_path / "unknown", tensors.CHECKPOINT, arrays, {"stage": "video.train"})
+    tensors.write(tmp_path / "known", tensors.CHECKPOINT, arrays, {"stage": "vgg.head"})
+    for name in ("missing", "snapshot", "unknown"):
+        with pytest.raises(dlcv.FileError, match=name):
+            dlcv.open_checkpoint(tmp_path / name)
+    assert dlcv.open_checkpoint(str(tmp_path / "known")).stage == "vgg.head"
 
 
 def test_the_example_runs(tmp_path: Path) -> None:
