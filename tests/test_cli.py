@@ -17,6 +17,7 @@ from conftest import Run, make_photos
 
 import dlcv_cli
 from dlcv_cli.cli.app import OUT_OF_MEMORY, app
+from dlcv_cli.context import Context, Outcome
 from dlcv_cli.errors import DlcvError, Interrupted
 
 PACKAGE = Path(dlcv_cli.__file__).parent
@@ -50,7 +51,7 @@ def test_command_list_is_complete() -> None:
 # --- help and usage -------------------------------------------------------------------------------------------------
 
 
-NEED_NOTHING = [("demo",), ("runs",), ("cache", "list"), ("cache", "clear")]
+NEED_NOTHING = [("demo",), ("doctor",), ("runs",), ("cache", "list"), ("cache", "clear")]
 
 
 def test_help_and_usage_errors_import_no_torch() -> None:
@@ -253,7 +254,60 @@ def test_demo_stops_at_the_first_failure(
     result = run("demo", "-o", tmp_path / "demo")
     assert result.exit_code == code
     assert result.stdout.count("$ dlcv ") == 1
-    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr == f"dlcv: {str(error) or 'interrupted'}\n"
+    assert (tmp_path / "demo" / "demo.log").read_text("utf-8").endswith(result.stderr)
+
+
+SHORT_DEMO = """
+seq gen -o {o}/adding.safetensors --count 60
+seq train {o}/adding.safetensors --cell baseline -o {o}/baseline.safetensors
+eval --compare {o}/baseline.safetensors
+report {o}/baseline.safetensors -o {o}/report.html
+"""
+
+
+def test_demo_ends_with_its_result(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The demo prints a line for each command and its result, then the tables, and what to do next; a log has all."""
+    monkeypatch.setattr("dlcv_cli.cli.demo.COMMANDS", SHORT_DEMO)
+    folder = tmp_path / "demo"
+    result = run("demo", "-o", folder)
+    table = run("eval", "--compare", folder / "baseline.safetensors").stdout
+    before, _, after = result.stdout.partition(f"\n\n{table}")
+    assert (result.exit_code, result.stderr) == (0, "")
+    first, *steps = before.split("\n\n")
+    assert str(folder / "demo.log") in first
+    assert [[line[:7] for line in step.splitlines()] for step in steps] == [
+        ["$ dlcv ", "wrote /"],
+        ["$ dlcv ", "wrote /"],
+        ["$ dlcv ", "compare"],
+        ["$ dlcv ", "wrote /"],
+    ]
+    assert after.startswith(f"\nopen {folder}/report.html\n")
+    typed = [tuple(line.split()[1:]) for line in after.splitlines() if line.startswith("  dlcv ")]
+    assert [next(words for words in COMMANDS if words == own[: len(words)]) for own in typed] == [
+        ("data", "split"),
+        ("image", "head"),
+        ("predict",),
+    ]
+    log = (folder / "demo.log").read_text("utf-8")
+    assert all(step.splitlines()[0] in log for step in steps)
+    assert table in log
+    assert "training 0 parameters (baseline)" in log
+
+
+def test_demo_passes_warnings_on(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A warning in the demo is printed as well as logged; notes are logged alone."""
+
+    def warn(*_: object, context: Context, **__: object) -> Outcome:
+        context.reporter.note("a note")
+        context.reporter.warn("the disk is full")
+        return Outcome(tmp_path, True, {"counts": {}})
+
+    monkeypatch.setattr("dlcv_cli.stages.train_sequences.generate_sequences", warn)
+    monkeypatch.setattr("dlcv_cli.cli.demo.COMMANDS", "seq gen -o {o}/adding.safetensors")
+    result = run("demo", "-o", tmp_path / "demo")
+    assert (result.exit_code, result.stderr) == (0, "warning: the disk is full\n")
+    assert "a note\nwarning: the disk is full\n" in (tmp_path / "demo" / "demo.log").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -323,6 +377,7 @@ ALLOWED = {
     "report": BASE | {"statistics", "results", "files"},
     "studies": BASE | SCIENCE | {"context", "files", "results", "report"},
     "stages": BASE | SCIENCE | {"context", "files", "results", "report", "studies"},
+    "api": BASE | {"context", "results", "studies", "stages", "cli"},
 }
 
 

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from dlcv_cli import __version__
-from dlcv_cli.cli import cache, data, demo, evaluate, image, predict, seq, show, use
+from dlcv_cli.cli import cache, data, demo, doctor, evaluate, image, predict, seq, show, use
 from dlcv_cli.cli.console import Terminal
 from dlcv_cli.cli.options import example
 from dlcv_cli.errors import DlcvError, Interrupted, escape_controls
@@ -94,6 +94,7 @@ for name, command, panel, line in (
     ("runs", show.runs, RESULTS, "dlcv runs --sort test"),
     ("report", evaluate.report, RESULTS, "dlcv report head.safetensors -o report.html"),
     ("demo", demo.demo, OTHER, "dlcv demo -o demo"),
+    ("doctor", doctor.doctor, OTHER, "dlcv doctor"),
 ):
     app.command(name, rich_help_panel=panel, epilog=example(line))(command)
 app.add_typer(cache.app, name="cache", rich_help_panel=OTHER)
