@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dlcv_cli.cli.options import FILES
+from dlcv_cli.cli.options import FILES, ConfigFile
 
 COMMANDS = r"""
 data digits -o {o}/digits
@@ -35,6 +35,7 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", rich_help_panel=FILES)
     ] = Path("dlcv-demo"),
+    config_file: ConfigFile = None,
 ) -> None:
     """Run both studies on built-in data, printing each command as it runs (about a minute)."""
     from dlcv_cli.cli.app import app
