@@ -28,8 +28,9 @@ UNCHECKED: dict[str, Any] = {"readable": False, "show_default": False}
 IN_FILES: dict[str, Any] = {"show_default": False, "rich_help_panel": FILES}
 
 SplitFile = Annotated[Path, typer.Argument(metavar="SPLIT", help="Split file of dlcv data split.", **UNCHECKED)]
-OUTPUT: dict[str, Any] = {"metavar": "FILE", "help": "File to write.", "rich_help_panel": FILES}
-OutputFile = Annotated[Path, typer.Option("--output", "-o", **OUTPUT)]
+OutputFile = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.", rich_help_panel=FILES)
+]
 OutputFolder = Annotated[
     Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", rich_help_panel=FILES)
 ]
@@ -78,7 +79,8 @@ ORDER = ("output", "config_file", "cache", "download", "data", "root", "no_cache
 
 def output_option(default: str) -> Any:
     """Return the option of a file whose name follows from other settings; `default` says how."""
-    return typer.Option("--output", "-o", show_default=default, **OUTPUT)
+    text = f"File to write. Default: {default}."
+    return typer.Option("--output", "-o", metavar="FILE", help=text, **IN_FILES)
 
 
 def example(command: str) -> str:
