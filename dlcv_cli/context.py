@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,9 @@ class Reporter:
     def note(self, text: str) -> None:
         """Say in one line what the stage does."""
 
+    def detail(self, text: str) -> None:
+        """Say in one line what only those who ask for more want to know."""
+
     def warn(self, text: str) -> None:
         """Warn in one line of what the user should act on."""
 
@@ -30,6 +33,9 @@ class Reporter:
 
     def record(self, fields: dict[str, Any]) -> None:
         """Show one line of training progress: of an epoch, or of a validation pass between two."""
+
+    def log(self, fields: dict[str, Any]) -> None:
+        """Keep a record: every one of a training, also of several seeds, and of the part before it was stopped."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,11 @@ class Outcome:
     output: Path
     made: bool
     summary: dict[str, Any] = field(default_factory=dict)
+
+
+def list_facts(facts: Mapping[str, object]) -> str:
+    """Return facts in one line, such as `device cpu, threads 2`."""
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def count_processors() -> int:

@@ -51,6 +51,15 @@ def option_name(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+SECOND_NAMES = {"vgg": "image"}  # of groups of commands; files record the older one
+
+
+def name_stage(stage: Any) -> str:
+    """Return a stage as it is typed: `image head` for vgg.head."""
+    first, *rest = str(stage).split(".")
+    return " ".join([SECOND_NAMES.get(first, first), *rest])
+
+
 @dataclass(frozen=True)
 class Config:
     """Base of the stages' settings: checks each value against its field's range."""

@@ -48,7 +48,7 @@ def test_every_long_option_in_the_docs_exists(make_reference: ModuleType) -> Non
     commands = make_reference.list_commands(typer.main.get_command(app))
     options = {option for _, command in commands for p in command.params if not p.hidden for option in p.opts}
     guides = [page for page in PAGES if page.name in ("tutorial.md", "how-to.md", "files.md", "statistics.md")]
-    foreign = {"--help", "--extra-index-url", "--pip-args"}
+    foreign = {"--help", "--extra-index-url", "--pip-args", "--logdir"}
     for page in guides:
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text("utf-8")))
         assert named - options - foreign == set(), page.name

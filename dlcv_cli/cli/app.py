@@ -23,6 +23,12 @@ from dlcv_cli.errors import DlcvError, Interrupted, escape_controls
 OUT_OF_MEMORY = "out of memory: ask for less (a smaller --batch-size, network, --count or --max-length)"
 
 
+SOURCES = (
+    "A setting is what is typed; else a variable's value, DLCV_IMAGE_HEAD_LR for --lr of image head; else that of the "
+    "file of --config; else the default."
+)
+
+
 class Boundary(TyperGroup):
     """Turn errors that a user can cause into one line on stderr and an exit code. Others are bugs: a traceback."""
 
@@ -77,7 +83,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Transfer learning and recurrent cells, studied from the shell: each stage a command, each result a file.",
-    epilog=example("dlcv demo"),
+    epilog=f"{SOURCES}\n\n{example('dlcv demo')}",
 )
 DATA, TRAINING, RESULTS, OTHER = "Data", "Training", "Results", "Other"
 app.add_typer(data.app, name="data", rich_help_panel=DATA)

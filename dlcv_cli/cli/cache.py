@@ -11,7 +11,7 @@ import typer
 from tabulate import tabulate
 
 from dlcv_cli.cli.console import print_json, say
-from dlcv_cli.cli.options import CacheFolder, Json, example
+from dlcv_cli.cli.options import CacheFolder, ConfigFile, Json, example
 from dlcv_cli.errors import UNITS, SettingError, format_bytes
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ HEADINGS = ["key", "network", "frozen before", "precision", "images", "size", "l
 
 
 @app.command("list", epilog=example("dlcv cache list"))
-def list_(cache: CacheFolder, as_json: Json = False) -> None:
+def list_(cache: CacheFolder, as_json: Json = False, config_file: ConfigFile = None) -> None:
     """List the cached features, most recently used first."""
     from dlcv_cli.files.feature_cache import list_feature_caches
 
@@ -55,6 +55,7 @@ def prune(
         str, typer.Option(metavar="SIZE", help="Largest total size that stays, e.g. 500MB or 20GB.", show_default=False)
     ],
     as_json: Json = False,
+    config_file: ConfigFile = None,
 ) -> None:
     """Delete the least recently used features until the cache is no larger than SIZE."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", max_size, re.IGNORECASE)
@@ -65,7 +66,7 @@ def prune(
 
 
 @app.command("clear", epilog=example("dlcv cache clear"))
-def clear(cache: CacheFolder, as_json: Json = False) -> None:
+def clear(cache: CacheFolder, as_json: Json = False, config_file: ConfigFile = None) -> None:
     """Delete all cached features and compiled kernels."""
     from dlcv_cli.files.kernel_cache import clear_kernels
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from dlcv_cli.context import Outcome, Reporter
-from dlcv_cli.errors import escape_controls
+from dlcv_cli.errors import SettingError, escape_controls
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -20,54 +21,96 @@ def _format_percent(value: float) -> str:
     return f"{100 * value:.2f} %"
 
 
-# How each field of a record is shown, in this order; other fields are not shown.
-FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "seed": ("seed", str),
-    "epoch": ("epoch", str),
-    "iteration": ("iteration", "{:,}".format),
-    "lr": ("lr", "{:.3g}".format),
-    "train_loss": ("train loss", "{:.4g}".format),
-    "train_accuracy": ("accuracy", _format_percent),
-    "val_loss": ("val loss", "{:.4g}".format),
-    "val_accuracy": ("accuracy", _format_percent),
-    "images_per_second": ("", "{:.0f} images/s".format),
-    "best": ("", lambda best: "best" if best else ""),
+# How each field of a record is shown, in this order: its label, its text, and the width of its column in a table. Other
+# fields are not shown.
+FIELDS: dict[str, tuple[str, Callable[[Any], str], int]] = {
+    "seed": ("seed", str, 5),
+    "epoch": ("epoch", str, 5),
+    "iteration": ("iteration", "{:,}".format, 10),
+    "lr": ("lr", "{:.3g}".format, 8),
+    "train_loss": ("train loss", "{:.4g}".format, 10),
+    "train_accuracy": ("accuracy", _format_percent, 8),
+    "val_loss": ("val loss", "{:.4g}".format, 9),
+    "val_accuracy": ("accuracy", _format_percent, 8),
+    "images_per_second": ("", "{:.0f} images/s".format, 14),
+    "best": ("", lambda best: "best" if best else "", 4),
 }
 
 
 def describe_record(fields: dict[str, Any]) -> str:
     """Return a training record in one line."""
     shown = [
-        f"{label} {show(fields[key])}".strip() for key, (label, show) in FIELDS.items() if fields.get(key) is not None
+        f"{label} {show(fields[key])}".strip()
+        for key, (label, show, _) in FIELDS.items()
+        if fields.get(key) is not None
     ]
     return "  ".join(text for text in shown if text)
 
 
+def tabulate_record(fields: dict[str, Any]) -> tuple[str, str]:
+    """Return a training record as a row of a table, and the line above the first row."""
+    columns = [(key, *FIELDS[key]) for key in FIELDS if key in fields]
+    cells = ["" if fields[key] is None else show(fields[key]) for key, _, show, _ in columns]
+    headings = [label for _, label, _, _ in columns]
+    row, head = (
+        "  ".join(text.rjust(width) for text, (*_, width) in zip(texts, columns, strict=True)).rstrip()
+        for texts in (cells, headings)
+    )
+    return row, head
+
+
 class Terminal(Reporter):
-    """Reports on stderr: with a progress bar on a terminal, elsewhere in plain lines only."""
+    """Reports on stderr: with a progress bar and a table on a terminal, elsewhere in plain lines only.
+
+    Args:
+        quiet: report warnings only.
+        verbose: report details as well, and begin each line with the seconds since the start.
+    """
 
     bar: Progress | None = None  # of the class, since a terminal has one bar, which an error anywhere has to remove
     task: TaskID
-    title = ""
+
+    def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
+        if quiet and verbose:
+            raise SettingError("--quiet contradicts --verbose")
+        self.quiet, self.verbose, self.begun = quiet, verbose, time.monotonic()
+        self.title = self.heading = ""  # of the bar, and of the table's columns
 
     def note(self, text: str) -> None:
-        self._print(text)
+        if not self.quiet:
+            self.heading = ""  # what follows is another table
+            self._print(text)
+
+    def detail(self, text: str) -> None:
+        if self.verbose:
+            self._print(text)
 
     def warn(self, text: str) -> None:
         self._print(f"warning: {text}")
 
     def record(self, fields: dict[str, Any]) -> None:
-        self._print(describe_record(fields))
+        if self.quiet:
+            return
+        if not sys.stderr.isatty():
+            self._print(describe_record(fields))
+            return
+        row, heading = tabulate_record(fields)
+        if heading != self.heading:
+            self._print(heading)
+            self.heading = heading
+        self._print(row)
 
     def _print(self, text: str) -> None:
         text = escape_controls(text)
+        if self.verbose:
+            text = f"[{time.monotonic() - self.begun:7.1f} s] {text}"
         if self.bar:
             self.bar.console.print(text, markup=False)
         else:
             print(text, file=sys.stderr, flush=True)
 
     def progress(self, what: str, done: int, total: int) -> None:
-        if not sys.stderr.isatty():
+        if self.quiet or not sys.stderr.isatty():
             return
         if Terminal.bar is None or what != self.title:
             self.close()
@@ -84,6 +127,31 @@ class Terminal(Reporter):
         if cls.bar:
             cls.bar.stop()
         cls.bar = None
+
+
+class Relay(Reporter):
+    """Passes everything on to another reporter. Subclasses change some of it."""
+
+    def __init__(self, to: Reporter) -> None:
+        self.to = to
+
+    def note(self, text: str) -> None:
+        self.to.note(text)
+
+    def detail(self, text: str) -> None:
+        self.to.detail(text)
+
+    def warn(self, text: str) -> None:
+        self.to.warn(text)
+
+    def record(self, fields: dict[str, Any]) -> None:
+        self.to.record(fields)
+
+    def log(self, fields: dict[str, Any]) -> None:
+        self.to.log(fields)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        self.to.progress(what, done, total)
 
 
 def _make_bar() -> Progress:

@@ -11,13 +11,14 @@ from dlcv_cli.cli.console import print_json, print_outcome, say
 from dlcv_cli.cli.options import (
     IN_FILES,
     UNCHECKED,
+    ConfigFile,
     Json,
-    OutputFile,
     OutputFolder,
     Root,
     SplitFile,
     configured,
     example,
+    output_option,
 )
 from dlcv_cli.config import DrawConfig, SplitConfig
 from dlcv_cli.context import Context
@@ -31,7 +32,7 @@ def split(
     config: SplitConfig,
     context: Context,
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder with one folder per class.", **UNCHECKED)],
-    output: OutputFile,
+    output: Annotated[Path | None, output_option("runs/ROOT.split.json")] = None,
     download: Annotated[
         bool,
         typer.Option("--download", help="caltech101: download it to ROOT if needed (137 MB).", **IN_FILES),
@@ -41,13 +42,14 @@ def split(
     """Divide images into train, val and test: FILE.split.json. Every image is decoded once, to check it."""
     from dlcv_cli.stages.data import write_split
 
+    output = output or Path("runs", f"{root.resolve().name}.split.json")
     outcome = write_split(root, output, config, download=download, context=context)
     parts = ", ".join(f"{part} {count:,}" for part, count in outcome.summary["counts"].items())
     print_outcome(outcome, as_json, f"{len(outcome.summary['classes'])} classes: {parts}")
 
 
 @app.command("show", epilog=example("dlcv data show photos.split.json"))
-def show(split_file: SplitFile, root: Root = None, as_json: Json = False) -> None:
+def show(split_file: SplitFile, root: Root = None, as_json: Json = False, config_file: ConfigFile = None) -> None:
     """Print a split file's classes with the number of images in each part."""
     from tabulate import tabulate
 
@@ -77,7 +79,7 @@ _NOTES = {
 
 @app.command("digits", epilog=example("dlcv data digits -o digits"))
 @configured()
-def digits(context: Context, output: OutputFolder, as_json: Json = False) -> None:
+def digits(context: Context, output: OutputFolder = Path("runs/digits"), as_json: Json = False) -> None:
     """Write the built-in data set: 1,797 handwritten digits as class folders of PNGs."""
     from dlcv_cli.stages.data import write_digits
 
@@ -87,7 +89,9 @@ def digits(context: Context, output: OutputFolder, as_json: Json = False) -> Non
 
 @app.command("draw", epilog=example("dlcv data draw --classes 50 -o figures"))
 @configured(DrawConfig)
-def draw(config: DrawConfig, context: Context, output: OutputFolder, as_json: Json = False) -> None:
+def draw(
+    config: DrawConfig, context: Context, output: OutputFolder = Path("runs/figures"), as_json: Json = False
+) -> None:
     """Write drawn figures as class folders of PNGs, for pretraining without any download."""
     from dlcv_cli.stages.data import write_drawings
 

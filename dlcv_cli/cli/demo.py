@@ -12,7 +12,7 @@ from typing import Annotated, TextIO
 import typer
 
 from dlcv_cli.cli.console import say
-from dlcv_cli.cli.options import FILES
+from dlcv_cli.cli.options import FILES, ConfigFile
 
 COMMANDS = r"""
 data digits -o {o}/digits
@@ -56,6 +56,7 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", rich_help_panel=FILES)
     ] = Path("dlcv-demo"),
+    config_file: ConfigFile = None,
 ) -> None:
     """Run both studies on built-in data: each command as it runs, and at the end what came out (about a minute)."""
     output.mkdir(parents=True, exist_ok=True)

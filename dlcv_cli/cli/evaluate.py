@@ -103,7 +103,7 @@ def report(
     config: EvalConfig,
     context: Context,
     checkpoints: Checkpoints,
-    output: OutputFile,
+    output: OutputFile = Path("runs/report.html"),
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write each figure as SVG, PDF and PNG, for papers.")
     ] = None,

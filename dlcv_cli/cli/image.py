@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from dlcv_cli.cli.console import print_training
-from dlcv_cli.cli.options import FORCE, PLACES, UNCHECKED, Json, OutputFile, Root, SplitFile, configured, example
+from dlcv_cli.cli.options import (
+    FORCE,
+    LOGS,
+    PLACES,
+    UNCHECKED,
+    Json,
+    OutputFile,
+    Root,
+    SplitFile,
+    configured,
+    example,
+)
 from dlcv_cli.config import FinetuneConfig, HeadConfig, ScratchConfig, TrainMachine
 from dlcv_cli.context import Context
 from dlcv_cli.vision.architectures import ARCHITECTURES
@@ -18,12 +29,12 @@ CHOICES = {"arch": ARCHITECTURES}
 
 
 @app.command("head", epilog=example("dlcv image head photos.split.json -o head.safetensors"))
-@configured(HeadConfig, TrainMachine, places=PLACES, choices=CHOICES)
+@configured(HeadConfig, TrainMachine, places=PLACES | LOGS, choices=CHOICES)
 def head(
     config: HeadConfig,
     context: Context,
     split: SplitFile,
-    output: OutputFile,
+    output: OutputFile = Path("runs/head.safetensors"),
     weights: Annotated[
         str | None,
         typer.Option(
@@ -43,13 +54,13 @@ def head(
 @app.command(
     "finetune", epilog=example("dlcv image finetune photos.split.json --from head.safetensors -o finetune.safetensors")
 )
-@configured(FinetuneConfig, TrainMachine, places=PLACES)
+@configured(FinetuneConfig, TrainMachine, places=PLACES | LOGS)
 def finetune(
     config: FinetuneConfig,
     context: Context,
     split: SplitFile,
-    output: OutputFile,
     start: Annotated[Path, typer.Option("--from", metavar="FILE", help="Checkpoint to start from.", **UNCHECKED)],
+    output: OutputFile = Path("runs/finetune.safetensors"),
     as_json: Json = False,
 ) -> None:
     """Train more layers of a checkpoint, by default its last stage and its classifier."""
@@ -59,12 +70,12 @@ def finetune(
 
 
 @app.command("scratch", epilog=example("dlcv image scratch photos.split.json -o scratch.safetensors"))
-@configured(ScratchConfig, TrainMachine, places={"root": Root, **FORCE}, choices=CHOICES)
+@configured(ScratchConfig, TrainMachine, places={"root": Root, **FORCE, **LOGS}, choices=CHOICES)
 def scratch(
     config: ScratchConfig,
     context: Context,
     split: SplitFile,
-    output: OutputFile,
+    output: OutputFile = Path("runs/scratch.safetensors"),
     as_json: Json = False,
 ) -> None:
     """Train all layers from random weights, for comparison."""

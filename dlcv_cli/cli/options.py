@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import os
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +13,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from dlcv_cli.cli.console import Terminal
+from dlcv_cli.cli.settings_sources import apply_settings, name_origin
 from dlcv_cli.config import Machine, Saving
-from dlcv_cli.context import Context
+from dlcv_cli.context import Context, Reporter
+from dlcv_cli.errors import SettingError
 from dlcv_cli.settings import Config, describe_range, list_choices, option_name
 
 # Headings in a command's help, in this order; those of the config classes come after the first.
@@ -27,21 +28,35 @@ UNCHECKED: dict[str, Any] = {"readable": False, "show_default": False}
 IN_FILES: dict[str, Any] = {"show_default": False, "rich_help_panel": FILES}
 
 SplitFile = Annotated[Path, typer.Argument(metavar="SPLIT", help="Split file of dlcv data split.", **UNCHECKED)]
-OutputFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.", **IN_FILES)]
-OutputFolder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", **IN_FILES)]
+OutputFile = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.", rich_help_panel=FILES)
+]
+OutputFolder = Annotated[
+    Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", rich_help_panel=FILES)
+]
 Root = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="The images' folder, if not the one in SPLIT.", **(IN_FILES | UNCHECKED)),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that was made differently.", **IN_FILES)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results, warnings and errors.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also print the seconds since the start, and what it computes on.")
+]
+_CONFIG = "TOML file with a section of settings for each command, or the metrics of a training: to run it again."
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", callback=apply_settings, is_eager=True, help=_CONFIG, **IN_FILES),
+]
+_LOG = "Also write each record to records.csv in this folder, and for TensorBoard if that is installed."
+LogFolder = Annotated[Path | None, typer.Option("--log-dir", metavar="DIR", help=_LOG, **IN_FILES)]
 
 
 def _cache_folder() -> Path:
     from dlcv_cli.files.feature_cache import find_default_folder
 
-    # typer 0.26 ignores envvar where there is a default_factory
-    return Path(os.environ.get("DLCV_CACHE") or find_default_folder())
+    return find_default_folder()
 
 
 _CACHE = "Folder of cached features and compiled code. Default: $DLCV_CACHE, or the user's cache folder."
@@ -56,8 +71,16 @@ NoCache = Annotated[
 # What a command's Context is made from, beside how it computes and saves.
 FORCE: dict[str, Any] = {"force": Force}
 PLACES = {"cache": CacheFolder, "root": Root, "no_cache": NoCache, **FORCE}
-UNSET = {"cache": inspect.Parameter.empty, "root": None}  # defaults other than False
-ORDER = ("output", "cache", "download", "data", "root", "no_cache", "force")  # under Files; others come after
+LOGS: dict[str, Any] = {"log_dir": LogFolder}
+TALK = {"quiet": Quiet, "verbose": Verbose}  # of every command that reports progress
+UNSET = {"cache": inspect.Parameter.empty, "root": None, "log_dir": None, "config_file": None}  # others: False
+ORDER = ("output", "config_file", "cache", "download", "data", "root", "no_cache", "force")  # under Files; others after
+
+
+def output_option(default: str) -> Any:
+    """Return the option of a file whose name follows from other settings; `default` says how."""
+    text = f"File to write. Default: {default}."
+    return typer.Option("--output", "-o", metavar="FILE", help=text, **IN_FILES)
 
 
 def example(command: str) -> str:
@@ -81,16 +104,21 @@ def configured(
         own = list(inspect.signature(command, eval_str=True).parameters.values())[count:]
         made = [_parameter(config, f, choices or {}) for config in configs for f in dataclasses.fields(config)]
         option = functools.partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
-        placed = [option(name, annotation=kind, default=UNSET.get(name, False)) for name, kind in places.items()]
+        given = {**places, **TALK, "config_file": ConfigFile}
+        placed = [option(name, annotation=kind, default=UNSET.get(name, False)) for name, kind in given.items()]
 
         @functools.wraps(command)
         def run(ctx: typer.Context, **values: Any) -> None:
             typed = {name for name in values if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
+            del values["config_file"]  # its values are set
             instances = []
             for config in configs:
                 own = {f.name: values.pop(f.name) for f in dataclasses.fields(config)}
-                instances.append(config.by_recipe(**{name: value for name, value in own.items() if name in typed}))
-            context = _make_context(instances, **{name: values.pop(name) for name in places})
+                try:
+                    instances.append(config.by_recipe(**{name: value for name, value in own.items() if name in typed}))
+                except SettingError as error:
+                    raise SettingError(name_origin(ctx, str(error))) from None
+            context = _make_context(instances, **{name: values.pop(name) for name in (*places, *TALK)})
             command(*(own for own in instances if not isinstance(own, Machine | Saving)), context, **values)
 
         keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
@@ -107,11 +135,16 @@ def configured(
 def _make_context(
     settings: Sequence[Config], cache: Path | None = None, no_cache: bool = False, **more: Any
 ) -> Context:
-    """Return the Context of these settings and places, which reports to the terminal."""
+    """Return the Context of these settings and places, which reports to the terminal, and to a log if there is one."""
     machine = next((own for own in settings if isinstance(own, Machine)), Machine())
     saving = next((own for own in settings if isinstance(own, Saving)), Saving())
     cache = None if no_cache else cache
-    return Context(machine, cache, save_every=saving.save_every, reporter=Terminal(), **more)
+    reporter: Reporter = Terminal(more.pop("quiet"), more.pop("verbose"))
+    if folder := more.pop("log_dir", None):
+        from dlcv_cli.cli.logs import Log
+
+        reporter = Log(folder, reporter)
+    return Context(machine, cache, save_every=saving.save_every, reporter=reporter, **more)
 
 
 def _rank(parameter: inspect.Parameter) -> tuple[int, int]:

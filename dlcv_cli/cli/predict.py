@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from dlcv_cli.cli.console import Terminal, say
+from dlcv_cli.cli.console import Relay, say
 from dlcv_cli.cli.options import FORCE, IN_FILES, UNCHECKED, CacheFolder, configured
 from dlcv_cli.config import Machine, PredictConfig
 from dlcv_cli.context import Context
@@ -24,8 +24,8 @@ FORMATS = "One of text, csv, json, jsonl (one JSON document a line)."
 PATHS = "Images, folders of images, or files of sequences (CSV, JSON); without any, a list of them on stdin."
 
 
-class Still(Terminal):
-    """A terminal without a progress bar, which would get in the way of the predictions that it prints."""
+class Still(Relay):
+    """Reports without a progress bar, which would get in the way of the predictions on the same terminal."""
 
     def progress(self, what: str, done: int, total: int) -> None:
         pass
@@ -50,7 +50,7 @@ def predict(
     from dlcv_cli.stages.predict import predict as predict_files
 
     if sys.stdout.isatty():
-        context = replace(context, reporter=Still())
+        context = replace(context, reporter=Still(context.reporter))
     count = failed = 0
 
     def list_rows() -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dlcv_cli.cli.console import print_outcome, print_training
-from dlcv_cli.cli.options import FORCE, UNCHECKED, CacheFolder, Json, OutputFile, configured, example
+from dlcv_cli.cli.options import FORCE, LOGS, UNCHECKED, CacheFolder, Json, configured, example, output_option
 from dlcv_cli.config import GenConfig, Saving, SeqTrainConfig
 from dlcv_cli.context import Context
 from dlcv_cli.sequences.cells import CELLS
@@ -20,26 +20,37 @@ app = typer.Typer(no_args_is_help=True, help="Sequences: generate a task, train 
 
 @app.command("gen", epilog=example("dlcv seq gen -o adding.safetensors"))
 @configured(GenConfig, choices={"task": TASKS})
-def gen(config: GenConfig, context: Context, output: OutputFile, as_json: Json = False) -> None:
+def gen(
+    config: GenConfig,
+    context: Context,
+    output: Annotated[Path | None, output_option("runs/TASK.safetensors")] = None,
+    as_json: Json = False,
+) -> None:
     """Generate sequences, divided into train, val and test: FILE.safetensors."""
     from dlcv_cli.stages.train_sequences import generate_sequences
 
-    outcome = generate_sequences(output, config, context=context)
+    outcome = generate_sequences(output or Path(f"runs/{config.task}.safetensors"), config, context=context)
     counts = ", ".join(f"{part} {count:,}" for part, count in outcome.summary["counts"].items())
     print_outcome(outcome, as_json, f"{config.task}: {counts}")
 
 
 @app.command("train", epilog=example("dlcv seq train adding.safetensors --cell gru -o gru.safetensors"))
-@configured(SeqTrainConfig, Saving, places={"cache": CacheFolder, **FORCE}, choices={"cell": CELLS, "engine": ENGINES})
+@configured(
+    SeqTrainConfig,
+    Saving,
+    places={"cache": CacheFolder, **FORCE, **LOGS},
+    choices={"cell": CELLS, "engine": ENGINES},
+)
 def train(
     config: SeqTrainConfig,
     context: Context,
     data: Annotated[Path, typer.Argument(metavar="FILE", help="Sequence file from dlcv seq gen.", **UNCHECKED)],
-    output: OutputFile,
+    output: Annotated[Path | None, output_option("runs/CELL.safetensors")] = None,
     as_json: Json = False,
 ) -> None:
     """Train one cell on a sequence file and keep the weights of the lowest validation loss."""
     from dlcv_cli.stages.train_sequences import train_sequences
 
+    output = output or Path(f"runs/{config.cell}.safetensors")
     outcome = train_sequences(data, output, config, context=context)
     print_training(outcome, as_json)

@@ -13,8 +13,9 @@ import typer
 from tabulate import tabulate
 
 from dlcv_cli.cli.console import describe_record, print_json, say
-from dlcv_cli.cli.options import UNCHECKED, Json
+from dlcv_cli.cli.options import UNCHECKED, ConfigFile, Json
 from dlcv_cli.errors import format_bytes, list_names
+from dlcv_cli.settings import name_stage
 
 if TYPE_CHECKING:
     from dlcv_cli.stages.lineage import Source
@@ -28,6 +29,7 @@ FACTS = ("task", "arch", "precision", "at", "counts", "parameters")  # of a docu
 def show(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="Any file of dlcv, or safetensors.", **UNCHECKED)],
     as_json: Json = False,
+    config_file: ConfigFile = None,
 ) -> None:
     """Show what a file is: how it was made, what it achieves, and whether its inputs are still the same."""
     from dlcv_cli.stages.show import describe
@@ -40,14 +42,9 @@ def show(
         say(line)
 
 
-def _name_stage(stage: Any) -> str:
-    """Return a stage as it is typed: `image head` for vgg.head."""
-    return str(stage).replace("vgg.", "image.").replace(".", " ")
-
-
 def _list_lines(of: Described) -> Iterator[str]:
     kind = of.schema.removeprefix("dlcv.").partition("/")[0] if of.schema else "safetensors of another program"
-    made = f", made by dlcv {_name_stage(of.document['stage'])}" if "stage" in of.document else ""
+    made = f", made by dlcv {name_stage(of.document['stage'])}" if "stage" in of.document else ""
     yield f"{of.path}: {kind}{made}"
     size = format_bytes(of.path.stat().st_size)
     yield f"  {size}" + (f", {len(of.tensors)} tensors, {of.parameters:,} numbers" if of.tensors else "")
@@ -145,6 +142,7 @@ def runs(
     table: Annotated[
         Literal["plain", "csv"], typer.Option("--format", metavar="NAME", help="One of plain, csv.")
     ] = "plain",
+    config_file: ConfigFile = None,
 ) -> None:
     """List the checkpoints below a folder: stage, data, settings that differ, validation and test figures."""
     from dlcv_cli.stages.show import find_runs
@@ -165,7 +163,7 @@ def _list_cells(run: Run) -> tuple[str, ...]:
     arch = next((f"{own.value}, " for own in run.settings if own.name == "arch"), "")
     validation, test = _get_validation(run), _get_test(run)
     figures = (validation[1] if validation else "", test[1] if test else "")
-    return str(run.path), _name_stage(run.stage), run.data, f"{arch}{settings}".rstrip(", "), *figures
+    return str(run.path), name_stage(run.stage), run.data, f"{arch}{settings}".rstrip(", "), *figures
 
 
 def _get_validation(run: Run) -> tuple[float, str] | None:

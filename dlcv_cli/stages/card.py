@@ -12,6 +12,7 @@ from dlcv_cli.errors import DlcvError, list_names
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON, as_object, replace_ending
 from dlcv_cli.results.evaluation import AnyEvaluation
+from dlcv_cli.settings import name_stage
 from dlcv_cli.stages.compare import compare
 from dlcv_cli.stages.lineage import Source
 from dlcv_cli.stages.show import Described, describe, get_figures
@@ -97,7 +98,8 @@ def _list_sections(name: str, classifies: bool, described: Described, data: str)
     network = document.get("arch") or f"{as_object(document.get('config')).get('cell')} cell"
     yield f"# {name}"
     yield ""
-    yield f"A {network}, trained on {data} with dlcv ({_name_stage(document)}); {described.parameters:,} numbers."
+    stage = name_stage(as_object(document.get("training")).get("stage") or document.get("stage"))
+    yield f"A {network}, trained on {data} by `dlcv {stage}`; {described.parameters:,} parameters."
     if isinstance(classes := document.get("classes"), list):
         yield f"It tells {len(classes)} classes apart: {list_names(map(str, classes), MOST_CLASSES)}."
     yield from _list_results(name, described)
@@ -117,11 +119,6 @@ def _list_sections(name: str, classifies: bool, described: Described, data: str)
         yield from ("", "Made from:", "")
         yield from _list_sources(described.sources, "")
     yield from _list_uses(name, classifies, document)
-
-
-def _name_stage(document: JSON) -> str:
-    stage = as_object(document.get("training")).get("stage") or document.get("stage")
-    return str(stage).replace("vgg.", "image.").replace(".", " ")
 
 
 def _list_results(name: str, described: Described) -> Iterator[str]:

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dlcv_cli.config import HeadConfig, TrainConfig
-from dlcv_cli.context import Context, Outcome, Reporter
+from dlcv_cli.context import Context, Outcome, Reporter, list_facts
 from dlcv_cli.errors import DivergedError
 from dlcv_cli.files.disk import JSON, as_object
 from dlcv_cli.files.recipes import Recipe, RunInfo
 from dlcv_cli.files.splits import Split
 from dlcv_cli.results.metrics import Try
-from dlcv_cli.stages.search import Search, report_event
+from dlcv_cli.stages.search import Search, list_fields, report_event
 from dlcv_cli.stages.snapshots import Caught, SnapshotFile, State, hold_signals, raise_if_signalled
 from dlcv_cli.stages.training import TrainingResult, claim_training, find_finished, write_training
 from dlcv_cli.statistics.collapse import judge_classes
@@ -65,6 +65,7 @@ def train(plan: Plan) -> Outcome:
         device, threads = prepare(plan.context.machine)
         precision = resolve_precision(plan.config.precision, device)
         arithmetic = describe_arithmetic(device, threads, precision)
+        plan.context.reporter.detail(list_facts(arithmetic))
         snapshots = SnapshotFile(plan.output, plan.recipe, arithmetic, plan.context)
         snapshot = snapshots.load()
         start = plan.start()
@@ -78,6 +79,8 @@ def train(plan: Plan) -> Outcome:
                 training.restore(arrays, as_object(snapshot.metadata["state"]))
             except (ValueError, KeyError) as error:
                 raise snapshots.damaged(error) from None
+            for record in training.records:
+                plan.context.reporter.log(list_fields(record))
         with hold_signals() as caught:
             if not prepared.tries:
                 _run_epochs(training, snapshots, plan.split.classes, caught, plan.context.reporter)

@@ -134,8 +134,9 @@ class Search:
         chosen: JSON = {"resize": tried.resize, "augment": tried.augment, "weight_decay": tried.weight_decay, "lr": lr}
         config = replace(self.config, **chosen)
         training = Training(self.frozen.split, train, val, config, self.frozen.precision, evaluate_start=True)
+        number = len(self.tries) + 1
         for event in training:
-            report_event(event, config.epochs, self.context.reporter)
+            report_event(event, config.epochs, self.context.reporter, {"try": number})
         best = training.best_record
         scores = {"val_loss": best.val_loss, "val_accuracy": best.val_accuracy}
         tried = msgspec.structs.replace(tried, lr=lr, epochs=training.epoch, **scores)
@@ -160,10 +161,16 @@ def _get_loss(candidate: Candidate) -> float:
     return candidate.tried.val_loss
 
 
-def report_event(event: Epoch | Progress, epochs: int, reporter: Reporter) -> None:
-    """Show an event of a training: an epoch's record, or how far the next one is."""
+def list_fields(epoch: Epoch) -> JSON:
+    """Return what a reporter hears of an epoch."""
+    return {key: value for key, value in asdict(epoch).items() if key != "val_predicted"}
+
+
+def report_event(event: Epoch | Progress, epochs: int, reporter: Reporter, of: JSON | None = None) -> None:
+    """Show an event of a training: an epoch's record, or how far the next one is. Logs also say `of` which training."""
     if isinstance(event, Epoch):
-        reporter.record({key: value for key, value in asdict(event).items() if key != "val_predicted"})
+        reporter.record(list_fields(event))
+        reporter.log({**(of or {}), **list_fields(event)})
     else:
         what = "validation" if event.validation else "epoch"
         reporter.progress(f"{what} {event.epoch}/{epochs}", event.done, event.total)

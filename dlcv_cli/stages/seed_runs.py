@@ -71,6 +71,7 @@ class SeedRuns:
         self.runs = {seed: SeedRun() for seed in range(config.seed, config.seed + config.seeds)}
         self.steps = math.ceil(config.epochs * len(setup.train.lengths) / config.batch_size)
         self.stop = threading.Event()
+        self._logged = dict.fromkeys(self.runs, 0)  # how many records of each seed are in the log
         self._reported: dict[int, int] = {}  # how many records of each seed; -1: the best one of a seed that is done
         if saved:
             try:
@@ -153,6 +154,7 @@ class SeedRuns:
 
     def _report(self, reporter: Reporter) -> None:
         """Report a single run's records as they come; of several runs the best record of each, in seed order."""
+        self._log(reporter)
         for done, (seed, run) in enumerate(self.runs.items(), 1):
             new = run.records[self._reported[seed] :]
             if len(self.runs) == 1:
@@ -168,6 +170,14 @@ class SeedRuns:
                 best = [record for record in run.records if record.best][-1]
                 reporter.record({"seed": seed, **asdict(best), "best": False})
                 reporter.progress("runs", done, len(self.runs))
+
+    def _log(self, reporter: Reporter) -> None:
+        """Log the records of all runs, also those from before the training was stopped."""
+        for seed, run in self.runs.items():
+            new = run.records[self._logged[seed] :]
+            self._logged[seed] += len(new)
+            for record in new:
+                reporter.log({**({"seed": seed} if len(self.runs) > 1 else {}), **asdict(record)})
 
     def _epochs(self) -> int:
         return sum(run.epochs for run in self.runs.values())

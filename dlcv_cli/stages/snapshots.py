@@ -148,6 +148,7 @@ class SnapshotFile:
             self.saved = time.monotonic()
             self.last_cost = self.saved - begun
             self.seconds_saving += self.last_cost
+        self.context.reporter.detail(f"{self.path}: saved in {self.last_cost:.2g} s ({position})")
 
     def save_if_due(
         self, state: Callable[[], State], position: str, signal: int | None, epoch_ended: bool = False

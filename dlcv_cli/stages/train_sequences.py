@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dlcv_cli.config import GenConfig, SeqTrainConfig
-from dlcv_cli.context import Context, Outcome, Reporter, count_processors
+from dlcv_cli.context import Context, Outcome, Reporter, count_processors, list_facts
 from dlcv_cli.errors import DlcvError, FileError, SettingError, look_up
 from dlcv_cli.files import sequences, tensors
 from dlcv_cli.files.disk import as_object, check_output, hash_file
@@ -64,6 +64,7 @@ def train_sequences(data: Path, output: Path, config: SeqTrainConfig, *, context
         return finished
     with claim_training(output):
         machine = {"processor": platform.machine(), **read_versions(*PACKAGES[config.engine])}
+        context.reporter.detail(list_facts({"engine": config.engine, "threads": _count_threads(config), **machine}))
         snapshot = SnapshotFile(output, recipe, machine, context)
         saved = snapshot.load()
         sizes = list_shapes(cell, task.inputs, config.hidden_size) if cell.module else {}
@@ -111,8 +112,12 @@ def _result(runs: dict[int, SeedRun], task: str, count: int, config: SeqTrainCon
         records,
         min(best_of_each, key=lambda record: float(record["val_loss"])),
         PACKAGES[config.engine],
-        {"threads": min(count_processors(), len(runs)) if ENGINES[config.engine].compiled else 1},
+        {"threads": _count_threads(config)},
     )
+
+
+def _count_threads(config: SeqTrainConfig) -> int:
+    return min(count_processors(), config.seeds) if ENGINES[config.engine].compiled else 1
 
 
 def warn_if_collapsed(setup: SeedSetup, weights: list[Parameters], reporter: Reporter) -> None:

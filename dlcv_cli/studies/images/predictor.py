@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dlcv_cli.config import Machine, Precision
-from dlcv_cli.context import Context, Reporter, count_processors
+from dlcv_cli.context import Context, Reporter, count_processors, list_facts
 from dlcv_cli.errors import DlcvError, FileError, list_names
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON
@@ -172,6 +172,7 @@ class Predictor:
             context.reporter.note(
                 f"{checkpoint.path} was trained in bfloat16, which {self.device} does not support: using float32"
             )
+        context.reporter.detail(list_facts(describe_arithmetic(self.device, self.threads, self.precision)))
         split = place_and_split(checkpoint.network, checkpoint.arch, checkpoint.trained, self.device)
         self._frozen = FrozenLayers(split, checkpoint.arch, self.device, self.precision, self.threads)
         self._features: JSON = {}
