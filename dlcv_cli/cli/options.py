@@ -57,7 +57,7 @@ NoCache = Annotated[
 FORCE: dict[str, Any] = {"force": Force}
 PLACES = {"cache": CacheFolder, "root": Root, "no_cache": NoCache, **FORCE}
 UNSET = {"cache": inspect.Parameter.empty, "root": None}  # defaults other than False
-ORDER = ("output", "cache", "download", "data", "root", "no_cache", "force")  # under Files; others come after
+ORDER = ("output", "labels", "cache", "download", "data", "root", "no_cache", "force")  # under Files; others come after
 
 
 def example(command: str) -> str:

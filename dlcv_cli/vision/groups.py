@@ -27,7 +27,7 @@ def match_groups(paths: Iterable[str], pattern: str, hint: str = "") -> dict[str
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise SettingError(f"--group {pattern!r}{hint} is no regular expression: {error}") from None
+        raise SettingError(f"--group '{pattern}'{hint} is no regular expression: {error}") from None
     groups, unmatched = {}, []
     for path in paths:
         match = expression.search(path)
@@ -37,7 +37,7 @@ def match_groups(paths: Iterable[str], pattern: str, hint: str = "") -> dict[str
             unmatched.append(path)
     if unmatched:
         raise DlcvError(
-            f"--group {pattern!r}{hint} matches nothing in the paths of {len(unmatched)} images: "
+            f"--group '{pattern}'{hint} matches nothing in the paths of {len(unmatched)} images: "
             f"{list_names(unmatched, 3)}; it must match in the path of every image"
         )
     return groups
