@@ -78,10 +78,11 @@ def _find_columns(file: Path, header: list[str], config: SplitConfig) -> dict[st
         if name is None:
             continue
         if (count := header.count(name)) != 1:
+            seen = f"{count} columns" if count else "no column"
             raise FileError(
                 file,
-                f"has {count or 'no'} columns {name!r}; its header is {_quote(header)}, separated by commas; name "
-                f"another with {option_name(f'{role}_column')}",
+                f"has {seen} {name!r}; its header is {_quote(header)}, separated by commas; name another with "
+                f"{option_name(f'{role}_column')}",
             )
         columns[role] = header.index(name)
     return columns

@@ -144,8 +144,6 @@ def split_examples(
                 "--train-per-class, --val-per-class and --test-per-class contradict groups, which stay together"
             )
         parts = _split_per_class(groups, classes, config)
-    elif not missing:
-        parts = {"train": groups}
     elif named:
         parts = _divide_groups(groups, classes, config, missing)
     else:
