@@ -19,7 +19,7 @@ from dlcv_cli.settings import option_name
 from dlcv_cli.vision import datasets, images
 from dlcv_cli.vision.groups import match_groups
 from dlcv_cli.vision.labels import read_labels
-from dlcv_cli.vision.splits import PARTS, Example, check_given, split_examples
+from dlcv_cli.vision.splits import PARTS, Example, check_examples, split_examples
 
 FOLDER = "dlcv.folder/1"
 
@@ -115,7 +115,7 @@ def _scan(
         )
     examples = [Example(path, label, "", listing.groups.get(path)) for path, label in listing.images]
     try:
-        check_given(examples, listing.classes, config, listing.parts)
+        check_examples(examples, listing.classes, config, listing.parts)
     except DlcvError as error:
         raise type(error)(f"{labels or root}: {error}") from None
     hashes = map_in_threads(_hash_image, [root / path for path, _ in listing.images], "hashing", reporter)

@@ -74,7 +74,7 @@ def link_examples(examples: Sequence[Example], seed: int) -> list[Group]:
     return sorted((Group(tuple(members)) for members in linked.values()), key=rank)
 
 
-def check_given(
+def check_examples(
     examples: Sequence[Example], classes: Sequence[str], config: SplitConfig, given: Mapping[str, str]
 ) -> None:
     """Raise DlcvError if parts that are given lack train or a class, or share a group.
@@ -83,8 +83,12 @@ def check_given(
         given: path of every image: its part; empty if no parts are given.
 
     Raises:
-        SettingError: a setting is to decide what is given.
+        SettingError: a setting is to decide what is given, or to count images one by one that stay in groups.
     """
+    if config.per_class and any(e.group for e in examples):
+        raise SettingError(
+            "--train-per-class, --val-per-class and --test-per-class contradict groups, which stay together"
+        )
     parts = [part for part in PARTS if part in set(given.values())]
     if parts in ([], ["train"]):  # train alone is divided as if it were not given
         return
@@ -130,21 +134,16 @@ def split_examples(
 
     Raises:
         DlcvError: a class has too few images or groups, or is missing in a part; the error names it.
-        SettingError: as `check_given`, or images are to be counted one by one that stay together in groups.
+        SettingError: as `check_examples`.
     """
     given = given or {}
-    check_given(examples, classes, config, given)
+    check_examples(examples, classes, config, given)
     kept = {part: [e for e in examples if given.get(e.path) == part] for part in PARTS[1:]}
     others = [e for e in examples if given.get(e.path, "train") == "train"]
     groups, missing = link_examples(others, config.seed), [part for part in HELD_OUT if not kept[part]]
-    named = any(e.group for e in others)
     if config.per_class:
-        if named:
-            raise SettingError(
-                "--train-per-class, --val-per-class and --test-per-class contradict groups, which stay together"
-            )
         parts = _split_per_class(groups, classes, config)
-    elif named:
+    elif any(e.group for e in others):
         parts = _divide_groups(groups, classes, config, missing)
     else:
         parts = _divide(groups, classes, config, missing)
