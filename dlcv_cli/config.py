@@ -39,6 +39,20 @@ class SplitConfig(Config):
     test_per_class: int | None = setting(None, "largest number of test images per class", low=1)
     seed: int = setting(0, "seed of the random division", **SEED)
     skip_bad: bool = setting(False, "skip unreadable images and list them in FILE, instead of stopping")
+    group: str | None = setting(
+        None,
+        "keep images of one group (patient, video, burst) in one part: a column of --labels, or a regular expression "
+        "that matches in each image's path; its group 1 counts, if it has one",
+        later=True,
+    )
+    path_column: str = setting("path", "column of --labels with the images' paths, relative to ROOT", later=True)
+    label_column: str = setting("label", "column of --labels with the classes", later=True)
+    part_column: str | None = setting(
+        None, "column of --labels with train, val and test; part, if there is one", later=True
+    )
+    group_column: str | None = setting(
+        None, "column of --labels with groups, as --group; group, if there is one", later=True
+    )
 
     @property
     def per_class(self) -> bool:
@@ -49,6 +63,8 @@ class SplitConfig(Config):
         super().__post_init__()
         if self.per_class and not self.stratify:
             raise SettingError("--no-stratify contradicts --train-per-class, --val-per-class and --test-per-class")
+        if self.group and self.group_column:
+            raise SettingError("--group and --group-column both name the groups: give one of them")
 
 
 @dataclass(frozen=True)

@@ -158,27 +158,28 @@ def test_empty_class_is_named(two_classes: Path) -> None:
 @pytest.mark.parametrize(
     "parts", [("train", "test"), ("Train", "VAL", "Test"), ("training", "validation"), ("test", "valid")]
 )
-def test_divided_data_set_is_refused(tmp_path: Path, parts: tuple[str, ...]) -> None:
-    """Folders named after parts that hold class folders are refused; the message names both."""
+def test_divided_data_set_is_recognised(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    """Folders named after parts that hold class folders are parts: one set of classes, and a part for each image."""
+    meant = {"train": "train", "val": "val", "test": "test", "training": "train", "validation": "val", "valid": "val"}
     for part in parts:
-        make_photos(tmp_path / part, {"cat": 2, "dog": 2})
-    with pytest.raises(DlcvError, match="divided already") as error:
-        list_folder(tmp_path)
-    for word in (
-        *(f"{part}/" for part in parts),
-        "cat",
-        "dog",
-        "one folder per class",
-        str(tmp_path / sorted(parts)[0]),
-    ):
-        assert word in str(error.value)
+        make_photos(tmp_path / part, {"dog": 2, "cat": 1})
+    listing = list_folder(tmp_path)
+    assert listing.classes == ["cat", "dog"]
+    expected = [(f"{p}/{c}/{n:03d}.png", label) for p in parts for c, label, n in [("cat", 0, 0), *DOGS]]
+    assert sorted(listing.images) == sorted(expected)
+    assert listing.parts == {path: meant[path.split("/")[0].lower()] for path, _ in expected}
+    assert listing.ignored == []
+
+
+DOGS = [("dog", 1, 0), ("dog", 1, 1)]
 
 
 @pytest.mark.parametrize("classes", [("train", "bus"), ("test", "train")])
 def test_classes_may_be_named_like_parts(tmp_path: Path, classes: tuple[str, ...]) -> None:
     """Folders named after parts that hold images are classes like others."""
     make_photos(tmp_path / "photos", dict.fromkeys(classes, 2))
-    assert list_folder(tmp_path / "photos").classes == sorted(classes)
+    listing = list_folder(tmp_path / "photos")
+    assert (listing.classes, listing.parts) == (sorted(classes), {})
 
 
 def test_class_left_out(two_classes: Path) -> None:

@@ -23,7 +23,7 @@ from dlcv_cli.cli.options import (
 from dlcv_cli.config import DrawConfig, SplitConfig
 from dlcv_cli.context import Context
 
-app = typer.Typer(no_args_is_help=True, help="Divide a folder of class folders; write built-in images.")
+app = typer.Typer(no_args_is_help=True, help="Divide images into parts; write built-in images.")
 
 
 @app.command("split", epilog=example("dlcv data split photos -o photos.split.json"))
@@ -31,8 +31,22 @@ app = typer.Typer(no_args_is_help=True, help="Divide a folder of class folders; 
 def split(
     config: SplitConfig,
     context: Context,
-    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder with one folder per class.", **UNCHECKED)],
+    root: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ROOT", help="Folder with one folder per class, or train, val and test with such.", **UNCHECKED
+        ),
+    ],
     output: Annotated[Path | None, output_option("runs/ROOT.split.json")] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            metavar="FILE",
+            help="CSV that lists images below ROOT with their labels, and maybe parts and groups.",
+            **(IN_FILES | UNCHECKED),
+        ),
+    ] = None,
     download: Annotated[
         bool,
         typer.Option("--download", help="caltech101: download it to ROOT if needed (137 MB).", **IN_FILES),
@@ -43,7 +57,7 @@ def split(
     from dlcv_cli.stages.data import write_split
 
     output = output or Path("runs", f"{root.resolve().name}.split.json")
-    outcome = write_split(root, output, config, download=download, context=context)
+    outcome = write_split(root, output, config, labels=labels, download=download, context=context)
     parts = ", ".join(f"{part} {count:,}" for part, count in outcome.summary["counts"].items())
     print_outcome(outcome, as_json, f"{len(outcome.summary['classes'])} classes: {parts}")
 
@@ -65,6 +79,8 @@ def show(split_file: SplitFile, root: Root = None, as_json: Json = False, config
     for which in ("smallest", "largest"):
         extreme = summary[f"{which}_class"]
         say(f"{which} class: {extreme['name']} ({extreme['count']:,})")
+    if groups := summary["groups"]:
+        say(f"{sum(groups.values()):,} groups: {', '.join(f'{part} {count:,}' for part, count in groups.items())}")
     notes = [f"{summary[key]} {text}" for key, text in _NOTES.items() if summary[key]]
     if notes:
         say("; ".join(notes))
@@ -74,6 +90,7 @@ _NOTES = {
     "skipped": "unreadable images skipped",
     "identical": "images under several names",
     "label_conflicts": "images in several classes",
+    "in_several_parts": "images in several parts, byte for byte: a leak",
 }
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dlcv_cli.cli.console import Terminal, print_json, say
-from dlcv_cli.cli.options import CacheFolder, Json
+from dlcv_cli.cli.options import CacheFolder, ConfigFile, Json
 from dlcv_cli.context import Context
 from dlcv_cli.errors import DlcvError
 
 
-def doctor(cache: CacheFolder, as_json: Json = False) -> None:
+def doctor(cache: CacheFolder, as_json: Json = False, config_file: ConfigFile = None) -> None:
     """Check this machine: versions, device, cache, disk, and whether it computes the right bits (some seconds)."""
     from dlcv_cli.stages.doctor import examine
 

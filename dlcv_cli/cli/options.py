@@ -74,7 +74,8 @@ PLACES = {"cache": CacheFolder, "root": Root, "no_cache": NoCache, **FORCE}
 LOGS: dict[str, Any] = {"log_dir": LogFolder}
 TALK = {"quiet": Quiet, "verbose": Verbose}  # of every command that reports progress
 UNSET = {"cache": inspect.Parameter.empty, "root": None, "log_dir": None, "config_file": None}  # others: False
-ORDER = ("output", "config_file", "cache", "download", "data", "root", "no_cache", "force")  # under Files; others after
+# under Files; others come after
+ORDER = ("output", "labels", "config_file", "cache", "download", "data", "root", "no_cache", "force")
 
 
 def output_option(default: str) -> Any:

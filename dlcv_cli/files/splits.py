@@ -10,7 +10,7 @@ from typing import Any
 
 from dlcv_cli.errors import FileError
 from dlcv_cli.files.disk import JSON, hash_json, make_relative, read_json, write_json
-from dlcv_cli.vision.splits import PARTS, Example
+from dlcv_cli.vision.splits import PARTS, Example, leads_out
 
 SCHEMA = "dlcv.split/1"
 ENDING = ".split.json"
@@ -33,7 +33,13 @@ def hash_part(classes: Sequence[str], part: Sequence[Example]) -> str:
 
 
 def _hash_parts(classes: Sequence[str], parts: Mapping[str, Sequence[Example]]) -> str:
-    return hash_json([list(classes), *([[e.path, e.label, e.sha256] for e in parts[part]] for part in PARTS)])
+    return hash_json([list(classes), *([list(_encode_example(e).values()) for e in parts[part]] for part in PARTS)])
+
+
+def _encode_example(example: Example) -> JSON:
+    """Return an image's entry. One without a group has none, as before there were groups."""
+    group = {"group": example.group} if example.group else {}
+    return {"path": example.path, "label": example.label, "sha256": example.sha256, **group}
 
 
 def write(
@@ -47,9 +53,7 @@ def write(
         "classes": list(classes),
         "counts": {part: len(parts[part]) for part in PARTS},
         "fingerprint": _hash_parts(classes, parts),
-        "parts": {
-            part: [{"path": e.path, "label": e.label, "sha256": e.sha256} for e in parts[part]] for part in PARTS
-        },
+        "parts": {part: [_encode_example(e) for e in parts[part]] for part in PARTS},
     }
     write_json(path, document)
 
@@ -86,10 +90,12 @@ def _parse_example(path: Path, entry: Any, classes: int) -> Example:
     name, label, digest = entry.get("path"), entry.get("label"), entry.get("sha256")
     if not isinstance(name, str) or not name or "\0" in name:
         raise FileError(path, "damaged: an image's path must be text")
-    if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or re.match(r"[A-Za-z]:[/\\]", name):
+    if leads_out(name):
         raise FileError(path, f"the image path {name!r} leads out of the root; refused")
     if type(label) is not int or not 0 <= label < classes:
         raise FileError(path, f"damaged: label {label!r} of {name} is not one of its {classes} classes")
     if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise FileError(path, f"damaged: {name} has no sha256")
-    return Example(name, label, digest)
+    if "group" in entry and (not isinstance(entry["group"], str) or not entry["group"]):
+        raise FileError(path, f"damaged: the group of {name} must be text")
+    return Example(name, label, digest, entry.get("group"))

@@ -3,36 +3,51 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dlcv_cli.config import DrawConfig, SplitConfig
 from dlcv_cli.context import Context, Outcome, Reporter, map_in_threads
-from dlcv_cli.errors import DlcvError, ExistsError, list_names
+from dlcv_cli.errors import DlcvError, ExistsError, SettingError, list_names
 from dlcv_cli.files import splits
-from dlcv_cli.files.disk import JSON, as_object, check_output, hash_json, read_json, write_folder
+from dlcv_cli.files.disk import JSON, as_object, check_output, hash_file, hash_json, read_json, write_folder
 from dlcv_cli.files.locks import claim_outputs
 from dlcv_cli.files.recipes import Input, Recipe, is_up_to_date, read_versions
+from dlcv_cli.settings import option_name
 from dlcv_cli.vision import datasets, images
-from dlcv_cli.vision.splits import PARTS, Example, split_examples
+from dlcv_cli.vision.groups import match_groups
+from dlcv_cli.vision.labels import read_labels
+from dlcv_cli.vision.splits import PARTS, Example, check_examples, split_examples
 
 FOLDER = "dlcv.folder/1"
 
 
 def write_split(
-    root: Path, output: Path, config: SplitConfig, *, download: bool = False, context: Context = Context()
+    root: Path,
+    output: Path,
+    config: SplitConfig,
+    *,
+    labels: Path | None = None,
+    download: bool = False,
+    context: Context = Context(),
 ) -> Outcome:
     """Write a split file for the images below `root`. Every image is decoded once, unless the file is up to date.
 
+    Args:
+        labels: a CSV that lists the images and their classes, in place of class folders.
+
     Raises:
-        DlcvError: no classes or images, a class with too few, unreadable images without skip_bad, a changed output.
+        DlcvError: no classes or images, a class with too few, unreadable images without skip_bad, a changed output,
+            a row of `labels` that is not as it should be, parts that are given and differ in their classes.
+        SettingError: settings that contradict each other, or the parts that are given.
     """
     reporter = context.reporter
     check_output(output, splits.ENDING)
-    root, scan = _scan(root, config, download, reporter)
-    recipe = Recipe("data.split", config, {"images": scan.identify()})
+    inputs = {"labels": Input(hash_file(labels), labels)} if labels else {}
+    root, scan = _scan(root, labels, config, download, reporter)
+    recipe = Recipe("data.split", config, {"images": scan.identify(), **inputs})
     up_to_date = is_up_to_date(output, recipe, lambda path: read_json(path, splits.SCHEMA), context.force)
     if up_to_date and splits.read(output).root.resolve() == root.resolve():  # else the images have moved since
         return Outcome(output, False, describe_split(output))
@@ -41,8 +56,8 @@ def write_split(
         bad = scan.bad | {e.path: problem for e, problem in zip(scan.examples, problems, strict=True) if problem}
         _refuse_or_skip(root, bad, config, reporter)
         examples = [example for example in scan.examples if example.path not in bad]
-        identical, conflicts = _find_identical(examples, reporter)
-        parts = split_examples(examples, scan.classes, config)
+        identical, conflicts = _find_identical(examples, scan.given, reporter)
+        parts = split_examples(examples, scan.classes, config, scan.given)
         metadata = {
             **recipe.to_json(output.parent),
             "skipped": [{"path": path, "problem": problem} for path, problem in sorted(bad.items())],
@@ -52,10 +67,22 @@ def write_split(
             "versions": read_versions("pillow"),
         }
         splits.write(output, root, scan.classes, parts, metadata)
-        unused = len(examples) - sum(map(len, parts.values()))
-        if unused:
-            reporter.note(f"{unused:,} images are in no part, because of the limits per class")
+        _note_parts(examples, parts, scan.given, reporter)
     return Outcome(output, True, describe_split(output))
+
+
+def _note_parts(
+    examples: Sequence[Example], parts: Mapping[str, Sequence[Example]], given: Mapping[str, str], reporter: Reporter
+) -> None:
+    """Say which parts were given and which were taken from train, and how many images are in none."""
+    kept = [part for part in PARTS if part in set(given.values())]
+    taken = [part for part in PARTS if part not in kept]
+    if given:
+        rest = f"; {' and '.join(taken)} {'is' if len(taken) == 1 else 'are'} taken from train" if taken else ""
+        reporter.note(f"parts that are given: {', '.join(kept)}{rest}")
+    unused = len(examples) - sum(map(len, parts.values()))
+    if unused:
+        reporter.note(f"{unused:,} images are in no part, because of the limits per class")
 
 
 @dataclass(frozen=True)
@@ -66,30 +93,54 @@ class _Scan:
     examples: list[Example]  # with an empty sha256 where the file could not be read
     bad: dict[str, str]  # path of an image that cannot be read: reason
     ignored: list[str]
+    given: dict[str, str]  # path of every image: the part that it is in already; empty if none are given
 
     def identify(self) -> Input:
-        """Return the hash of everything that a split depends on."""
-        return Input(hash_json([self.classes, [(e.path, e.label, e.sha256) for e in self.examples], sorted(self.bad)]))
+        """Return the hash of everything that a split depends on, beside its settings and labels."""
+        groups = {e.path: e.group for e in self.examples if e.group}
+        examples = [(e.path, e.label, e.sha256) for e in self.examples]
+        return Input(hash_json([self.classes, examples, sorted(self.bad), *([groups] if groups else [])]))
 
 
-def _scan(root: Path, config: SplitConfig, download: bool, reporter: Reporter) -> tuple[Path, _Scan]:
-    """Return the folder that holds the class folders, and its images."""
+def _scan(
+    root: Path, labels: Path | None, config: SplitConfig, download: bool, reporter: Reporter
+) -> tuple[Path, _Scan]:
+    """Return the folder that the images' paths start from, and its images."""
+    root, listing = _list_images(root, labels, config, download)
+    if len(listing.classes) < 2:
+        raise DlcvError(f"{root}: only one class, {listing.classes[0]!r}; at least two are needed")
+    if listing.ignored:
+        reporter.note(
+            f"ignored {len(listing.ignored)} that are not images, or in no class folder: {list_names(listing.ignored)}"
+        )
+    examples = [Example(path, label, "", listing.groups.get(path)) for path, label in listing.images]
+    try:
+        check_examples(examples, listing.classes, config, listing.parts)
+    except DlcvError as error:
+        raise type(error)(f"{labels or root}: {error}") from None
+    hashes = map_in_threads(_hash_image, [root / path for path, _ in listing.images], "hashing", reporter)
+    examples = [replace(e, sha256=sha256) for e, (sha256, _) in zip(examples, hashes, strict=True)]
+    bad = dict(listing.bad) | {e.path: problem for e, (_, problem) in zip(examples, hashes, strict=True) if problem}
+    return root, _Scan(listing.classes, examples, bad, listing.ignored, listing.parts)
+
+
+def _list_images(root: Path, labels: Path | None, config: SplitConfig, download: bool) -> tuple[Path, datasets.Listing]:
+    """Return the folder that the images' paths start from, and its images by class, part and group."""
+    if labels:
+        if config.dataset != "folder":
+            raise SettingError(f"--labels contradicts --dataset {config.dataset}: give the images' folder as ROOT")
+        return root, read_labels(labels, root, config)
+    for name in ("path_column", "label_column", "part_column", "group_column"):
+        if getattr(config, name) != getattr(SplitConfig, name):
+            raise SettingError(f"{option_name(name)} names a column of a CSV file: give that with --labels")
     exclude: tuple[str, ...] = ()
     if config.dataset == "caltech101":
         root = datasets.find_caltech101(root, download)
         exclude = () if config.background else (datasets.BACKGROUND,)
     listing = datasets.list_folder(root, exclude)
-    if len(listing.classes) < 2:
-        raise DlcvError(f"{root}: only one class, {listing.classes[0]!r}; at least two are needed")
-    if listing.ignored:
-        reporter.note(f"ignored {len(listing.ignored)} files that are not images: {list_names(listing.ignored)}")
-    hashes = map_in_threads(_hash_image, [root / path for path, _ in listing.images], "hashing", reporter)
-    bad, examples = dict(listing.bad), []
-    for (path, label), (sha256, problem) in zip(listing.images, hashes, strict=True):
-        examples.append(Example(path, label, sha256))
-        if problem:
-            bad[path] = problem
-    return root, _Scan(listing.classes, examples, bad, listing.ignored)
+    if config.group:
+        listing.groups.update(match_groups((path for path, _ in listing.images), config.group))
+    return root, listing
 
 
 def _hash_image(path: Path) -> tuple[str, str | None]:
@@ -113,7 +164,9 @@ def _refuse_or_skip(root: Path, bad: dict[str, str], config: SplitConfig, report
     reporter.warn(f"skipped {len(bad)} unreadable images (--skip-bad)")
 
 
-def _find_identical(examples: Sequence[Example], reporter: Reporter) -> tuple[list[list[str]], list[list[str]]]:
+def _find_identical(
+    examples: Sequence[Example], given: Mapping[str, str], reporter: Reporter
+) -> tuple[list[list[str]], list[list[str]]]:
     """Return the groups of paths of byte-identical images, and those of them that lie in different classes."""
     by_content: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
@@ -121,10 +174,19 @@ def _find_identical(examples: Sequence[Example], reporter: Reporter) -> tuple[li
     groups = [group for group in by_content.values() if len(group) > 1]
     identical = [[e.path for e in group] for group in groups]
     conflicts = [[e.path for e in group] for group in groups if len({e.label for e in group}) > 1]
-    if identical:
+    together: list[list[str]] = []
+    leaks: list[list[str]] = []
+    for paths in identical:
+        (leaks if len({given.get(path) for path in paths}) > 1 else together).append(paths)
+    if together:
         reporter.note(
-            f"{len(identical)} images exist under several names; the copies stay in one part: "
-            f"{list_names((' = '.join(g) for g in identical), 3)}"
+            f"{len(together)} images exist under several names; the copies stay in one part: "
+            f"{list_names((' = '.join(g) for g in together), 3)}"
+        )
+    if leaks:
+        reporter.warn(
+            f"leak: {len(leaks)} images are in several of the parts that are given, byte for byte: "
+            f"{list_names((' = '.join(g) for g in leaks), 3)}; the parts are kept: remove the copies from all but one"
         )
     if conflicts:
         reporter.warn(
@@ -140,6 +202,8 @@ def describe_split(path: Path, root: Path | None = None) -> dict[str, Any]:
     per_part = {part: Counter(e.label for e in file.parts[part]) for part in PARTS}
     sizes = {c: sum(per_part[part][i] for part in PARTS) for i, c in enumerate(file.classes)}
     smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+    contents = Counter(sha256 for part in PARTS for sha256 in {e.sha256 for e in file.parts[part]})
+    groups = {part: len({e.group for e in file.parts[part] if e.group}) for part in PARTS}
     return {
         "split": str(path),
         "root": str(file.root),
@@ -151,6 +215,8 @@ def describe_split(path: Path, root: Path | None = None) -> dict[str, Any]:
         "skipped": len(file.metadata.get("skipped", ())),
         "identical": len(file.metadata.get("identical", ())),
         "label_conflicts": len(file.metadata.get("label_conflicts", ())),
+        "in_several_parts": sum(count > 1 for count in contents.values()),
+        "groups": groups if any(groups.values()) else {},
     }
 
 

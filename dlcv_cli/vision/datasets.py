@@ -1,11 +1,11 @@
-"""Sources of images: a folder of class folders, Caltech101, the handwritten digits."""
+"""Sources of images: folders of class folders, divided into parts or not; Caltech101; the handwritten digits."""
 
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
@@ -20,36 +20,50 @@ BACKGROUND = "BACKGROUND_Google"
 CALTECH101_PAGE = "https://data.caltech.edu/records/mzrjq-6wc02"
 CALTECH101_FOLDER = "101_ObjectCategories"
 MANIFEST = ".dlcv.json"  # written by data digits and data draw into the folders that they fill
-PART_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
+# name of a folder, or in a CSV, in lower case: the part that it means
+PART_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 DIGITS = 1797
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The content of a folder of class folders. All paths are relative to the root, with /."""
+    """The images of a data set. All paths are relative to the root, with /."""
 
     classes: list[str]
     images: list[tuple[str, int]]  # path, label
     bad: list[tuple[str, str]]  # path of a file that has an image's ending but is no image, reason
-    ignored: list[str]  # hidden files, files outside class folders, files of other kinds
+    ignored: list[str]  # hidden files, files and folders outside class folders, files of other kinds
+    parts: dict[str, str] = field(default_factory=dict)  # path of each image: its part; empty if none are given
+    groups: dict[str, str] = field(default_factory=dict)  # path: its group, of those that have one
 
 
 def list_folder(root: Path, exclude: tuple[str, ...] = ()) -> Listing:
     """Return every class folder of `root` except those in `exclude`, sorted by name, and all images below it.
 
+    If `root` holds folders named after parts instead, the class folders are in these: `train/cat`, `test/cat`.
+
     Raises:
-        DlcvError: `root` is no folder, has no class folders, is divided into parts, or has a class without images.
+        DlcvError: `root` is no folder, has no class folders, some parts but not others hold class folders, or a class
+            has no images.
     """
     if not root.is_dir():
         raise DlcvError(f"{root}: no such folder; give a folder that has one folder of images per class")
-    entries = sorted(os.listdir(root))
-    classes = [e for e in entries if (root / e).is_dir() and not e.startswith(".") and e not in exclude]
-    if not classes:
+    folders = _list_folders(root, exclude)
+    if not folders:
         raise DlcvError(f"{root}: has no class folders; it needs one folder of images per class")
-    _refuse_divided(root, classes)
-    listing = Listing(classes, [], [], [e for e in entries if e not in classes and e not in (*exclude, MANIFEST)])
-    for label, name in enumerate(classes):
-        for path in _list_files(root / name, name, {os.path.realpath(root)}):
+    parts = _find_parts(root, folders)
+    places = [f"{folder}/{name}" for folder in parts for name in _list_folders(root / folder)] or folders
+    classes = sorted({place.rpartition("/")[2] for place in places})
+    stray = [e for e in sorted(os.listdir(root)) if e not in (*(parts or folders), *exclude, MANIFEST)]
+    stray += [path for part in parts for e in sorted(os.listdir(root / part)) if (path := f"{part}/{e}") not in places]
+    listing = Listing(classes, [], [], stray)
+    for place in places:
+        label = classes.index(place.rpartition("/")[2])
+        for path in _list_files(root / place, place, {os.path.realpath(root), os.path.realpath((root / place).parent)}):
             _classify_file(listing, root, path, label)
     labels = {label for _, label in listing.images}
     empty = [name for label, name in enumerate(classes) if label not in labels]
@@ -57,22 +71,33 @@ def list_folder(root: Path, exclude: tuple[str, ...] = ()) -> Listing:
         raise DlcvError(
             f"{root}: class folders without a readable image: {list_names(map(repr, empty))}; fill or remove"
         )
+    listing.parts.update((path, parts[path.partition("/")[0]]) for path, _ in listing.images if parts)
     return listing
 
 
-def _refuse_divided(root: Path, folders: list[str]) -> None:
-    """Raise DlcvError if the folders are parts of a data set that is divided already: each holds class folders."""
-    parts = {}
-    for name in folders:
-        if name.lower() in PART_NAMES:
-            parts[name] = sorted(entry.name for entry in os.scandir(root / name) if entry.is_dir())
-    if len(parts) < 2 or not all(parts.values()):
-        return
-    names = " and ".join(f"{name}/ ({list_names(classes, 3)})" for name, classes in parts.items())
-    raise DlcvError(
-        f"{root}: is divided already: its folders {names} hold class folders. data split divides the images itself and "
-        f"expects one folder per class: give {root / next(iter(parts))}, or merge the parts into one set of classes"
-    )
+def _list_folders(folder: Path, exclude: tuple[str, ...] = ()) -> list[str]:
+    """Return the names of the folders in a folder, sorted, without hidden ones."""
+    return [e for e in sorted(os.listdir(folder)) if (folder / e).is_dir() and e[0] != "." and e not in exclude]
+
+
+def _find_parts(root: Path, folders: list[str]) -> dict[str, str]:
+    """Return the part that each folder stands for, of those that are named after parts; empty if these are classes.
+
+    They are parts if they hold class folders. One alone, beside other folders, is a class, such as trains.
+    """
+    parts = {name: PART_NAMES[name.lower()] for name in folders if name.lower() in PART_NAMES}
+    classes = {name: _list_folders(root / name) for name in parts}
+    if not any(classes.values()) or len(parts) == 1 < len(folders):
+        return {}
+    shown = [f"{name}/ ({list_names(own, 3) if own else 'no folders'})" for name, own in classes.items()]
+    if not all(classes.values()):
+        raise DlcvError(
+            f"{root}: its folders {' and '.join(shown)} look like parts of a data set, and each is expected to hold "
+            "one folder per class; give one of them alone, or a CSV of all images with --labels"
+        )
+    if len(set(parts.values())) < len(parts):
+        raise DlcvError(f"{root}: has {' and '.join(shown)}; one folder for each of train, val and test is expected")
+    return parts
 
 
 def _list_files(folder: Path, prefix: str, parents: set[str]) -> Iterator[str]:
