@@ -15,7 +15,10 @@ MODULES = {
         "dlcv_cli.stages.train_images": "train_finetune train_head train_scratch",
         "dlcv_cli.stages.train_sequences": "generate_sequences train_sequences",
         "dlcv_cli.stages.evaluate": "Evaluated evaluate",
+        "dlcv_cli.stages.calibrate": "calibrate",
+        "dlcv_cli.stages.card": "write_card",
         "dlcv_cli.stages.compare": "compare",
+        "dlcv_cli.stages.export": "export",
         "dlcv_cli.stages.report": "ReportOptions write_report",
         "dlcv_cli.studies.base": "Prediction",
         "dlcv_cli.studies.stored": "read_evaluation read_predictions",
@@ -24,8 +27,8 @@ MODULES = {
         "dlcv_cli.results.evaluation": "Evaluation",
         "dlcv_cli.results.metrics": "TrainingMetrics",
         "dlcv_cli.cli.tables": "render",
-        "dlcv_cli.config": "DrawConfig EvalConfig FinetuneConfig GenConfig HeadConfig Machine ScratchConfig "
-        "SeqTrainConfig SplitConfig",
+        "dlcv_cli.config": "DrawConfig EvalConfig ExportConfig FinetuneConfig GenConfig HeadConfig Machine "
+        "ScratchConfig SeqTrainConfig SplitConfig",
         "dlcv_cli.context": "Context Outcome Reporter",
         "dlcv_cli.errors": "DlcvError ExistsError FileError SettingError",
     }.items()
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from dlcv_cli.cli.tables import render as render
     from dlcv_cli.config import DrawConfig as DrawConfig
     from dlcv_cli.config import EvalConfig as EvalConfig
+    from dlcv_cli.config import ExportConfig as ExportConfig
     from dlcv_cli.config import FinetuneConfig as FinetuneConfig
     from dlcv_cli.config import GenConfig as GenConfig
     from dlcv_cli.config import HeadConfig as HeadConfig
@@ -54,6 +58,8 @@ if TYPE_CHECKING:
     from dlcv_cli.results.comparison import Comparison as Comparison
     from dlcv_cli.results.evaluation import Evaluation as Evaluation
     from dlcv_cli.results.metrics import TrainingMetrics as TrainingMetrics
+    from dlcv_cli.stages.calibrate import calibrate as calibrate
+    from dlcv_cli.stages.card import write_card as write_card
     from dlcv_cli.stages.compare import compare as compare
     from dlcv_cli.stages.data import describe_split as describe_split
     from dlcv_cli.stages.data import write_digits as write_digits
@@ -61,6 +67,7 @@ if TYPE_CHECKING:
     from dlcv_cli.stages.data import write_split as write_split
     from dlcv_cli.stages.evaluate import Evaluated as Evaluated
     from dlcv_cli.stages.evaluate import evaluate as evaluate
+    from dlcv_cli.stages.export import export as export
     from dlcv_cli.stages.predict import Checkpoint as Checkpoint
     from dlcv_cli.stages.predict import open_checkpoint as open_checkpoint
     from dlcv_cli.stages.report import ReportOptions as ReportOptions

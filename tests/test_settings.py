@@ -82,7 +82,8 @@ def test_every_command_takes_a_file() -> None:
     assert all("--config" in options for options in commands.values())
     silent = {words for words, options in commands.items() if not {"-q", "-v", "--quiet", "--verbose"} <= options}
     assert silent == {
-        ("data", "show"), ("show",), ("runs",), ("demo",), ("doctor",), ("cache", "list"), ("cache", "prune"), ("cache", "clear"),
+        ("data", "show"), ("show",), ("runs",), ("demo",), ("doctor",), ("cache", "list"), ("cache", "prune"),
+        ("cache", "clear"),
     }  # fmt: skip
 
 

@@ -103,13 +103,14 @@ def _list_sources(sources: Iterable[Source], indent: str) -> Iterator[str]:
 
 
 def _to_json(of: Described) -> dict[str, Any]:
+    from dlcv_cli.files.recipes import without_paths
     from dlcv_cli.stages.show import get_figures
 
     return {
         "file": str(of.path),
         "schema": of.schema,
         "bytes": of.path.stat().st_size,
-        "document": {key: value for key, value in of.document.items() if key != "schema"},
+        "document": {key: value for key, value in without_paths(of.document).items() if key != "schema"},
         "changed_settings": {setting.name: setting.value for setting in of.settings if not setting.is_default},
         "figures": {
             part: {column.key: value for column, value in get_figures(evaluation)}

@@ -148,6 +148,17 @@ def refuse_overwrite(path: Path, recipe: Recipe, read_recorded: Callable[[Path],
             raise ExistsError(path, [_describe_error(error, path)]) from None
 
 
+def without_paths(metadata: JSON) -> JSON:
+    """Return a file's metadata with names in place of the paths of the machine that made it."""
+    inputs = {role: as_object(own) for role, own in as_object(metadata.get("inputs")).items()}
+    names = {
+        role: {"name": own["path"].rpartition("/")[2]} if isinstance(own.get("path"), str) else {}
+        for role, own in inputs.items()
+    }
+    kept = {role: {k: v for k, v in own.items() if k not in ("path", "root")} for role, own in inputs.items()}
+    return {**metadata, "inputs": {role: names[role] | kept[role] for role in inputs}}
+
+
 def read_versions(*packages: str) -> dict[str, str]:
     """Return the versions of dlcv and these packages, without importing them."""
     return {name: importlib.metadata.version(name) for name in ("dlcv", *packages)}

@@ -9,10 +9,10 @@ from dlcv_cli.config import ExportConfig
 from dlcv_cli.context import Context, Outcome
 from dlcv_cli.errors import FileError
 from dlcv_cli.files import tensors
-from dlcv_cli.files.disk import JSON, as_object, check_output, hash_file, write_whole
+from dlcv_cli.files.disk import JSON, check_output, hash_file, write_whole
 from dlcv_cli.files.exchange import SCHEMA, read_onnx_record, read_torchscript_record
 from dlcv_cli.files.locks import claim_outputs
-from dlcv_cli.files.recipes import Input, Recipe, is_up_to_date, read_versions
+from dlcv_cli.files.recipes import Input, Recipe, is_up_to_date, read_versions, without_paths
 from dlcv_cli.stages.card import write_card
 from dlcv_cli.stages.data import fill_folder
 from dlcv_cli.stages.evaluate import locate_data
@@ -77,14 +77,3 @@ def _locate(checkpoint: Path, metadata: JSON, data: Path | None, context: Contex
         if data:
             raise
         return None, context
-
-
-def without_paths(metadata: JSON) -> JSON:
-    """Return a file's metadata with names in place of the paths of the machine that made it."""
-    inputs = {role: as_object(own) for role, own in as_object(metadata.get("inputs")).items()}
-    names = {
-        role: {"name": own["path"].rpartition("/")[2]} if isinstance(own.get("path"), str) else {}
-        for role, own in inputs.items()
-    }
-    kept = {role: {k: v for k, v in own.items() if k not in ("path", "root")} for role, own in inputs.items()}
-    return {**metadata, "inputs": {role: names[role] | kept[role] for role in inputs}}

@@ -53,7 +53,7 @@ class Checkpoint:
 
     @property
     def stage(self) -> str:
-        """The stage that wrote it: `vgg.head`, `vgg.finetune`, `vgg.scratch` or `seq.train`."""
+        """The stage that wrote it: `vgg.head`, `vgg.finetune`, `vgg.scratch`, `calibrate` or `seq.train`."""
         return str(self.metadata["stage"])
 
     @property
@@ -81,6 +81,7 @@ class Checkpoint:
         files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         *,
         top: int = 3,
+        abstain: float | None = None,
         explain: Path | None = None,
         context: Context = Context(),
     ) -> Iterator[Prediction]:
@@ -89,9 +90,12 @@ class Checkpoint:
         Args:
             files: images and folders of them, or CSV and JSON files of sequences; one, or several.
             top: how many of the most probable classes an image's prediction lists.
+            abstain: share of wrong answers that a calibrated checkpoint may give; where it is not sure enough, the
+                class is None.
         """
         several = [files] if isinstance(files, str | os.PathLike) else files
-        return predict(self.path, map(Path, several), PredictConfig(top=top), explain=explain, context=context)
+        config = PredictConfig(top=top, abstain=abstain)
+        return predict(self.path, map(Path, several), config, explain=explain, context=context)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

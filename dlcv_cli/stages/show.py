@@ -75,8 +75,7 @@ def describe(path: Path) -> Described:
     elif schema == EVALUATION:
         own = read_evaluation(path)
         evaluations = {own.data.part: own}
-    # a calibrated checkpoint repeats the settings of its training
-    settings, sources = list_settings(as_object(document.get("training")) or document), trace_sources(path, document)
+    settings, sources = list_settings(document), trace_sources(path, document)
     return Described(path, schema, document, settings, sources, content, evaluations, best)
 
 
@@ -101,7 +100,11 @@ def _read(path: Path) -> tuple[JSON | None, dict[str, tuple[str, list[int]]]]:
 
 
 def list_settings(document: JSON) -> list[Setting]:
-    """Return the settings that a document records, with what is known of their defaults."""
+    """Return the settings that a document records, with what is known of their defaults.
+
+    Those of a calibrated checkpoint are those of its training.
+    """
+    document = as_object(document.get("training")) or document
     recorded, chosen = as_object(document.get("config")), as_object(document.get("chosen"))
     config = STAGES.get(str(document.get("stage")))
     known = {f.name: f.default for f in fields(config)} if config else {}
@@ -173,8 +176,7 @@ def _read_run(folder: Path, path: Path) -> Run:
     sha256 = as_object(as_object(recorded).get("checkpoint")).get("sha256")
     inputs = [as_object(metadata.get("inputs")).get(role) for role in ("split", "data")]
     data = next((str(as_object(own).get("path")).rpartition("/")[2] for own in inputs if own), "")
-    trained = as_object(metadata.get("training")) or metadata
-    changed = [setting for setting in list_settings(trained) if not setting.is_default]
+    changed = [setting for setting in list_settings(metadata) if not setting.is_default]
     best = as_object(metadata.get("best"))
     return Run(
         path.relative_to(folder), str(metadata.get("stage")), data, changed, best, find_evaluations(path, sha256)
