@@ -66,6 +66,12 @@ def test_temperature_is_where_torch_has_the_lowest_loss() -> None:
     assert fitted == pytest.approx(float(log.detach().exp()), rel=1e-4)
 
 
+def test_no_temperature_where_all_is_right() -> None:
+    """Where every answer is right, the loss has no minimum, which is an error and not a temperature of almost 0."""
+    with pytest.raises(ValueError, match="every answer is right"):
+        fit_temperature(np.eye(3, dtype=np.float32).repeat(20, 0), np.arange(3).repeat(20))
+
+
 @pytest.mark.parametrize("error", [0.02, 0.05, 0.1, 0.3])
 def test_threshold_answers_as_much_as_the_limit_allows(error: float) -> None:
     """No other threshold answers more with an upper limit, by scipy's binomial test, of at most the stated error."""
@@ -212,6 +218,18 @@ def test_damaged_calibration_is_named(run: Run, trained: Path, tmp_path: Path) -
         {**metadata, "calibration": {**metadata["calibration"], "temperature": 0}},
     )  # fmt: skip
     assert_refused(run("predict", path, trained / "photos"), path.name, "calibration")
+
+
+def test_what_cannot_be_calibrated_is_not_written(
+    run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a lowest loss, the command says how many validation images there are, and writes nothing."""
+    monkeypatch.setattr("dlcv_cli.statistics.calibration.TEMPERATURES", (50, 100))
+    output = tmp_path / "calibrated.safetensors"
+    result = run("calibrate", trained / "head.safetensors", "-o", output)
+    assert result.exit_code == 1
+    assert "120 validation images give no temperature (the loss is lowest beyond" in result.stderr
+    assert not [*tmp_path.iterdir()]
 
 
 def test_sequences_have_no_probabilities(run: Run, tmp_path: Path) -> None:

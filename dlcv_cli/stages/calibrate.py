@@ -23,6 +23,7 @@ from dlcv_cli.statistics.metrics import Scores, build_calibration, score_logits
 from dlcv_cli.studies import study_of
 
 STAGE = "calibrate"
+FEW = 100  # validation images, below which the temperature is not worth much
 OF_TRAINING = ("stage", "config", "chosen")  # what a calibrated checkpoint repeats of the training that it comes from
 OF_FILE = ("schema", "sha256", "inputs", "best", "versions", *OF_TRAINING)
 
@@ -52,7 +53,15 @@ def calibrate(checkpoint: Path, output: Path, *, data: Path | None = None, conte
     with claim_training(output):
         run = RunInfo()
         measured = study.measure(checkpoint, source, "val", context)
-        calibration = _fit(measured.arrays)
+        try:
+            calibration = _fit(measured.arrays)
+        except ValueError as error:
+            count = len(measured.arrays["labels"])
+            raise DlcvError(
+                f"{checkpoint}: its {count:,} validation images give no temperature ({error}); make a split with more"
+            ) from None
+        if calibration.n < FEW:
+            context.reporter.warn(f"{calibration.n} validation images are few: the temperature is a rough one")
         result = _describe(checkpoint, metadata, calibration, measured.machine)
         write_training(output, recipe, result, run, SnapshotFile(output, recipe, {}, context))
     return Outcome(output, True, _summarize(msgspec.to_builtins(calibration)))

@@ -23,14 +23,22 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     """Return the number by which logits (N, K) are divided so that their mean cross-entropy is lowest.
 
     Source: Guo et al. 2017 (arXiv:1706.04599), temperature scaling.
+
+    Raises:
+        ValueError: there is no lowest one in the range, or every answer is right: then the loss falls to 0 with it.
     """
     exact = logits.astype(np.float64)
+    if score_logits(exact, labels).right.all():
+        raise ValueError("every answer is right, and the lower the temperature, the lower the loss")
 
     def loss(log_temperature: float) -> float:
         return float(score_logits(exact / math.exp(log_temperature), labels).losses.mean())
 
     low, high = map(math.log, TEMPERATURES)
-    return math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
+    best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x
+    if min(best - low, high - best) < 1e-3:
+        raise ValueError(f"the loss is lowest beyond the temperatures {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}")
+    return math.exp(best)
 
 
 @dataclass(frozen=True)
