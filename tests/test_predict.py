@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -322,3 +324,21 @@ def test_tables_of_several_or_of_sequences_are_refused(run: Run, trained: Path, 
     assert_wrong_usage(several, "one checkpoint")
     assert_wrong_usage(run("eval", cells / "gru.safetensors", "--per-image", tmp_path / "i.csv"), "sequences")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_predicting_does_not_import_the_compiler(trained: Path) -> None:
+    """A prediction does without torch's compiler, whose import takes longer than all else; it still works later."""
+    code = (
+        "import sys; from typer.testing import CliRunner; from dlcv_cli.cli.app import app\n"
+        "result = CliRunner().invoke(app, sys.argv[1:]); assert result.exit_code == 0, result.output\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+        "import torch, torchvision\n"
+        "pooled = torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), [torch.tensor([[0.0, 0, 4, 4]])], 2)\n"
+        "assert pooled.eq(1).all()\n"
+        "from dlcv_cli.vision.torchvision_parts import is_compile_supported\n"
+        "assert is_compile_supported('cpu') == torch._dynamo.utils.is_compile_supported('cpu')\n"
+    )
+    image = trained / "photos" / "cat" / "000.png"
+    arguments = [sys.executable, "-c", code, "predict", trained / "head.safetensors", image]
+    result = subprocess.run(arguments, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.stats import beta
 
 from dlcv_cli.statistics.metrics import Scores, score_logits
 
@@ -27,6 +25,8 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     Raises:
         ValueError: there is no lowest one in the range, or every answer is right: then the loss falls to 0 with it.
     """
+    from scipy.optimize import minimize_scalar
+
     exact = logits.astype(np.float64)
     if score_logits(exact, labels).right.all():
         raise ValueError("every answer is right, and the lower the temperature, the lower the loss")
@@ -68,21 +68,32 @@ class Reliability:
         low as too high. Source: Geifman & El-Yaniv 2017 (arXiv:1705.08500), without their search's correction.
         """
         best = None
-        # just above the next wrong answer, the answers are most for that number of wrong ones
-        for wrong, (probability, answered) in enumerate([*self.wrong, (0.0, self.n)]):
-            if answered > wrong and beta.ppf(CONFIDENCE, wrong + 1, answered - wrong) <= error:
-                best = Threshold(probability, answered, wrong, self.n)
+        for limit, threshold in self._list_limits():
+            if limit <= error:
+                best = threshold
         return best
 
     @property
     def lowest_error(self) -> float:
         """The lowest share that `choose_threshold` finds a threshold for; 1 if there is none."""
-        limits = [
-            float(beta.ppf(CONFIDENCE, wrong + 1, answered - wrong))
-            for wrong, (_, answered) in enumerate([*self.wrong, (0.0, self.n)])
-            if answered > wrong
+        return min((limit for limit, _ in self._list_limits()), default=1.0)
+
+    def _list_limits(self) -> list[tuple[float, Threshold]]:
+        """Return the upper limit of the share of wrong answers above each threshold that is worth a look.
+
+        These are just above the next wrong answer, where the answers are most for that number of wrong ones.
+        """
+        from scipy.special import betaincinv
+
+        places = enumerate([*self.wrong, (0.0, self.n)])
+        return [
+            (
+                float(betaincinv(wrong + 1, own - wrong, CONFIDENCE)),
+                Threshold(probability, own, wrong, self.n),
+            )
+            for wrong, (probability, own) in places
+            if own > wrong
         ]
-        return min(limits, default=1.0)
 
 
 def measure_reliability(scores: Scores) -> Reliability:

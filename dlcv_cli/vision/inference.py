@@ -13,11 +13,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.squeezenet import Fire
-from torchvision.ops import SqueezeExcitation
 
 from dlcv_cli.config import Precision
 from dlcv_cli.vision.preprocessing import Preprocessing
+from dlcv_cli.vision.torchvision_parts import Fire, SqueezeExcitation
 from dlcv_cli.vision.transforms import map_in_order
 
 Item = TypeVar("Item")

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import VGG, get_model
-from torchvision.models.vgg import cfgs, make_layers
+from torch.overrides import TorchFunctionMode
 
 from dlcv_cli.errors import DlcvError, list_names
 from dlcv_cli.vision.architectures import Architecture
+from dlcv_cli.vision.torchvision_parts import VGG, cfgs, get_model, make_layers
 
 
 def _build_vgg16_mini(classes: int) -> nn.Module:
@@ -59,7 +60,7 @@ def build_loaded_network(architecture: Architecture, classes: int, tensors: Mapp
     Raises:
         ValueError: a tensor is missing, superfluous, or has another shape or dtype.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _SkipInitialisation():
         network = build_network(architecture, classes)
     expected = network.state_dict()
     mistyped = [name for name in tensors if name in expected and tensors[name].dtype != expected[name].dtype]
@@ -70,6 +71,15 @@ def build_loaded_network(architecture: Architecture, classes: int, tensors: Mapp
     except RuntimeError as error:
         raise ValueError(" ".join(str(error).split())) from None
     return network
+
+
+class _SkipInitialisation(TorchFunctionMode):
+    """Leaves new weights as they are: without numbers, to draw them would do nothing but import torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def list_top_layers(network: nn.Module) -> tuple[str, ...]:

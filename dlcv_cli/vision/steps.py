@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.ops import StochasticDepth
 
 from dlcv_cli.errors import DlcvError, list_names
 from dlcv_cli.vision.architectures import Architecture
+from dlcv_cli.vision.torchvision_parts import StochasticDepth
 
 
 class PatchEmbedding(nn.Module):
@@ -168,6 +168,8 @@ def measure_cost(split: SplitNetwork, side: int) -> Cost:
 
 def require_size(network: nn.Module, architecture: Architecture, side: int) -> None:
     """Raise ValueError if the network cannot take images of side x side pixels; computes nothing."""
+    if side == architecture.preprocessing.crop:  # what it is made for
+        return
     layers = _copy_to_meta(nn.Sequential(*(step for _, step in list_steps(network, architecture)))).eval()
     try:
         layers(torch.empty(1, 3, side, side, device="meta"))

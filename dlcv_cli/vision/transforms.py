@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as F2
 
 from dlcv_cli.config import Augment
 from dlcv_cli.errors import FileError
 from dlcv_cli.vision import images
 from dlcv_cli.vision.preprocessing import Interpolation, Preprocessing
+from dlcv_cli.vision.torchvision_parts import load_functional as v2
 
 PLAIN, MIRRORED = "plain", "mirrored"
 # EXIF orientation -> turns (3, H, W) from how it is stored to how it is seen
@@ -191,24 +191,24 @@ OPERATIONS: dict[str, tuple[float, bool, Callable[[Any, float], Any]]] = {
     "shear x": (
         0.99,
         True,
-        lambda x, m: F2.affine(x, 0.0, [0, 0], 1.0, [math.degrees(math.atan(m)), 0.0], center=[0, 0]),
+        lambda x, m: v2().affine(x, 0.0, [0, 0], 1.0, [math.degrees(math.atan(m)), 0.0], center=[0, 0]),
     ),
     "shear y": (
         0.99,
         True,
-        lambda x, m: F2.affine(x, 0.0, [0, 0], 1.0, [0.0, math.degrees(math.atan(m))], center=[0, 0]),
+        lambda x, m: v2().affine(x, 0.0, [0, 0], 1.0, [0.0, math.degrees(math.atan(m))], center=[0, 0]),
     ),
-    "translate x": (32, True, lambda x, m: F2.affine(x, 0.0, [int(m), 0], 1.0, [0.0, 0.0])),
-    "translate y": (32, True, lambda x, m: F2.affine(x, 0.0, [0, int(m)], 1.0, [0.0, 0.0])),
-    "rotate": (135, True, F2.rotate),
-    "brightness": (0.99, True, lambda x, m: F2.adjust_brightness(x, 1 + m)),
-    "colour": (0.99, True, lambda x, m: F2.adjust_saturation(x, 1 + m)),
-    "contrast": (0.99, True, lambda x, m: F2.adjust_contrast(x, 1 + m)),
-    "sharpness": (0.99, True, lambda x, m: F2.adjust_sharpness(x, 1 + m)),
-    "posterize": (6, False, lambda x, m: F2.posterize(x, 8 - round(m))),
-    "solarize": (255, False, lambda x, m: F2.solarize(x, 255 - m)),
-    "autocontrast": (0, False, lambda x, _: F2.autocontrast(x)),
-    "equalize": (0, False, lambda x, _: F2.equalize(x)),
+    "translate x": (32, True, lambda x, m: v2().affine(x, 0.0, [int(m), 0], 1.0, [0.0, 0.0])),
+    "translate y": (32, True, lambda x, m: v2().affine(x, 0.0, [0, int(m)], 1.0, [0.0, 0.0])),
+    "rotate": (135, True, lambda x, m: v2().rotate(x, m)),
+    "brightness": (0.99, True, lambda x, m: v2().adjust_brightness(x, 1 + m)),
+    "colour": (0.99, True, lambda x, m: v2().adjust_saturation(x, 1 + m)),
+    "contrast": (0.99, True, lambda x, m: v2().adjust_contrast(x, 1 + m)),
+    "sharpness": (0.99, True, lambda x, m: v2().adjust_sharpness(x, 1 + m)),
+    "posterize": (6, False, lambda x, m: v2().posterize(x, 8 - round(m))),
+    "solarize": (255, False, lambda x, m: v2().solarize(x, 255 - m)),
+    "autocontrast": (0, False, lambda x, _: v2().autocontrast(x)),
+    "equalize": (0, False, lambda x, _: v2().equalize(x)),
 }
 STRENGTHS = 31
 
@@ -227,7 +227,7 @@ def jitter_colors(pixels: Tensor, largest: float, rng: random.Random) -> Tensor:
     Each factor is drawn uniformly from 1 - largest to 1 + largest. Source: torchvision's ColorJitter.
     """
     changed = pixels.permute(2, 0, 1)
-    for adjust in rng.sample((F2.adjust_brightness, F2.adjust_contrast, F2.adjust_saturation), 3):
+    for adjust in rng.sample((v2().adjust_brightness, v2().adjust_contrast, v2().adjust_saturation), 3):
         changed = adjust(changed, rng.uniform(1 - largest, 1 + largest))
     return changed.permute(1, 2, 0)
 
