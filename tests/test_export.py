@@ -26,7 +26,7 @@ from dlcv_cli.files import tensors
 from dlcv_cli.studies.images import export as image_export
 from dlcv_cli.vision import onnx_graph
 from dlcv_cli.vision.architectures import ARCHITECTURES
-from dlcv_cli.vision.models import build_random_network
+from dlcv_cli.vision.models import build_network, build_random_network
 from dlcv_cli.vision.preprocessing import Fit, Interpolation, Preprocessing
 from dlcv_cli.vision.scripted import Prepare
 from dlcv_cli.vision.transforms import resize
@@ -209,6 +209,16 @@ def test_timm_opens_the_folder(run: Run, resnet: Path, tmp_path: Path) -> None:
         assert model(pixels).numpy() == pytest.approx(network(pixels).numpy() / 2, abs=1e-4)
     assert model.pretrained_cfg["label_names"] == [*CLASSES]
     assert ModelCard.load(tmp_path / "resnet" / "README.md").data.pipeline_tag == "image-classification"
+
+
+@pytest.mark.parametrize("arch", [name for name, own in ARCHITECTURES.items() if own.in_timm])
+def test_timm_has_these_names_and_shapes(arch: str) -> None:
+    """Every tensor of the folder has the name and shape of timm's own network, so that nothing is loaded by halves."""
+    with torch.device("meta"):
+        network = build_network(ARCHITECTURES[arch], 3)
+        expected = timm.create_model(arch, num_classes=3).state_dict()
+    renamed = dict(image_export._rename_for_timm(name, tensor) for name, tensor in network.state_dict().items())
+    assert {name: t.shape for name, t in renamed.items()} == {name: t.shape for name, t in expected.items()}
 
 
 def test_networks_that_timm_lacks_are_refused(run: Run, trained: Path, tmp_path: Path) -> None:

@@ -6,15 +6,17 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dlcv_cli.config import DrawConfig
-from dlcv_cli.errors import DlcvError, SettingError
+from dlcv_cli.errors import DlcvError, FileError, SettingError
 from dlcv_cli.files import splits
 from dlcv_cli.files.disk import JSON
 from dlcv_cli.files.exchange import (
@@ -39,6 +41,12 @@ CHECKED = 64  # images that an export is compared on
 # library may resize with pixels that are one of 255 levels off
 LARGEST = {"logits": 1e-3, "probabilities": 1e-2}
 TIMM_VGG_SIDE = 224  # timm's VGG pools images of other sizes differently
+# torchvision's layer -> timm's, and the shape of its kernels
+TIMM_VGG: dict[str, tuple[str, tuple[int, ...]]] = {
+    "classifier.0.": ("pre_logits.fc1.", (512, 7, 7)),
+    "classifier.3.": ("pre_logits.fc2.", (4096, 1, 1)),
+    "classifier.6.": ("head.fc.", ()),
+}
 CROP_MODES = {"crop": "center", "squash": "squash", "pad": "border"}  # fit -> timm's name
 
 
@@ -60,20 +68,28 @@ def export(request: ExportRequest) -> Exported:
     return Exported(built.files, _compare(stored, built, request, pictures), shown)
 
 
-def _list_examples(request: ExportRequest) -> tuple[str, Iterator[bytes]]:
-    """Return what the check is made with, in words, and the files: validation images, or drawn ones without them."""
+def _list_examples(request: ExportRequest) -> tuple[str, Iterator[Tensor]]:
+    """Return what the check is made with, in words, and the images (3, H, W) uint8: of validation, or drawn ones."""
     if request.data:
         split = splits.read(request.data, request.context.root)
         paths = [split.root / example.path for example in split.parts["val"]]
         chosen = paths[:: max(1, len(paths) // CHECKED)][:CHECKED]
         if chosen and all(path.is_file() for path in chosen):
-            return f"{len(chosen)} validation images", (images.read_image_file(path) for path in chosen)
+            return f"{len(chosen)} validation images", map(_read_image, chosen)
     drawn = draw_figures(DrawConfig(classes=8, per_class=CHECKED // 8, size=256))
-    return f"{CHECKED} drawn images, because the validation images are not at hand", (data for _, data in drawn)
+    return f"{CHECKED} drawn images, because the validation images are not at hand", (decode(data) for _, data in drawn)
+
+
+def _read_image(path: Path) -> Tensor:
+    """Return an image (3, H, W) uint8. FileError: it cannot be read."""
+    try:
+        return decode(images.read_image_file(path))
+    except ValueError as error:
+        raise FileError(path, str(error)) from None
 
 
 def _compare(
-    stored: ImageCheckpoint, built: _Built, request: ExportRequest, pictures: Iterator[bytes]
+    stored: ImageCheckpoint, built: _Built, request: ExportRequest, pictures: Iterator[Tensor]
 ) -> dict[str, float]:
     """Return the largest differences between the export and the checkpoint in float32.
 
@@ -82,8 +98,7 @@ def _compare(
     """
     classifier, differences = Classifier(stored.network, stored.temperature), dict.fromkeys(LARGEST, 0.0)
     normalise = FeatureExtractor([], stored.preprocessing, torch.device("cpu"), "float32")
-    for data in pictures:
-        image = decode(data)
+    for image in pictures:
         pixels = normalise(resize(image, stored.preprocessing)[None]).contiguous()
         with torch.no_grad():
             probabilities, logits = (own.numpy() for own in classifier(pixels))
@@ -153,8 +168,9 @@ def _build_timm(stored: ImageCheckpoint, request: ExportRequest) -> _Built:
         name: tensor / stored.temperature if name.startswith(f"{architecture.head}.") else tensor
         for name, tensor in stored.network.state_dict().items()
     }
-    data = safetensors.torch.save({n: t.contiguous() for n, t in tensors.items()}, {"format": "pt"})
-    network = build_loaded_network(architecture, len(stored.classes), safetensors.torch.load(data)).eval()
+    renamed = dict(_rename_for_timm(name, tensor) for name, tensor in tensors.items())
+    data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in renamed.items()}, {"format": "pt"})
+    network = build_loaded_network(architecture, len(stored.classes), tensors).eval()
 
     def compute(values: NDArray[Any]) -> list[NDArray[Any]]:
         with torch.no_grad():
@@ -172,6 +188,17 @@ def _build_timm(stored: ImageCheckpoint, request: ExportRequest) -> _Built:
         "README.md": request.card.encode("utf-8", "surrogateescape"),
     }
     return _Built(compute, compute_image, files)
+
+
+def _rename_for_timm(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    """Return a tensor under timm's name and shape: its VGG has convolutions in place of fully connected layers.
+
+    timm renames torchvision's tensors itself, but transformers reads the file without timm's help.
+    """
+    for own, (new, shape) in TIMM_VGG.items():
+        if name.startswith(own):
+            return name.replace(own, new), tensor.reshape(-1, *shape) if shape and tensor.dim() == 2 else tensor
+    return name, tensor
 
 
 def _configure_timm(stored: ImageCheckpoint) -> JSON:
