@@ -256,7 +256,7 @@ def test_exports_a_checkpoint_alone(run: Run, trained: Path, tmp_path: Path) -> 
     shutil.copy(trained / "head.safetensors", tmp_path)
     result = run("export", tmp_path / "head.safetensors")
     assert result.exit_code == 0, result.stderr
-    assert "64 drawn images" in result.stdout
+    assert "16 drawn images" in result.stdout
     image = read_pixels(trained / "photos" / "cat" / "001.png")
     alone, other = (open_onnx(folder / "head.onnx").run(None, {"images": image})[0] for folder in (tmp_path, trained))
     assert np.array_equal(alone, other)

@@ -29,8 +29,15 @@ SOURCES = (
 )
 
 
+PANELS = DATA, TRAINING, RESULTS, OTHER = "Data", "Training", "Results", "Other"
+
+
 class Boundary(TyperGroup):
     """Turn errors that a user can cause into one line on stderr and an exit code. Others are bugs: a traceback."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the commands in the order in which they are used."""
+        return sorted(self.commands, key=lambda name: PANELS.index(getattr(self.commands[name], "rich_help_panel")))  # noqa: B009
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -85,7 +92,6 @@ app = typer.Typer(
     help="Transfer learning and recurrent cells, studied from the shell: each stage a command, each result a file.",
     epilog=f"{SOURCES}\n\n{example('dlcv demo')}",
 )
-DATA, TRAINING, RESULTS, OTHER = "Data", "Training", "Results", "Other"
 app.add_typer(data.app, name="data", rich_help_panel=DATA)
 app.add_typer(image.app, name="image", rich_help_panel=TRAINING)
 app.add_typer(image.app, name="vgg", rich_help_panel=TRAINING, short_help="The same as image.")

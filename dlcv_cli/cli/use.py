@@ -71,8 +71,12 @@ def export(
 
     output = output or replace_ending(checkpoint, ENDINGS[config.format])
     outcome = stage(checkpoint, output, config, data=data, context=context)
-    differences = [f"{what} by at most {value:.1g}" for what, value in outcome.summary.get("differences", {}).items()]
-    text = f"differs on {outcome.summary['checked_on']}: {', '.join(differences)}" if outcome.made else ""
+    text = ""
+    if outcome.made:
+        first, *others = outcome.summary["differences"].items()
+        pairs = [f"{what} by at most {value:.1g}" for what, value in others]
+        text = f"on {outcome.summary['checked_on']}, {first[0]} differ by at most {first[1]:.1g}"
+        text = ", ".join([text, *pairs])
     print_outcome(outcome, as_json, text)
 
 

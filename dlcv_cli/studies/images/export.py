@@ -36,7 +36,7 @@ from dlcv_cli.vision.inference import FeatureExtractor
 from dlcv_cli.vision.models import Classifier, build_loaded_network
 from dlcv_cli.vision.transforms import decode, resize
 
-CHECKED = 64  # images that an export is compared on
+CHECKED, DRAWN = 64, 16  # images that an export is compared on: of the validation part, or drawn without it
 # the largest differences allowed: of logits from the same pixels; of probabilities from the same file, which another
 # library may resize with pixels that are one of 255 levels off
 LARGEST = {"logits": 1e-3, "probabilities": 1e-2}
@@ -76,8 +76,8 @@ def _list_examples(request: ExportRequest) -> tuple[str, Iterator[Tensor]]:
         chosen = paths[:: max(1, len(paths) // CHECKED)][:CHECKED]
         if chosen and all(path.is_file() for path in chosen):
             return f"{len(chosen)} validation images", map(_read_image, chosen)
-    drawn = draw_figures(DrawConfig(classes=8, per_class=CHECKED // 8, size=256))
-    return f"{CHECKED} drawn images, because the validation images are not at hand", (decode(data) for _, data in drawn)
+    drawn = draw_figures(DrawConfig(classes=DRAWN, per_class=1, size=128))
+    return f"{DRAWN} drawn images (the validation images are not at hand)", (decode(data) for _, data in drawn)
 
 
 def _read_image(path: Path) -> Tensor:

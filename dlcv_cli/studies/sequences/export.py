@@ -79,5 +79,5 @@ def _list_examples(request: ExportRequest, inputs: int) -> tuple[str, Sequences]
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 51, CHECKED)
     values = rng.random((int(lengths.sum()), inputs), np.float32)
-    shown = f"{CHECKED} random sequences, because the validation sequences are not at hand"
+    shown = f"{CHECKED} random sequences (the validation sequences are not at hand)"
     return shown, Sequences(values, lengths, np.zeros(CHECKED, np.float32))
