@@ -232,6 +232,17 @@ def test_what_cannot_be_calibrated_is_not_written(
     assert not [*tmp_path.iterdir()]
 
 
+def test_few_validation_images_are_a_warning(
+    run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With few validation images the checkpoint is written, and a warning says how many they are."""
+    for few, warned in ((120, False), (121, True)):
+        monkeypatch.setattr("dlcv_cli.stages.calibrate.FEW", few)
+        result = run("calibrate", trained / "head.safetensors", "-o", tmp_path / f"{few}.safetensors")
+        assert result.exit_code == 0
+        assert ("warning: 120 validation images are few" in result.stderr) == warned
+
+
 def test_sequences_have_no_probabilities(run: Run, tmp_path: Path) -> None:
     """A checkpoint of a cell cannot be calibrated."""
     run_dlcv("seq", "gen", "--count", 100, "-o", tmp_path / "adding.safetensors")
