@@ -338,7 +338,7 @@ RECIPE = Recipe(
     ("changes", "differences"),
     [
         ({}, []),
-        ({"stage": "vgg.scratch"}, ["it is an output of dlcv vgg scratch"]),
+        ({"stage": "vgg.scratch"}, ["it is an output of dlcv image scratch"]),
         ({"stage": None}, ["it does not say how it was made"]),
         ({"config": {"lr": 0.01, "epochs": 6, "unfreeze": None}}, ["--lr was 0.01, now 0.005"]),
         ({"config": {"lr": 1, "epochs": 2, "unfreeze": None}}, ["--lr was 1, now 0.005", "--epochs was 2, now 6"]),

@@ -193,6 +193,7 @@ def test_abstains_below_the_threshold(run: Run, trained: Path) -> None:
     result = run(*arguments, "--format", "json")
     assert result.exit_code == 0, result.stderr
     threshold = float(result.stderr.partition("above ")[2].partition(":")[0])
+    assert 0 < threshold < 1
     rows = json.loads(result.stdout)
     for row in rows:
         assert (row["class"] is None) == (row["probability"] <= threshold) or abs(row["probability"] - threshold) < 1e-3
@@ -202,10 +203,28 @@ def test_abstains_below_the_threshold(run: Run, trained: Path) -> None:
 
 def test_abstaining_needs_calibration(run: Run, trained: Path) -> None:
     """Without a calibration, or for an error that the validation images cannot show, --abstain is refused."""
-    for name, words in (("head", "dlcv calibrate"), ("head.calibrated", "the lowest share that they show is")):
+    for name, words, code in (("head", "dlcv calibrate", 2), ("head.calibrated", "they can show", 1)):
         result = run("predict", trained / f"{name}.safetensors", trained / "photos" / "8", "--abstain", 0.001)
-        assert result.exit_code == 2
+        assert result.exit_code == code
         assert words in result.stderr
+
+
+def test_calibrates_again_from_the_metrics(run: Run, trained: Path) -> None:
+    """`--config` with the metrics of a calibration repeats it to the byte."""
+    again = trained / "again.safetensors"
+    result = run("calibrate", "--config", trained / "head.calibrated.metrics.json", "-o", again)
+    assert result.exit_code == 0, result.stderr
+    assert again.read_bytes() == (trained / "head.calibrated.safetensors").read_bytes()
+
+
+def test_a_search_is_warned_of(run: Run, trained: Path, tmp_path: Path) -> None:
+    """Where the validation images also chose the settings, abstaining warns that they promise too much."""
+    stored = tensors.read(trained / "head.calibrated.safetensors", tensors.CHECKPOINT)
+    metadata = {key: value for key, value in stored.metadata.items() if key not in ("schema", "sha256")}
+    path = tmp_path / "searched.safetensors"
+    tensors.write(path, tensors.CHECKPOINT, stored.arrays, {**metadata, "tries": 29})
+    result = run("predict", path, trained / "photos" / "8", "--abstain", 0.2)
+    assert "warning: the validation images also chose among 29 settings" in result.stderr
 
 
 def test_damaged_calibration_is_named(run: Run, trained: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import warnings
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from huggingface_hub import ModelCard
 from numpy.typing import NDArray
 from PIL import Image
 
+import dlcv_cli
 from dlcv_cli.files import tensors
 from dlcv_cli.studies.images import export as image_export
 from dlcv_cli.vision import onnx_graph
@@ -139,6 +141,23 @@ def test_metadata_is_what_other_programs_read(trained: Path) -> None:
     assert record["checkpoint"]["arch"] == "vgg16_mini"
     assert str(trained) not in texts["dlcv"]
     assert '"path"' not in texts["dlcv"]
+
+
+def test_exports_name_no_file_of_this_machine(trained: Path) -> None:
+    """Neither export has a path of this machine: where dlcv or torch is installed, or the files are."""
+    with zipfile.ZipFile(trained / "head.pt") as archive:
+        contents = [archive.read(name) for name in archive.namelist()]
+    folders = [str(trained), *(str(Path(module.__file__ or "").parents[1]) for module in (dlcv_cli, torch))]
+    for content in (*contents, (trained / "head.onnx").read_bytes()):
+        assert not any(folder.encode() in content for folder in folders)
+
+
+def test_show_knows_exports(run: Run, trained: Path) -> None:
+    """`show` says what an export was made from."""
+    for name in ("head.onnx", "head.pt"):
+        text = run("show", trained / name).stdout
+        assert "export, made by dlcv export" in text
+        assert "checkpoint head.safetensors" in text
 
 
 def test_tensor_form_takes_prepared_pixels(run: Run, trained: Path, tmp_path: Path) -> None:
@@ -274,7 +293,8 @@ def test_cells_of_any_length(run: Run, tmp_path: Path, cell: str, form: str) -> 
         "seq", "train", tmp_path / "adding.safetensors", "--cell", cell, "--hidden-size", 7, "--epochs", 1, "--seeds",
         seeds, "-o", checkpoint,
     )  # fmt: skip
-    assert "60 validation" not in run("export", checkpoint, "--format", form, "-o", output).stderr
+    assert "48 validation sequences" in run("export", checkpoint, "--format", form, "-o", output).stdout
+    assert run("export", checkpoint, "--format", form, "--input", "tensor", "-o", output, "--force").exit_code == 2
     arrays = tensors.read(checkpoint, tensors.CHECKPOINT).arrays
     rng = np.random.default_rng(0)
     for steps in (1, 2, 9, 50):
@@ -328,6 +348,10 @@ def test_card_of_a_checkpoint_alone(run: Run, trained: Path, tmp_path: Path) -> 
     assert ModelCard.load(output).data.library_name == "dlcv"
     output.write_text("mine")
     assert_refused(run("card", tmp_path / "plain.safetensors", "-o", output), "README.md", "--force")
+    before = (tmp_path / "plain.safetensors").read_bytes()
+    result = run("card", tmp_path / "plain.safetensors", "-o", tmp_path / "plain.safetensors", "--force")
+    assert_refused(result, "must end in .md")
+    assert (tmp_path / "plain.safetensors").read_bytes() == before
 
 
 def test_card_of_a_cell(run: Run, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_too_long_header_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     for length in (2**26 + 1, 2**40, 2**63):
         path.write_bytes(length.to_bytes(8, "little") + b"{}")
-        with pytest.raises(FileError, match="a header of"):
+        with pytest.raises(FileError, match="is no safetensors file"):
             tensors.read(path, tensors.CHECKPOINT)
 
 

@@ -285,6 +285,7 @@ def test_empty_column_of_parts_gives_none(run: Run, flat: Path, tmp_path: Path, 
     ("rows", "options", "words"),
     [
         (["file,label", "000.png,a"], (), ["no column 'path'", "'file', 'label'", "--path-column"]),
+        (["path;label", "000.png;a"], (), ["no column 'path'", "separated by ';'"]),
         (["path,class", "000.png,a"], (), ["no column 'label'", "'path', 'class'", "--label-column"]),
         (["path;label", "000.png;a"], (), ["'path;label'", "separated by commas"]),
         (["path,label,path", "000.png,a,b"], (), ["has 2 columns 'path'"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -324,6 +325,23 @@ def test_tables_of_several_or_of_sequences_are_refused(run: Run, trained: Path, 
     assert_wrong_usage(several, "one checkpoint")
     assert_wrong_usage(run("eval", cells / "gru.safetensors", "--per-image", tmp_path / "i.csv"), "sequences")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_closed_stdout_is_no_traceback(trained: Path) -> None:
+    """With stdout closed, predictions go nowhere, and the command ends as it should."""
+    image = trained / "photos" / "cat" / "000.png"
+    command = shlex.join(map(str, [sys.executable, "-m", "dlcv_cli", "predict", trained / "head.safetensors", image]))
+    result = subprocess.run(["sh", "-c", f"{command} >&-"], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_heat_maps_need_a_folder(run: Run, trained: Path, tmp_path: Path) -> None:
+    """--explain with a file in place of a folder is refused, and the file stays."""
+    file = tmp_path / "notes"
+    file.write_text("mine")
+    result = run("predict", trained / "head.safetensors", trained / "photos" / "cat", "--explain", file)
+    assert_refused(result, "notes", "give a folder")
+    assert file.read_text() == "mine"
 
 
 def test_predicting_does_not_import_the_compiler(trained: Path) -> None:

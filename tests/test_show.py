@@ -208,3 +208,18 @@ def test_no_runs(run: Run, tmp_path: Path) -> None:
     """An empty folder has no checkpoints, which is said; a missing one is refused."""
     assert "no checkpoints" in run("runs", tmp_path).stdout
     assert_refused(run("runs", tmp_path / "missing"), "missing", "no such folder")
+
+
+def test_damaged_checkpoints_are_warned_of(run: Run, photos: Path, tmp_path: Path) -> None:
+    """`runs` lists what it can read, and names a checkpoint that is cut off; other files are not its business."""
+    folder = tmp_path / "runs"
+    run("data", "split", photos, "-o", folder / "photos.split.json")
+    run("seq", "gen", "--count", 100, "-o", folder / "adding.safetensors")
+    run("seq", "train", folder / "adding.safetensors", "--cell", "baseline", "-o", folder / "good.safetensors")
+    (folder / "cut.safetensors").write_bytes((folder / "good.safetensors").read_bytes()[:100])
+    result = run("runs", folder)
+    assert result.exit_code == 0
+    assert "good.safetensors" in result.stdout
+    assert "warning: not listed: " in result.stderr
+    assert "cut.safetensors" in result.stderr
+    assert "adding" not in result.stderr

@@ -263,7 +263,7 @@ def test_output_of_another_stage_is_refused(run: Run, chain: Path) -> None:
     """An output of another stage is refused with the name of that stage."""
     before = read_files(chain)
     result = finetune(run, chain, "-o", chain / "scratch.safetensors")
-    assert_refused(result, chain / "scratch.safetensors", "it is an output of dlcv vgg scratch")
+    assert_refused(result, chain / "scratch.safetensors", "it is an output of dlcv image scratch")
     assert read_files(chain) == before
 
 

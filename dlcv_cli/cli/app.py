@@ -133,8 +133,9 @@ def _interrupt(number: int, _: Any) -> None:
 
 def main() -> None:
     """Run the app."""
-    if sys.stderr is None:  # closed by the caller: print would write to stdout instead
-        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # for as long as the process lives
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  # for as long as the process lives
     for name in ("SIGTERM", "SIGHUP"):  # end as Ctrl-C does, so that files are cleaned up
         number = getattr(signal, name, None)
         if number and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP

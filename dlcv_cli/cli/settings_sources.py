@@ -190,7 +190,7 @@ def _warn_of_unknown(root: Any, names: tuple[str, ...]) -> None:
     commands = _list_commands(root)
     known = {_name_variable(words, key) for words, own in commands for key in (*_list_keys(own), "config")}
     for name in sorted(unknown - known):
-        close = difflib.get_close_matches(name, known, 1)
+        close = difflib.get_close_matches(name, known, 1, cutoff=0.8)
         Terminal().warn(f"the variable {name} is no option's" + (f": did you mean {close[0]}?" if close else ""))
 
 
@@ -242,17 +242,19 @@ def _read_metrics(path: Path, words: tuple[str, ...], settings: Mapping[str, _Se
     command = " ".join(words)
     if name_stage(metrics.stage) != command:
         raise FileError(path, f"is of a training by dlcv {name_stage(metrics.stage)}: expected one by dlcv {command}")
-    unrecorded = {f.name: f.default for f in fields(STAGES[metrics.stage]) if f.metadata["later"]}
+    config = STAGES.get(metrics.stage)
+    unrecorded = {f.name: f.default for f in fields(config) if f.metadata["later"]} if config else {}
     # the last bits depend on both
     machine: dict[str, Any] = {
         key: metrics.run[key] for key in ("device", "threads") if key in metrics.run and key in settings
     }
     values: dict[str, Any] = {**unrecorded, **metrics.config, **machine}
     for role, source in metrics.inputs.items():
-        if source.path:
-            values[INPUTS.get(role, role)] = str(path.parent / source.path)
-        if source.name:
-            values[INPUTS.get(role, role)] = source.name
+        key = next((own for own in (role, INPUTS.get(role)) if own in settings), None)
+        if key and source.path:
+            values[key] = str(path.parent / source.path)
+        if key and source.name:
+            values[key] = source.name
         if source.root:
             values["root"] = str(path.parent / source.root)
     return {key: value for key, value in values.items() if value is not None}

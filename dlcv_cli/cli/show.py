@@ -12,7 +12,7 @@ import msgspec
 import typer
 from tabulate import tabulate
 
-from dlcv_cli.cli.console import describe_record, print_json, say
+from dlcv_cli.cli.console import Terminal, describe_record, print_json, say
 from dlcv_cli.cli.options import UNCHECKED, ConfigFile, Json
 from dlcv_cli.errors import format_bytes, list_names
 from dlcv_cli.settings import name_stage
@@ -148,7 +148,7 @@ def runs(
     """List the checkpoints below a folder: stage, data, settings that differ, validation and test figures."""
     from dlcv_cli.stages.show import find_runs
 
-    rows = [_list_cells(run) for run in sorted(find_runs(folder), key=lambda run: _rank(run, sort))]
+    rows = [_list_cells(run) for run in sorted(find_runs(folder, Terminal()), key=lambda run: _rank(run, sort))]
     if table == "csv":
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])

@@ -27,9 +27,10 @@ def calibrate(
     context: Context, checkpoint: Checkpoint, output: Calibrated = None, data: DataFile = None, as_json: Json = False
 ) -> None:
     """Fit a checkpoint's probabilities to its validation part: the same checkpoint with a temperature."""
-    from dlcv_cli.files.disk import replace_ending
+    from dlcv_cli.files.disk import replace_ending, require_file
     from dlcv_cli.stages.calibrate import calibrate as stage
 
+    require_file(checkpoint)
     output = output or replace_ending(checkpoint, ".calibrated.safetensors")
     outcome = stage(checkpoint, output, data=data, context=context)
     summary = outcome.summary
@@ -66,32 +67,38 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a checkpoint for other programs, preprocessing included, and compare it with the checkpoint first."""
-    from dlcv_cli.files.disk import replace_ending
+    from dlcv_cli.files.disk import replace_ending, require_file
     from dlcv_cli.stages.export import export as stage
 
+    require_file(checkpoint)
     output = output or replace_ending(checkpoint, ENDINGS[config.format])
     outcome = stage(checkpoint, output, config, data=data, context=context)
     text = ""
     if outcome.made:
         first, *others = outcome.summary["differences"].items()
         pairs = [f"{what} by at most {value:.1g}" for what, value in others]
-        text = f"on {outcome.summary['checked_on']}, {first[0]} differ by at most {first[1]:.1g}"
+        text = f"in float32, on {outcome.summary['checked_on']}: {first[0]} differ by at most {first[1]:.1g}"
         text = ", ".join([text, *pairs])
     print_outcome(outcome, as_json, text)
 
 
 CardFile = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="File to write. Default: print it.", **IN_FILES),
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="File to write, with the ending .md. Default: print it.", **IN_FILES
+    ),
 ]
 
 
 @configured()
 def card(context: Context, checkpoint: Checkpoint, output: CardFile = None) -> None:
     """Write a model card: what a checkpoint is, what it achieves, and how it was made and is used."""
+    from dlcv_cli.files.disk import check_output
     from dlcv_cli.stages.card import write_card
     from dlcv_cli.stages.evaluate import write_text
 
+    if output:
+        check_output(output, ".md")
     text = write_card(checkpoint)
     if not output:
         say(text.rstrip("\n"))

@@ -66,7 +66,12 @@ def script_to_bytes(module: nn.Module, texts: Mapping[str, str]) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.script(module), buffer, _extra_files=dict(texts))
-    return buffer.getvalue()
+    stripped = io.BytesIO()
+    with zipfile.ZipFile(buffer) as archive, zipfile.ZipFile(stripped, "w") as output:
+        for name in archive.namelist():
+            if not name.endswith(".debug_pkl"):  # where each line was compiled: files of this machine
+                output.writestr(zipfile.ZipInfo(name), archive.read(name))
+    return stripped.getvalue()
 
 
 def read_onnx_record(path: Path) -> JSON:

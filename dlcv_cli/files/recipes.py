@@ -22,7 +22,7 @@ from typing import Any
 from dlcv_cli.context import count_processors
 from dlcv_cli.errors import DlcvError, ExistsError
 from dlcv_cli.files.disk import JSON, as_object, make_relative
-from dlcv_cli.settings import Config
+from dlcv_cli.settings import Config, name_stage
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Recipe:
         if recorded.get("stage") is None:
             return ["it does not say how it was made"]
         if recorded["stage"] != self.stage:
-            return [f"it is an output of dlcv {str(recorded['stage']).replace('.', ' ')}"]
+            return [f"it is an output of dlcv {name_stage(recorded['stage'])}"]
         if not isinstance(recorded.get("config"), dict):
             return ["its settings are unreadable"]
         old, new = self._defaults() | recorded["config"], self._defaults() | self._settings()

@@ -93,7 +93,7 @@ def _read_header_size(path: Path) -> int:
         length = file.read(8)
     size: int = struct.unpack("<Q", length)[0] + 8 if len(length) == 8 else 0
     if size > MAX_HEADER:
-        raise FileError(path, f"is no safetensors file of ours: a header of {size:,} bytes")
+        raise FileError(path, "is no safetensors file")
     return size
 
 

@@ -126,8 +126,9 @@ def check_cache(context: Context) -> Check:
     cache = _require_cache(context)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache):
-            pass
+        with tempfile.TemporaryFile(dir=cache) as file:
+            file.write(bytes(2**16))  # a full disk takes an empty file
+            file.flush()
     except OSError as error:
         return Check("warning", f"{cache} cannot be written ({error.strerror}): all is computed again in each run",
                      "give another folder with --cache DIR or DLCV_CACHE", {"cache": str(cache)})  # fmt: skip

@@ -13,9 +13,11 @@ from typing import Any
 import msgspec
 
 from dlcv_cli.config import STAGES
+from dlcv_cli.context import Reporter
 from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON, as_object, hash_file, parse_json, replace_ending, require_file
+from dlcv_cli.files.exchange import read_onnx_record, read_torchscript_record
 from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import SCHEMA as EVALUATION
 from dlcv_cli.results.evaluation import AnyEvaluation
@@ -88,6 +90,10 @@ def _read(path: Path) -> tuple[JSON | None, dict[str, tuple[str, list[int]]]]:
         from dlcv_cli.report.page import read_recipe  # draws, which takes longer to import than all else
 
         return read_recipe(path), {}
+    if head.startswith(b"PK"):
+        return read_torchscript_record(path), {}
+    if path.suffix == ".onnx":
+        return read_onnx_record(path), {}
     if head.lstrip()[:1] != b"{":
         return tensors.describe(path)
     try:
@@ -149,24 +155,41 @@ class Run:
     evaluations: dict[str, AnyEvaluation]
 
 
-def find_runs(folder: Path) -> Iterator[Run]:
-    """Yield the checkpoints below a folder, sorted by path. Other files, and damaged ones, are left out.
+def find_runs(folder: Path, reporter: Reporter) -> Iterator[Run]:
+    """Yield the checkpoints below a folder, sorted by path, without other files. Warn of damaged ones.
 
     An evaluation counts if it is of the checkpoint that the metrics name: no checkpoint is hashed.
 
     Raises:
         DlcvError: there is no such folder.
+        OSError: a folder cannot be read.
     """
+
+    def stop(error: OSError) -> None:
+        raise error
+
     if not folder.is_dir():
         raise DlcvError(f"{folder}: no such folder")
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=stop):
         folders.sort()
         for name in sorted(names):
             path = Path(parent, name)
             if not name.endswith(".safetensors") or name.startswith("."):
                 continue
-            with contextlib.suppress(DlcvError, OSError, ValueError):
+            try:
                 yield _read_run(folder, path)
+            except (DlcvError, OSError, ValueError) as error:
+                if not is_other_file(path):
+                    reporter.warn(f"not listed: {error}")
+
+
+def is_other_file(path: Path) -> bool:
+    """Return whether a file is whole, and no checkpoint: data, predictions, or of another program."""
+    try:
+        metadata, _ = tensors.describe(path)
+    except (DlcvError, OSError):
+        return False
+    return metadata is None or metadata.get("schema") != tensors.CHECKPOINT
 
 
 def _read_run(folder: Path, path: Path) -> Run:

@@ -79,11 +79,10 @@ def _find_columns(file: Path, header: list[str], config: SplitConfig) -> dict[st
             continue
         if (count := header.count(name)) != 1:
             seen = f"{count} columns" if count else "no column"
-            raise FileError(
-                file,
-                f"has {seen} {name!r}; its header is {_quote(header)}, separated by commas; name another with "
-                f"{option_name(f'{role}_column')}",
-            )
+            remedy = f"name another with {option_name(f'{role}_column')}"
+            if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
+                remedy = f"it seems to be separated by {other!r}: write it with commas"
+            raise FileError(file, f"has {seen} {name!r}; its header is {_quote(header)}, separated by commas; {remedy}")
         columns[role] = header.index(name)
     return columns
 

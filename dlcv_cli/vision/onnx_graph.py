@@ -129,6 +129,14 @@ def build_classifier(classifier: Classifier, side: int) -> onnx.ModelProto:
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     model.ir_version = IR_VERSION
+    for entry in (
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.initializer,
+        *model.graph.input,
+        *model.graph.output,
+    ):
+        del entry.metadata_props[:]  # the exporter's notes, among them files of this machine
     return model
 
 

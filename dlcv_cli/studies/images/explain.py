@@ -37,6 +37,8 @@ class Explainer:
     """
 
     def __init__(self, checkpoint: ImageCheckpoint, folder: Path, name: str | None, force: bool) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise DlcvError(f"{folder}: is a file; give a folder")
         if folder.is_dir() and any(folder.iterdir()) and not force:
             raise DlcvError(f"{folder}: is not empty; give a new folder, or --force to write into it")
         self.checkpoint, self.folder, self.taken = checkpoint, folder, set[str]()

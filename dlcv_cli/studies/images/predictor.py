@@ -51,6 +51,7 @@ class ImageCheckpoint:
     classes: list[str]
     preprocessing: Preprocessing
     calibration: Calibration | None = None
+    tries: int = 0  # settings that were tried on the validation part
 
     @property
     def temperature(self) -> float:
@@ -74,7 +75,11 @@ def open_checkpoint(path: Path) -> ImageCheckpoint:
     except (ValueError, TypeError, KeyError, DlcvError) as error:
         raise FileError(path, f"damaged: {error}") from None
     calibration = read_calibration(path, metadata)
-    return ImageCheckpoint(path, network, arch, tuple(trained), precision, classes, preprocessing, calibration)
+    tries = metadata.get("tries")
+    return ImageCheckpoint(
+        path, network, arch, tuple(trained), precision, classes, preprocessing, calibration,
+        tries if type(tries) is int else 0,
+    )  # fmt: skip
 
 
 def read_arch(path: Path, metadata: JSON) -> str:

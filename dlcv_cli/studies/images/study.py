@@ -12,7 +12,7 @@ import numpy as np
 
 from dlcv_cli.config import PredictConfig
 from dlcv_cli.context import Context, Reporter, map_in_threads
-from dlcv_cli.errors import FileError, SettingError, list_names
+from dlcv_cli.errors import DlcvError, FileError, SettingError, list_names
 from dlcv_cli.files import splits
 from dlcv_cli.files.disk import make_relative
 from dlcv_cli.files.splits import Split
@@ -217,7 +217,8 @@ def choose_threshold(checkpoint: ImageCheckpoint, error: float, reporter: Report
     """Return the probability above which at most this share of the checkpoint's answers is wrong, and report it.
 
     Raises:
-        SettingError: the checkpoint is not calibrated, or wrong too often even where it is most sure.
+        SettingError: the checkpoint is not calibrated.
+        DlcvError: its validation images do not show that it is wrong so rarely.
     """
     if not checkpoint.calibration:
         raise SettingError(
@@ -227,14 +228,21 @@ def choose_threshold(checkpoint: ImageCheckpoint, error: float, reporter: Report
     reliability = checkpoint.calibration.reliability
     chosen = reliability.choose_threshold(error)
     if not chosen:
-        raise SettingError(
-            f"--abstain {error:g}: the {reliability.n:,} validation images of {checkpoint.path} do not show that it is "
-            f"wrong so rarely, however sure it is; the lowest share that they show is {reliability.lowest_error:.3g}"
+        raise DlcvError(
+            f"{checkpoint.path}: its {reliability.n:,} validation images cannot show that at most {100 * error:g} % of "
+            f"its answers are wrong, however sure it is; they can show {100 * reliability.lowest_error:.2g} %: ask for "
+            "that or more, or make a split with more validation images"
         )
-    reporter.note(
-        f"answers need a probability above {chosen.probability:.3f}: of the validation images, {chosen.answered:,} of "
-        f"{chosen.n:,} have an answer then, and {chosen.wrong:,} of those are wrong"
-    )
+    counts = f"{chosen.answered:,} of {chosen.n:,} validation images, {chosen.wrong:,} of them wrongly"
+    if chosen.answered == chosen.n:
+        reporter.note(f"--abstain {error:g} asks for no more than the checkpoint does: it answers {counts}")
+    else:
+        reporter.note(f"answers need a probability above {chosen.probability:.3f}: that answers {counts}")
+    if checkpoint.tries:
+        reporter.warn(
+            f"the validation images also chose among {checkpoint.tries} settings of this checkpoint, so of new images "
+            "more may be answered wrongly"
+        )
     return chosen.probability
 
 

@@ -24,6 +24,8 @@ def export(request: ExportRequest) -> Exported:
     form = request.config.format
     if form == "timm":
         raise SettingError("--format timm is of images; a cell takes onnx or torchscript")
+    if request.config.input == "tensor":
+        raise SettingError("--input is of images, and this checkpoint is of sequences")
     stored = tensors.read(request.checkpoint, tensors.CHECKPOINT)
     cell, runs = _read_cell(stored)
     inputs = runs[0]["rnn.weight_ih_l0"].shape[1] if cell.module else 2  # the baseline takes any

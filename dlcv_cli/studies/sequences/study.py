@@ -136,6 +136,8 @@ class SequenceStudy(Study[Predicted]):
         """Predict the number of each `sequence` of CSV or JSON files; of several runs their mean and its `std`."""
         if explain:
             raise SettingError("--explain draws heat maps of images, and this checkpoint is of sequences")
+        if config.abstain:
+            raise SettingError("--abstain is of classes, and this checkpoint is of sequences")
         stored = tensors.read(checkpoint, tensors.CHECKPOINT)
         weight = stored.arrays.get("rnn.weight_ih_l0")
         for path in files:
