@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import io
 import json
 import os
@@ -29,10 +30,13 @@ from dlcv_cli.files import feature_cache
 Run = Callable[..., Result]
 Pixels = NDArray[np.uint8]
 
+gc.freeze()  # what torch and typer leave for ever is not looked at again and again
+
 # The kernels are compiled once for all tests and the processes they start, not once a cache: said before any test
 # module is imported, because numba reads it when the kernels are.
-os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="dlcv-tests-")
-atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have the folder of the process that started them
+    os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="dlcv-tests-")
+    atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)
 
 
 def pytest_configure() -> None:

@@ -147,6 +147,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     assert dlcv.open_checkpoint(str(tmp_path / "known")).stage == "vgg.head"
 
 
+@pytest.mark.slow
 def test_the_example_runs(tmp_path: Path) -> None:
     """The notebook on digits runs, and shows that the pretrained network is better than the one from random weights."""
     result = run_python(EXAMPLE, folder=tmp_path)
