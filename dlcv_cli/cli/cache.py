@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from tabulate import tabulate
 
 from dlcv_cli.cli.console import print_json, say
 from dlcv_cli.cli.options import CacheFolder, ConfigFile, Json, example
@@ -24,6 +23,8 @@ HEADINGS = ["key", "network", "frozen before", "precision", "images", "size", "l
 @app.command("list", epilog=example("dlcv cache list"))
 def list_(cache: CacheFolder, as_json: Json = False, config_file: ConfigFile = None) -> None:
     """List the cached features, most recently used first."""
+    from tabulate import tabulate
+
     from dlcv_cli.files.feature_cache import list_feature_caches
 
     listings = list_feature_caches(cache)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import typer
-from tabulate import tabulate
 
 from dlcv_cli.cli.console import Terminal, describe_record, print_json, say
 from dlcv_cli.cli.options import UNCHECKED, ConfigFile, Json
@@ -146,6 +145,8 @@ def runs(
     config_file: ConfigFile = None,
 ) -> None:
     """List the checkpoints below a folder: stage, data, settings that differ, validation and test figures."""
+    from tabulate import tabulate
+
     from dlcv_cli.stages.show import find_runs
 
     rows = [_list_cells(run) for run in sorted(find_runs(folder, Terminal()), key=lambda run: _rank(run, sort))]
