@@ -24,7 +24,7 @@ from test_resume import stop_after
 from dlcv_cli.cli.app import app
 from dlcv_cli.cli.console import Relay, Terminal
 from dlcv_cli.config import HeadConfig
-from dlcv_cli.context import Outcome, Reporter
+from dlcv_cli.context import Outcome
 from dlcv_cli.files import tensors
 
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
@@ -541,12 +541,6 @@ def test_without_tensorboard(run: Run, place: Path, tensorboard: Any) -> None:
     result = run(*HEAD, "-o", "a.safetensors", "--log-dir", "log")
     assert result.stderr.splitlines()[0] == "log: only records.csv; for TensorBoard's files, pip install tensorboard"
     assert (written, len(read_log("log"))) == ({}, 2)
-
-
-def test_a_reporter_ignores_what_it_is_not_made_for() -> None:
-    """The base reporter takes details and records for a log, and does nothing."""
-    Reporter().detail("x")
-    Reporter().log({"epoch": 1})
 
 
 def test_settings_of_a_checkpoint_are_those_of_the_file(run: Run) -> None:

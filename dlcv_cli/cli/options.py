@@ -105,8 +105,8 @@ def configured(
         own = list(inspect.signature(command, eval_str=True).parameters.values())[count:]
         made = [_parameter(config, f, choices or {}) for config in configs for f in dataclasses.fields(config)]
         option = functools.partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
-        given = {**places, **TALK, "config_file": ConfigFile}
-        placed = [option(name, annotation=kind, default=UNSET.get(name, False)) for name, kind in given.items()]
+        of_context = {**places, **TALK, "config_file": ConfigFile}
+        placed = [option(name, annotation=kind, default=UNSET.get(name, False)) for name, kind in of_context.items()]
 
         @functools.wraps(command)
         def run(ctx: typer.Context, **values: Any) -> None:

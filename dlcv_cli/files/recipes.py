@@ -150,13 +150,14 @@ def refuse_overwrite(path: Path, recipe: Recipe, read_recorded: Callable[[Path],
 
 def without_paths(metadata: JSON) -> JSON:
     """Return a file's metadata with names in place of the paths of the machine that made it."""
-    inputs = {role: as_object(own) for role, own in as_object(metadata.get("inputs")).items()}
-    names = {
-        role: {"name": own["path"].rpartition("/")[2]} if isinstance(own.get("path"), str) else {}
-        for role, own in inputs.items()
-    }
-    kept = {role: {k: v for k, v in own.items() if k not in ("path", "root")} for role, own in inputs.items()}
-    return {**metadata, "inputs": {role: names[role] | kept[role] for role in inputs}}
+
+    def name(recorded: JSON) -> JSON:
+        path = recorded.get("path")
+        named = {"name": path.rpartition("/")[2]} if isinstance(path, str) else {}
+        return named | {key: value for key, value in recorded.items() if key not in ("path", "root")}
+
+    inputs = as_object(metadata.get("inputs"))
+    return {**metadata, "inputs": {role: name(as_object(recorded)) for role, recorded in inputs.items()}}
 
 
 def read_versions(*packages: str) -> dict[str, str]:

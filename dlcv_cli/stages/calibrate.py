@@ -92,8 +92,8 @@ def _measure(scores: Scores) -> Measures:
 def _describe(checkpoint: Path, metadata: JSON, calibration: Calibration, machine: dict[str, Any]) -> TrainingResult:
     """Return what the calibrated checkpoint holds: all of the checkpoint, and its calibration."""
     stored = tensors.read(checkpoint, tensors.CHECKPOINT)
-    kept = {key: value for key, value in metadata.items() if key not in OF_FILE}
-    subject: JSON = {key: kept.pop(key) for key in ("arch", "precision") if key in kept}
+    unchanged = {key: value for key, value in metadata.items() if key not in OF_FILE}
+    subject: JSON = {key: unchanged.pop(key) for key in ("arch", "precision") if key in unchanged}
     best = as_object(metadata.get("best"))
     records, total = [best], sum(array.size for array in stored.arrays.values())
     with contextlib.suppress(DlcvError):  # the checkpoint was handed over without its metrics
@@ -103,7 +103,7 @@ def _describe(checkpoint: Path, metadata: JSON, calibration: Calibration, machin
         arrays=stored.arrays,
         subject=subject,
         metadata={
-            **kept,
+            **unchanged,
             "training": {key: metadata[key] for key in OF_TRAINING if key in metadata},
             "calibration": msgspec.to_builtins(calibration),
         },

@@ -51,9 +51,9 @@ class _Graph:
         half = self.add("Div", self.add("Cast", size, to=TensorProto.DOUBLE), self.constant(2, np.float64))
         return self.add("Cast", self.add("Round", half), to=TensorProto.INT64)
 
-    def crop_middle(self, x: str, size: str, kept: str) -> str:
-        start = self.halve(self.add("Sub", size, kept))
-        return self.add("Slice", x, start, self.add("Add", start, kept), self.constant([2, 3]))
+    def crop_middle(self, x: str, size: str, middle: str) -> str:
+        start = self.halve(self.add("Sub", size, middle))
+        return self.add("Slice", x, start, self.add("Add", start, middle), self.constant([2, 3]))
 
 
 def build_preprocessing(preprocessing: Preprocessing) -> onnx.ModelProto:
@@ -68,9 +68,9 @@ def build_preprocessing(preprocessing: Preprocessing) -> onnx.ModelProto:
     else:
         size = graph.add("Shape", x, start=2, end=4)
         short = graph.add("ReduceMin", size, keepdims=0)
-        kept = graph.add("Min", size, graph.add("Mul", short, graph.constant(MAX_RATIO)))
-        x = graph.crop_middle(x, size, kept)
-        scaled = graph.add("Div", graph.add("Mul", kept, graph.constant(preprocessing.resize)), short)
+        middle = graph.add("Min", size, graph.add("Mul", short, graph.constant(MAX_RATIO)))
+        x = graph.crop_middle(x, size, middle)
+        scaled = graph.add("Div", graph.add("Mul", middle, graph.constant(preprocessing.resize)), short)
         x = graph.crop_middle(graph.resize(x, scaled, preprocessing), scaled, graph.constant([side, side]))
     _normalise(graph, x, padding, preprocessing)
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", "height", "width", 3])

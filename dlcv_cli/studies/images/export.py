@@ -102,10 +102,10 @@ def _compare(
         pixels = normalise(resize(image, stored.preprocessing)[None]).contiguous()
         with torch.no_grad():
             probabilities, logits = (own.numpy() for own in classifier(pixels))
-        given = image.permute(1, 2, 0)[None].contiguous() if request.config.input == "image" else pixels
+        values = image.permute(1, 2, 0)[None].contiguous() if request.config.input == "image" else pixels
         pairs = {
             "logits": (built.classify(pixels.numpy())[1], logits),
-            "probabilities": (built.whole(given.numpy())[0], probabilities),
+            "probabilities": (built.whole(values.numpy())[0], probabilities),
         }
         for what, (exported, own) in pairs.items():
             differences[what] = max(differences[what], float(np.abs(exported - own).max()))
