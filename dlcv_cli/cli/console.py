@@ -91,7 +91,7 @@ class Terminal(Reporter):
     def record(self, fields: dict[str, Any]) -> None:
         if self.quiet:
             return
-        if not sys.stderr.isatty():
+        if not self._has_terminal():
             self._print(describe_record(fields))
             return
         row, heading = tabulate_record(fields)
@@ -109,8 +109,13 @@ class Terminal(Reporter):
         else:
             print(text, file=sys.stderr, flush=True)
 
+    @classmethod
+    def _has_terminal(cls) -> bool:
+        """Return whether stderr is a terminal; what older releases of rich put in its place under a bar says no."""
+        return cls.bar is not None or sys.stderr.isatty()
+
     def progress(self, what: str, done: int, total: int) -> None:
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or not self._has_terminal():
             return
         if Terminal.bar is None or what != self.title:
             self.close()

@@ -5,6 +5,8 @@ Letters: N images, H and W pixels, S pixels a side of what the network sees, K c
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import warnings
 from typing import Any
@@ -114,8 +116,9 @@ def build_classifier(classifier: Classifier, side: int) -> onnx.ModelProto:
     """Return the graph from `pixels` (N, 3, S, S) to `probabilities` and `logits` (N, K)."""
     example = torch.zeros(2, 3, side, side)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of the exporter, about itself
+    # the exporter speaks of itself: in warnings, and with older releases of onnxscript on stdout
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")
         program = torch.onnx.export(
             classifier,
             (example,),
