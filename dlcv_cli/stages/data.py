@@ -75,11 +75,11 @@ def _note_parts(
     examples: Sequence[Example], parts: Mapping[str, Sequence[Example]], given: Mapping[str, str], reporter: Reporter
 ) -> None:
     """Say which parts were given and which were taken from train, and how many images are in none."""
-    kept = [part for part in PARTS if part in set(given.values())]
-    taken = [part for part in PARTS if part not in kept]
+    parts_given = [part for part in PARTS if part in set(given.values())]
+    taken = [part for part in PARTS if part not in parts_given]
     if given:
         rest = f"; {' and '.join(taken)} {'is' if len(taken) == 1 else 'are'} taken from train" if taken else ""
-        reporter.note(f"parts that are given: {', '.join(kept)}{rest}")
+        reporter.note(f"parts that are given: {', '.join(parts_given)}{rest}")
     unused = len(examples) - sum(map(len, parts.values()))
     if unused:
         reporter.note(f"{unused:,} images are in no part, because of the limits per class")

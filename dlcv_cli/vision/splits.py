@@ -138,9 +138,9 @@ def split_examples(
     """
     given = given or {}
     check_examples(examples, classes, config, given)
-    kept = {part: [e for e in examples if given.get(e.path) == part] for part in PARTS[1:]}
+    staying = {part: [e for e in examples if given.get(e.path) == part] for part in PARTS[1:]}
     others = [e for e in examples if given.get(e.path, "train") == "train"]
-    groups, missing = link_examples(others, config.seed), [part for part in HELD_OUT if not kept[part]]
+    groups, missing = link_examples(others, config.seed), [part for part in HELD_OUT if not staying[part]]
     if config.per_class:
         parts = _split_per_class(groups, classes, config)
     elif any(e.group for e in others):
@@ -148,7 +148,7 @@ def split_examples(
     else:
         parts = _divide(groups, classes, config, missing)
     divided = {part: [e for group in own for e in group.examples] for part, own in parts.items()}
-    return {part: sorted(divided.get(part) or kept.get(part, []), key=lambda e: e.path) for part in PARTS}
+    return {part: sorted(divided.get(part) or staying.get(part, []), key=lambda e: e.path) for part in PARTS}
 
 
 def _divide(
