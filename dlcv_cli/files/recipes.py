@@ -21,7 +21,7 @@ from typing import Any
 
 from dlcv_cli.context import count_processors
 from dlcv_cli.errors import DlcvError, ExistsError
-from dlcv_cli.files.disk import JSON, as_object, make_relative
+from dlcv_cli.files.disk import JSON, as_object, hash_json, make_relative
 from dlcv_cli.settings import Config, name_stage
 
 
@@ -29,13 +29,15 @@ from dlcv_cli.settings import Config, name_stage
 class Input:
     """One input: its sha256, and its path, or the name by which dlcv knows it.
 
-    `root` is the images' folder, if it is not the one that the split file names.
+    `root` is the images' folder, if it is not the one that the split file names. `recipe` is a checkpoint's own,
+    without its seed and fold.
     """
 
     sha256: str
     path: Path | None = None
     name: str | None = None
     root: Path | None = None
+    recipe: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ class Recipe:
         for role, source in self.inputs.items():
             paths = {"path": source.path, "root": source.root}
             entry = {key: make_relative(path, folder) for key, path in paths.items() if path}
-            inputs[role] = ({"name": source.name} if source.name else {}) | entry | {"sha256": source.sha256}
+            named = {"name": source.name} if source.name else {}
+            recipe = {"recipe": source.recipe} if source.recipe else {}
+            inputs[role] = named | entry | {"sha256": source.sha256} | recipe
         return {"stage": self.stage, "config": self._settings(), "inputs": inputs}
 
     def differences(self, recorded: JSON) -> list[str]:
@@ -84,6 +88,35 @@ class Recipe:
         if not isinstance(self.config, Config):
             return {}
         return {f.name: f.default for f in fields(self.config) if f.default is not MISSING}
+
+
+VARIED = ("seed", "seeds", "fold")  # settings in which the runs of one recipe differ
+
+
+@dataclass(frozen=True)
+class RunOf:
+    """Which run of which recipe a checkpoint is."""
+
+    recipe: str  # hex sha256 of stage, settings and inputs; the runs of one recipe share it
+    seed: int
+    fold: int | None = None  # of a split that has several
+
+
+def identify_run(metadata: JSON) -> RunOf:
+    """Return which run of which recipe a checkpoint is, by its metadata.
+
+    A checkpoint among the inputs counts by its own recipe: heads of several seeds, each fine-tuned, are of one recipe.
+    """
+    training = as_object(metadata.get("training")) or metadata  # of a calibrated checkpoint
+    config = as_object(training.get("config"))
+    inputs = {role: as_object(source) for role, source in as_object(metadata.get("inputs")).items()}
+    identity = [
+        metadata.get("stage"),
+        {key: value for key, value in config.items() if key not in VARIED},
+        {role: source.get("recipe", source.get("sha256")) for role, source in inputs.items()},
+    ]
+    seed, fold = config.get("seed"), str(config.get("fold"))
+    return RunOf(hash_json(identity), seed if type(seed) is int else 0, int(fold) if fold.isdecimal() else None)
 
 
 def _normalise(value: Any) -> Any:

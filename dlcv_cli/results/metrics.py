@@ -21,6 +21,7 @@ class InputFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
     path: str | None = None
     root: str | None = None  # folder of the images, if it was not the one that the split names
     sha256: str
+    recipe: str | None = None  # of a checkpoint: its recipe without seed and fold
 
 
 class Parameters(Struct, frozen=True, kw_only=True):
