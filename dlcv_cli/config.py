@@ -351,6 +351,24 @@ class EvalConfig(Config):
 
 
 @dataclass(frozen=True)
+class CompareConfig(Config):
+    """`eval --compare` and `report`."""
+
+    PANEL = "How to compare"
+
+    reference: str | None = setting(
+        None, "the row that the others are compared with, by the name of it or of one of its runs; default: the first"
+    )
+    group: bool = setting(True, "take the runs of one recipe, with several seeds or folds, as one row")
+    margin: float | None = setting(
+        None,
+        "also test whether differences in the first metric are smaller than this, in points where it is in percent",
+        above=0,
+    )
+    common: bool = setting(False, "compare on the examples that all share, if their data differs")
+
+
+@dataclass(frozen=True)
 class PredictConfig(Config):
     """`predict`."""
 

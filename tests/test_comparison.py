@@ -10,19 +10,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dlcv_cli.errors import DlcvError
+from dlcv_cli.config import CompareConfig
+from dlcv_cli.errors import DlcvError, SettingError
+from dlcv_cli.files.disk import hash_json
 from dlcv_cli.results import codec
-from dlcv_cli.results.comparison import Comparison
-from dlcv_cli.results.evaluation import (
-    Contamination,
-    Data,
-    Evaluation,
-)
+from dlcv_cli.results.evaluation import Contamination, Data, Evaluation, Trained
 from dlcv_cli.results.metrics import OutputFile
-from dlcv_cli.stages.compare import Network, compare_networks
+from dlcv_cli.stages.compare import compare_networks
+from dlcv_cli.stages.groups import Network, name_group
 from dlcv_cli.statistics.collapse import Collapse, judge_classes, judge_numbers
 from dlcv_cli.statistics.metrics import score_logits
-from dlcv_cli.studies.base import summarize, systems_of
+from dlcv_cli.statistics.recipes import test_crossed
+from dlcv_cli.studies.base import summarize
 from dlcv_cli.studies.images.study import ImageStudy, describe_errors
 from dlcv_cli.studies.sequences.study import SequenceStudy, measure_by_length
 from dlcv_cli.vision.splits import Example
@@ -94,19 +93,26 @@ GOOD = Collapse(collapsed=False, why=None, classes_predicted=None, most_frequent
 
 
 def store_evaluation(
-    study: Any, name: str, arrays: Any, details: Any, seeds: list[int], baseline: str, fingerprint: str
+    study: Any, name: str, arrays: Any, details: Any, baseline: str, fingerprint: str, trained: Trained
 ) -> Network:
     """Return an evaluation as it is stored, with its predictions."""
     data = Data(study=study.name, part="test", n=len(arrays["examples"]), path=name, fingerprint=fingerprint)
-    summary = summarize(study, systems_of(study, arrays, name, seeds, [baseline]))
     evaluation: Any = Evaluation(
-        stage="eval", config={}, inputs={}, data=data, **vars(summary), collapse=GOOD, details=details,
+        stage="eval", config={}, inputs={}, data=data, trained=trained,
+        **vars(summarize(study, arrays, [baseline])), collapse=GOOD, details=details,
         contamination=NO_LEAK, predictions=OutputFile(path="", sha256=""), run={},
     )  # fmt: skip
     return Network(name, evaluation, arrays)
 
 
-def evaluate_images(name: str, logits: Any, labels: Any, examples: Any, fingerprint: str = "f" * 64) -> Network:
+def describe_training(name: str, seed: int = 0, fold: int | None = None) -> Trained:
+    """Return a run of a recipe of its own for each first letter of a name."""
+    return Trained(stage="s", recipe=hash_json(name[0]), seed=seed, fold=fold, examples=300)
+
+
+def evaluate_images(
+    name: str, logits: Any, labels: Any, examples: Any, fingerprint: str = "f" * 64, **run: Any
+) -> Network:
     """Return an evaluation of images by these logits."""
     labels = np.asarray(labels)
     arrays = {"logits": logits.astype(np.float32), "labels": labels, "examples": np.asarray(examples)}
@@ -114,25 +120,25 @@ def evaluate_images(name: str, logits: Any, labels: Any, examples: Any, fingerpr
     names = [f"c{k}" for k in range(logits.shape[1])]
     known = [Example(f"{k}.png", int(label), "0" * 64) for k, label in enumerate(labels)]
     details = describe_errors(score_logits(arrays["logits"], labels), names, known, "photos")
-    return store_evaluation(ImageStudy(), name, arrays, details, [], "always c0", fingerprint)
+    trained = describe_training(name, **run)
+    return store_evaluation(ImageStudy(), name, arrays, details, "always c0", fingerprint, trained)
 
 
-def evaluate_cells(name: str, errors: Any, seeds: list[int], fingerprint: str = "f" * 64) -> Network:
-    """Return an evaluation of sequences by these errors (runs, N)."""
-    n = errors.shape[1]
+def evaluate_cell(name: str, errors: Any, fingerprint: str = "f" * 64, **run: Any) -> Network:
+    """Return an evaluation of sequences by these errors (N,)."""
+    n = len(errors)
     targets = np.linspace(0, 2, n, dtype=np.float32)
     predictions = (targets + errors).astype(np.float32)
     arrays = {"predictions": predictions, "targets": targets, "lengths": np.full(n, 5)}
     arrays |= {"baselines": np.ones((1, n), np.float32), "examples": draw_keys(n)}
-    rows = measure_by_length(predictions, targets, arrays["lengths"])
-    details = SequenceStudy.details(by_length=rows)
-    return store_evaluation(SequenceStudy(), name, arrays, details, seeds, "constant 1", fingerprint)
+    details = SequenceStudy.details(by_length=measure_by_length(predictions[None], targets, arrays["lengths"]))
+    trained = describe_training(name, **run)
+    return store_evaluation(SequenceStudy(), name, arrays, details, "constant 1", fingerprint, trained)
 
 
-def compare(networks: list[Network], reference: str | None = None, common: bool = False) -> dict[str, Any]:
+def compare(networks: list[Network], **settings: Any) -> dict[str, Any]:
     """Return the comparison's document."""
-    comparison: Comparison = compare_networks(networks, reference, common)
-    return codec.encode(comparison)
+    return codec.encode(compare_networks(networks, CompareConfig(**settings)))
 
 
 def draw_logits(seed: int, labels: Any, right: float) -> Any:
@@ -152,8 +158,8 @@ def draw_keys(n: int) -> Any:
 LABELS = np.arange(400) % 4
 
 
-def test_image_comparison_tests_each_pair() -> None:
-    """Accuracies are tested by McNemar, recalls by permutation and bootstrap, corrected over the rows."""
+def test_single_runs_are_tested_over_examples() -> None:
+    """Two runs: accuracies by McNemar, recalls by their paired differences, corrected over all pairs of both."""
     evaluations = [evaluate_images(n, draw_logits(s, LABELS, r), LABELS, draw_keys(400)) for n, s, r in
              (("a", 0, 0.7), ("b", 1, 0.9), ("c", 2, 0.72))]  # fmt: skip
     comparison = compare(evaluations, reference="b")
@@ -175,47 +181,205 @@ def test_image_comparison_tests_each_pair() -> None:
         recall = pairs[name, "mean_per_class_recall"]
         assert recall["difference"] == pytest.approx(pair["difference"]), "all classes are as large"
         assert (recall["n"], recall["over"]) == (400, "examples")
-    for metric in ("top1_accuracy", "mean_per_class_recall"):
-        of_metric = sorted((p["p"], p["p_holm"]) for p in comparison["pairs"] if p["metric"] == metric)
-        assert of_metric[0][1] == pytest.approx(3 * of_metric[0][0])
+    ordered = sorted((p["p"], p["p_holm"]) for p in comparison["pairs"])
+    assert ordered[0][1] == pytest.approx(6 * ordered[0][0])
     assert compare(evaluations, reference="b") == comparison, "the same predictions, the same numbers"
 
 
-def test_comparison_sentences() -> None:
-    """A sentence names the winner first, with points, interval and p; without significance it claims nothing."""
+def test_a_single_run_never_beats_another() -> None:
+    """Of single runs a sentence says which did better, and that other seeds may reverse it; else it claims nothing."""
     evaluations = [evaluate_images(n, draw_logits(s, LABELS, r), LABELS, draw_keys(400)) for n, s, r in
              (("a", 0, 0.7), ("b", 1, 0.9), ("c", 2, 0.7), ("same", 0, 0.7))]  # fmt: skip
-    sentences = [pair["sentence"] for pair in compare(evaluations)["pairs"][:4]]
+    comparison = compare(evaluations)
+    sentences = [pair["sentence"] for pair in comparison["pairs"][:4]]
     points = 100 * (
         evaluations[1].evaluation.metrics["top1_accuracy"] - evaluations[0].evaluation.metrics["top1_accuracy"]
     )
-    assert sentences[0].startswith(f"b beats a by {points:.1f} points in top-1 accuracy (95 % interval ")
-    assert sentences[0].endswith(", p < 0.001)")
-    assert sentences[1].startswith("no evidence of a difference between c and a in top-1 accuracy (")
-    assert sentences[2].startswith("no evidence of a difference between same and a in top-1 accuracy (+0.0 points, ")
-    assert sentences[2].endswith("p = 1)")
-    assert sentences[3].startswith("a beats baseline: always c0 by "), "the reference may win"
+    better = f"this run of b did better than this run of a by {points:.1f} points in top-1 accuracy (95 % interval "
+    assert sentences[0].startswith(better)
+    assert sentences[0].endswith(", p < 0.001; over 400 examples); other seeds may reverse it")
+    assert sentences[1].startswith("no evidence of a difference between this run of c and this run of a in top-1 ")
+    assert ", p = 1; over 400 examples)" in sentences[2]
+    assert sentences[3].startswith("this run of a did better than baseline: always c0 by "), "the reference may win"
+    assert not any("beats" in pair["sentence"] for pair in comparison["pairs"])
 
 
-def test_seeds_or_examples_are_compared() -> None:
-    """Several runs are compared over seeds, paired if these are equal; a single run over examples."""
-    rng = np.random.default_rng(0)
-    errors = {n: rng.normal(0, s, (k, 60)) for n, s, k in (("a", 0.5, 6), ("b", 0.4, 6), ("c", 0.3, 5), ("d", 0.3, 1))}
-    seeds = {"a": [*range(6)], "b": [*range(6)], "c": [7, 8, 9, 10, 11], "d": [0]}
-    comparison = compare([evaluate_cells(name, errors[name], seeds[name]) for name in errors])
-    mse = {name: (np.float32(0) + e**2).mean(1) for name, e in errors.items()}
-    b, c, d, constant = comparison["pairs"]
-    assert [(p["test"], p["over"]) for p in (b, c, d, constant)] == [
-        ("paired t", "seeds"), ("Welch's t", "seeds"), ("paired permutation", "examples"), ("t", "seeds"),
+def draw_runs(name: str, count: int, spread: float, seeds: list[int] | None = None) -> list[Network]:
+    """Return runs of one recipe whose errors differ by seed and by example."""
+    rng = np.random.default_rng([ord(letter) for letter in name])
+    shape, scale = rng.normal(0, 1, 60), spread * np.exp(0.2 * rng.normal(0, 1, (count, 1)))
+    errors = scale * (shape + 0.3 * rng.normal(0, 1, (count, 60)))
+    seeds = seeds or [*range(count)]
+    return [evaluate_cell(f"{name}.seed{s}", own, seed=s) for s, own in zip(seeds, errors, strict=True)]
+
+
+def test_runs_of_a_recipe_are_one_row() -> None:
+    """Runs that differ by seed alone are one row: means, spread, and intervals over seeds and examples."""
+    a, b = draw_runs("a", 6, 0.5), draw_runs("b", 6, 0.2)
+    comparison = compare([*a, *b])
+    rows = {row["name"]: row for row in comparison["rows"]}
+    assert [*rows] == ["a", "b", "baseline: constant 1"]
+    mses = [network.evaluation.metrics["mse"] for network in a]
+    row = rows["a"]
+    assert row["metrics"]["mse"] == pytest.approx(np.mean(mses))
+    assert [run["metrics"]["mse"] for run in row["runs"]] == mses
+    assert [run["seed"] for run in row["runs"]] == [*range(6)]
+    expected = {"mean": np.mean(mses), "std": np.std(mses, ddof=1), "min": min(mses), "max": max(mses)}
+    assert row["spread"]["mse"] == pytest.approx(expected | {"iqm": stats.trim_mean(mses, 0.25)})
+    assert row["intervals_over"] == "seeds and examples"
+    assert rows["baseline: constant 1"]["intervals_over"] == "examples"
+    assert row["success"] == pytest.approx(stats.binomtest(6, 6).proportion_ci(method="wilson")), "6 of 6"
+    assert row["intervals"]["mse"][0] < row["metrics"]["mse"] < row["intervals"]["mse"][1]
+
+
+def test_recipes_are_compared_over_seeds_and_examples() -> None:
+    """Groups are tested over seeds and examples, paired where the seeds are the same; only they beat one another."""
+    a, b, c = draw_runs("a", 6, 0.5), draw_runs("b", 6, 0.2), draw_runs("c", 5, 0.2, [7, 8, 9, 10, 11])
+    [single] = draw_runs("d", 1, 0.2)
+    comparison = compare([*a, *b, *c, single])
+    of_b, of_c, of_d, constant = comparison["pairs"]
+    assert [pair["over"] for pair in comparison["pairs"]] == ["seeds and examples"] * 4
+    assert (of_b["runs"], of_c["runs"], of_d["runs"], constant["runs"]) == ((6, 6), (5, 6), (1, 6), (0, 6))
+    assert (of_b.get("paired"), of_c.get("paired"), of_d.get("paired")) == (True, None, None)
+    values = {n[0].name[0]: np.array([network.evaluation.metrics["mse"] for network in n]) for n in (a, b, c)}
+    for name, pair in (("b", of_b), ("c", of_c)):
+        assert pair["difference"] == pytest.approx(values[name].mean() - values["a"].mean())
+        ours, theirs = -values[name], -values["a"]
+        u = stats.mannwhitneyu(ours, theirs).statistic
+        assert pair["improvement"]["probability"] == pytest.approx(u / (len(ours) * len(theirs)))
+    errors = {n[0].name[0]: np.stack([run.arrays["predictions"] - run.arrays["targets"] for run in n]) for n in (a, b)}
+    tested = test_crossed(errors["b"].astype(float) ** 2, errors["a"].astype(float) ** 2, True)
+    assert (of_b["p"], of_b["interval"]) == (pytest.approx(tested.p), pytest.approx(tested.interval, rel=1e-3))
+    assert of_b["sentence"].startswith("b beats a by ")
+    assert of_b["sentence"].endswith("; over 6 seeds and 60 examples, paired by seed)")
+    assert of_c["sentence"].endswith("; over 5 and 6 seeds and 60 examples)")
+    assert of_d["sentence"].startswith("this run of d did better than the runs of a by ")
+    assert of_d.get("improvement") is None
+    assert constant["sentence"].startswith("a beats baseline: constant 1 by ")
+
+
+def test_a_group_is_not_tested_against_its_own_recipe() -> None:
+    """With each run by itself, runs of the reference's recipe have no test, and the comparison says so."""
+    a, b = draw_runs("a", 3, 0.5), draw_runs("b", 1, 0.2)
+    comparison = compare_networks([*a, *b], CompareConfig(group=False))
+    assert [row.name for row in comparison.rows[:4]] == ["a.seed0", "a.seed1", "a.seed2", "b.seed0"]
+    assert [pair.name for pair in comparison.pairs] == ["b.seed0", "baseline: constant 1"]
+    assert comparison.untested == [
+        "a.seed1, a.seed2 are runs of the same recipe as a.seed0, and not tested against it."
+    ]
+    assert compare_networks([*a, *b]).untested == []
+    with pytest.raises(SettingError, match="reference"):
+        compare([*a, *b], reference="x")
+    assert compare([*a, *b], reference="a.seed2")["reference"] == "a", "a run stands for its row"
+
+
+def test_the_same_run_twice_is_refused() -> None:
+    """Two checkpoints of one recipe and seed are not two runs."""
+    [a] = draw_runs("a", 1, 0.5)
+    with pytest.raises(DlcvError, match=r"a.seed0 and copy are the same run, seed 0 of one recipe: .*--no-group"):
+        compare([a, replace(a, name="copy")])
+
+
+@pytest.mark.parametrize(
+    ("names", "group"),
+    [
+        (["runs/head.seed0", "runs/head.seed10"], "runs/head"),
+        (["head.fold1.seed0", "head.fold2.seed0"], "head"),
+        (["hs0", "hs7"], "hs"),
+        (["gru-1", "gru-2"], "gru"),
+        (["one", "two"], "one and 1 more"),
+        (["alone.seed3"], "alone.seed3"),
+    ],
+)
+def test_group_names(names: list[str], group: str) -> None:
+    """A group is named by what its runs' names share, without the numbers of seed and fold."""
+    assert name_group(names) == group
+
+
+def draw_folds(name: str, right: float, folds: int = 5, seeds: int = 1) -> list[Network]:
+    """Return runs on the folds of one split, each of other images."""
+    return [
+        evaluate_images(
+            f"{name}.fold{f}.seed{s}", draw_logits(100 * ord(name) + 10 * f + s, LABELS, right), LABELS,
+            draw_keys(400 * (f + 1))[-400:], str(f) * 64, seed=s, fold=f,
+        )
+        for f in range(1, folds + 1) for s in range(seeds)
     ]  # fmt: skip
-    assert len({b["question"], d["question"]}) == 2
-    assert b["p"] == pytest.approx(stats.ttest_rel(mse["b"], mse["a"]).pvalue, rel=1e-3)
-    assert c["p"] == pytest.approx(stats.ttest_ind(mse["c"], mse["a"], equal_var=False).pvalue, rel=1e-3)
-    fixed = float(np.mean((1 - np.linspace(0, 2, 60)) ** 2))
-    assert constant["p"] == pytest.approx(stats.ttest_1samp(mse["a"], fixed).pvalue, rel=1e-3)
-    assert constant["difference"] == pytest.approx(fixed - mse["a"].mean(), rel=1e-3)
-    assert constant["interval"][0] < constant["difference"] < constant["interval"][1]
-    assert d["difference"] == pytest.approx(mse["d"].mean() - mse["a"].mean(), rel=1e-3)
+
+
+def test_folds_are_compared_by_the_corrected_resampled_t() -> None:
+    """Over folds the folds' mean differences are tested, with Nadeau and Bengio's variance; no image counts twice."""
+    a, b = draw_folds("a", 0.8, seeds=2), draw_folds("b", 0.7)
+    comparison = compare([*a, *b], reference="b")
+    assert (comparison["data"]["n"], comparison["rows"][0]["intervals_over"]) == (400, "splits")
+    accuracies = {n: [[run.evaluation.metrics["top1_accuracy"] for run in runs if run.fold == f] for f in range(1, 6)]
+                  for n, runs in (("a", a), ("b", b))}  # fmt: skip
+    d = np.array([np.mean(x) - np.mean(y) for x, y in zip(accuracies["a"], accuracies["b"], strict=True)])
+    pair = comparison["pairs"][0]
+    t = d.mean() / np.sqrt((1 / 5 + 400 / 300) * d.var(ddof=1))
+    assert (pair["over"], pair["folds"], pair["runs"], pair["paired"]) == ("splits", 5, (10, 5), True)
+    assert pair["difference"] == pytest.approx(d.mean())
+    assert pair["p"] == pytest.approx(2 * stats.t.sf(abs(t), 4))
+    assert pair["sentence"].endswith("; over 5 folds, paired by fold)")
+    few = compare([*a, *b[:3]], reference="b")["pairs"][0]
+    assert (few["folds"], few["difference"]) == (3, pytest.approx(d[:3].mean())), "the folds that both have"
+    with pytest.raises(DlcvError, match="b and a have no fold in common: train both with the same folds"):
+        compare([*a[:4], *b[3:]])
+    plain = evaluate_images("p", draw_logits(0, LABELS, 0.7), LABELS, draw_keys(400))
+    with pytest.raises(DlcvError, match="one of the splits has folds and the other has none"):
+        compare([*a, plain])
+    with pytest.raises(SettingError, match="--common"):
+        compare([*a, *b], common=True)
+
+
+def test_equivalence_needs_a_margin() -> None:
+    """Two one-sided tests say whether a difference is within the margin, in points of a metric in percent."""
+    a, b = (evaluate_images(n, draw_logits(s, LABELS, 0.9), LABELS, draw_keys(400)) for n, s in (("a", 0), ("b", 1)))
+    right_a, right_b = (e.arrays["logits"].argmax(1) == LABELS for e in (a, b))
+    d = right_b.astype(float) - right_a
+    [pair] = [p for p in compare([a, b], margin=20)["pairs"] if (p["name"], p["metric"]) == ("b", "top1_accuracy")]
+    low = stats.ttest_1samp(d, -0.2, alternative="greater").pvalue
+    high = stats.ttest_1samp(d, 0.2, alternative="less").pvalue
+    assert (pair["margin"], pair["p_equivalent"]) == (0.2, pytest.approx(max(low, high)))
+    assert "is within 20 points" in " ".join(pair["details"])
+    assert compare([a, b])["pairs"][0].get("p_equivalent") is None
+
+
+def test_a_detectable_difference_has_its_power() -> None:
+    """Where nothing is shown, a sentence says which difference would have been, in 4 of 5 comparisons."""
+    a, b = (evaluate_images(n, draw_logits(s, LABELS, 0.9), LABELS, draw_keys(400)) for n, s in (("a", 0), ("b", 1)))
+    pair = compare([a, b])["pairs"][0]
+    error = (
+        np.std(
+            (b.arrays["logits"].argmax(1) == LABELS).astype(float) - (a.arrays["logits"].argmax(1) == LABELS), ddof=1
+        )
+        / 20
+    )
+    effect = pair["detectable"] / error
+    critical = stats.t.ppf(0.975, 399)
+    power = stats.nct.sf(critical, 399, effect) + stats.nct.cdf(-critical, 399, effect)
+    assert power == pytest.approx(0.8, abs=0.005)
+    assert pair["times"] == pytest.approx((pair["detectable"] / 0.01) ** 2)
+    assert f"{100 * pair['detectable']:.1f} points would have been shown in 4 of 5" in " ".join(pair["details"])
+
+
+def test_collapsed_runs_are_counted() -> None:
+    """A row says how many of its runs collapsed; it counts as collapsed from half of them on, and is then no best."""
+    a, b = draw_runs("a", 4, 0.1), draw_runs("b", 4, 0.5)
+
+    def fell(network: Network) -> Network:
+        fallen = replace(GOOD, collapsed=True, why="the same answer")
+        return replace(network, evaluation=msgspec.structs.replace(network.evaluation, collapse=fallen))
+
+    comparison = compare_networks([fell(a[0]), *a[1:], *b])
+    assert (comparison.rows[0].collapsed, comparison.rows[0].best[:1]) == (False, ["mse"])
+    assert comparison.collapses[0].startswith("1 of 4 runs of a has collapsed: the same answer; ")
+    assert comparison.pairs[0].sentence.endswith("; 1 of 4 runs of a collapsed")
+    low, high = stats.binomtest(3, 4).proportion_ci(method="wilson")
+    assert msgspec.to_builtins(comparison.rows[0].success) == pytest.approx((low, high))
+    comparison = compare_networks([fell(a[0]), fell(a[1]), *a[2:], *b])
+    assert (comparison.rows[0].collapsed, comparison.rows[0].best) == (True, [])
+    assert comparison.rows[1].best != []
 
 
 def test_common_examples_are_compared() -> None:
@@ -244,7 +408,7 @@ def test_common_examples_are_compared() -> None:
 
 def test_equal_networks_are_both_best() -> None:
     """Two networks with the same best value both get the star, and a better baseline gets none."""
-    networks = [evaluate_cells("a", np.full((1, 9), 3.0), [0]), evaluate_cells("b", np.full((1, 9), 3.0), [0])]
+    networks = [evaluate_cell("a", np.full(9, 3.0)), evaluate_cell("b", np.full(9, 3.0))]
     rows = compare(networks)["rows"]
     assert [row["best"] for row in rows] == [["mse", "mae", "close", "r2"]] * 2 + [[]]
     assert rows[2]["metrics"]["mse"] < rows[0]["metrics"]["mse"], "the case can tell"
@@ -264,7 +428,7 @@ def test_a_collapsed_network_is_never_best() -> None:
 @pytest.mark.parametrize(("key", "what"), [("study", "study"), ("part", "part"), ("fingerprint", "data file")])
 def test_compare_refuses_different_data(key: str, what: str) -> None:
     """Evaluations of different studies, parts or data are not compared; the message names both."""
-    a, b, c = (evaluate_cells(name, np.full((1, 9), 3.0), [0]) for name in "abc")
+    a, b, c = (evaluate_cell(name, np.full(9, 3.0)) for name in "abc")
     data = msgspec.structs.replace(c.evaluation.data, **{key: "different" * 8})
     c = replace(c, evaluation=msgspec.structs.replace(c.evaluation, data=data))
     with pytest.raises(DlcvError, match=rf"c and a were evaluated on different data \(another {what}: "):

@@ -10,9 +10,9 @@ import typer
 
 from dlcv_cli.cli.console import print_json, print_outcome, say
 from dlcv_cli.cli.options import IN_FILES, PLACES, UNCHECKED, Json, OutputFile, configured
-from dlcv_cli.config import EvalConfig, Machine, Part
+from dlcv_cli.config import CompareConfig, EvalConfig, Machine, Part
 from dlcv_cli.context import Context
-from dlcv_cli.errors import SettingError, look_up
+from dlcv_cli.errors import SettingError
 
 Checkpoints = Annotated[list[Path], typer.Argument(metavar="CHECKPOINT", help="Checkpoints.", **UNCHECKED)]
 MOVED = "Split or sequence file, if it has moved since the training."
@@ -20,15 +20,6 @@ DataFile = Annotated[Path | None, typer.Option("--data", metavar="FILE", help=MO
 ImageFolder = Annotated[
     Path | None,
     typer.Option("--root", metavar="DIR", help="Folder of the images, if it has moved.", **IN_FILES),
-]
-Reference = Annotated[
-    str | None,
-    typer.Option(
-        "--reference", metavar="NAME", help="Checkpoint that the others are compared with; default: the first."
-    ),
-]
-Common = Annotated[
-    bool, typer.Option("--common", help="Compare on the examples that all share, if their data differs.")
 ]
 AllowContaminated = Annotated[
     bool, typer.Option("--allow-contaminated", help="Evaluate on examples that were trained on, with a warning.")
@@ -49,16 +40,15 @@ PerImage = Annotated[
 SplitOption = Annotated[Part | None, typer.Option("--split", hidden=True, help="Older name of --part.")]
 
 
-@configured(EvalConfig, Machine, places=PLACES | {"root": ImageFolder})
+@configured(EvalConfig, CompareConfig, Machine, places=PLACES | {"root": ImageFolder})
 def evaluate(
     config: EvalConfig,
+    how: CompareConfig,
     context: Context,
     checkpoints: Checkpoints,
     compare: Compare = False,
     table: TableFormat = None,
     data: DataFile = None,
-    reference: Reference = None,
-    common: Common = False,
     allow_contaminated: AllowContaminated = False,
     per_class: PerClass = None,
     per_image: PerImage = None,
@@ -70,11 +60,11 @@ def evaluate(
     from dlcv_cli.results.codec import encode
     from dlcv_cli.stages import evaluate as stage
 
-    if not compare and (reference or common or table):
-        raise SettingError("--reference, --common and --format need --compare")
+    if not compare and (table or how != CompareConfig()):
+        raise SettingError("--reference, --no-group, --margin, --common and --format need --compare")
     if (per_class or per_image) and len(checkpoints) > 1:
         raise SettingError("--per-class and --per-image are of one checkpoint: give one")
-    names = name_checkpoints(checkpoints, reference)
+    names = name_checkpoints(checkpoints)
     config = replace(config, part=split) if split else config
     results = []
     for path in checkpoints:
@@ -86,7 +76,7 @@ def evaluate(
         from dlcv_cli.stages.compare import compare as compare_evaluations
 
         outputs = [(name, result.output) for name, result in zip(names, results, strict=True)]
-        comparison = compare_evaluations(outputs, reference=reference, common=common)
+        comparison = compare_evaluations(outputs, how)
         as_json = as_json or table == "json"
         print_json(encode(comparison)) if as_json else say(render(comparison, table or "plain"))
         return
@@ -98,9 +88,10 @@ def evaluate(
         say(f"{path}: {describe(result.evaluation)}")
 
 
-@configured(EvalConfig, Machine, places=PLACES | {"root": ImageFolder})
+@configured(EvalConfig, CompareConfig, Machine, places=PLACES | {"root": ImageFolder})
 def report(
     config: EvalConfig,
+    how: CompareConfig,
     context: Context,
     checkpoints: Checkpoints,
     output: OutputFile = Path("runs/report.html"),
@@ -108,36 +99,32 @@ def report(
         Path | None, typer.Option(metavar="DIR", help="Also write each figure as SVG, PDF and PNG, for papers.")
     ] = None,
     data: DataFile = None,
-    reference: Reference = None,
-    common: Common = False,
     allow_contaminated: AllowContaminated = False,
     as_json: Json = False,
 ) -> None:
     """Write one HTML page about checkpoints: metrics, learning curves, errors, pictures and lineage."""
     from dlcv_cli.stages.report import ReportOptions, write_report
 
-    names = name_checkpoints(checkpoints, reference)
+    names = name_checkpoints(checkpoints)
     outcome = write_report(
         list(zip(names, checkpoints, strict=True)),
         output,
         config,
-        options=ReportOptions(figures, reference, common, data, allow_contaminated),
+        options=ReportOptions(figures, how, data, allow_contaminated),
         context=context,
     )
     print_outcome(outcome, as_json)
 
 
-def name_checkpoints(paths: list[Path], reference: str | None) -> list[str]:
+def name_checkpoints(paths: list[Path]) -> list[str]:
     """Return a name for each checkpoint: its file's without ending if these differ, else its path.
 
     Raises:
-        SettingError: a checkpoint is listed twice, or no checkpoint has the reference's name.
+        SettingError: a checkpoint is listed twice.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise SettingError("a checkpoint is listed twice")
     names = [path.name.removesuffix(".safetensors") for path in paths]
     if len(set(names)) < len(names):
         names = [str(path).removesuffix(".safetensors") for path in paths]
-    if reference:
-        look_up(dict.fromkeys(names), reference, "reference")
     return names

@@ -62,12 +62,9 @@ class Section:
 
     def banners(self) -> list[tuple[str, str]]:
         """Return warnings as (kind, text): collapse, contamination, and pictures that are missing."""
-        banners: list[tuple[str, str]] = []
+        banners = [("Collapse", sentence) for sentence in self.comparison.collapses]
         for network in self.networks:
-            collapse, leak = network.evaluation.collapse, network.evaluation.contamination
-            if collapse.collapsed:
-                why = collapse.why or "it predicts too few classes"
-                banners.append(("Collapse", f"{network.name} has collapsed: {why}. {collapse.describe()}."))
+            leak = network.evaluation.contamination
             if leak.leaks:
                 trained = f"{network.name} was trained on {leak.examples:,} of the {leak.of:,} examples of this part"
                 banners.append(("Contamination", f"{trained}: its metrics say nothing about unseen data."))
@@ -91,17 +88,18 @@ class Section:
             f"{p.axis.title} {p.axis.low_high()}{' (logarithmic)' if p.axis.log else ''}" for p in panels
         )
         hints = [f"The bars span {scales}. An arrow marks a value beyond that."]
-        if over_seeds := [row.name for row in comparison.rows if row.intervals_over == "seeds"]:
-            hints.append(f"Intervals of {', '.join(over_seeds)} are over seeds, the others over examples.")
+        hints.append(comparison.describe_intervals())
         if comparison.common:
             counts = ", ".join(f"{name} {n:,}" for name, n in comparison.common.items())
             hints.append(f"The table compares the {comparison.data.n:,} examples that all networks share, of {counts}.")
             hints.append("The figures below use all examples of each network.")
-        return hints + comparison.searches
+        return hints + comparison.untested + comparison.searches
 
     def marks(self, row: Row) -> list[str]:
         """Return what the table says beside a network's name."""
-        return ["collapsed"] * row.collapsed + ["trained on this"] * row.contaminated
+        several = f"{len(row.fallen)} of {len(row.runs)} runs collapsed"
+        fallen = ["collapsed" if len(row.runs) == 1 else several] if row.fallen else []
+        return fallen + ["trained on this"] * row.contaminated
 
     def pairs(self) -> Table:
         """Return the numbers of the paired tests."""
@@ -118,15 +116,18 @@ class Section:
             rows.append((names, column.heading, difference, f"{low} to {high}", p, p_holm, pair.test, f"{pair.n:,}"))
         return Table(("pair", "metric", "difference", "95 % interval", "p", "p, Holm", "test", "n"), rows)
 
-    def seeds(self) -> Iterator[tuple[str, Table]]:
-        """Yield the metrics of each run, of networks that have several."""
-        for network in self.networks:
-            runs = network.evaluation.per_seed
-            if len(runs) < 2:
+    def runs(self) -> Iterator[tuple[str, Table]]:
+        """Yield the metrics of each run, of rows that have several."""
+        for row in self.comparison.rows:
+            if len(row.runs) < 2:
                 continue
-            columns = [column for column in self.comparison.columns if column.key in runs[0].metrics]
-            rows = [(str(run.seed), *(c.format(run.metrics[c.key]) for c in columns)) for run in runs]
-            yield f"{network.name}: {len(runs)} runs", Table(("seed", *(column.heading for column in columns)), rows)
+            columns = [column for column in self.comparison.columns if column.key in row.metrics]
+            rows = [
+                (run.name, str(run.fold or ""), str(run.seed), *(c.format(run.metrics[c.key]) for c in columns))
+                for run in row.runs
+            ]
+            headings = ("run", "fold", "seed", *(column.heading for column in columns))
+            yield f"{row.name}: {len(row.runs)} runs", Table(headings, rows)
 
     def galleries(self) -> dict[str, list[tuple[str, Gallery]]]:
         """Return (network, gallery) pairs by heading."""

@@ -1,4 +1,4 @@
-"""`*.eval.json`, schema dlcv.eval/2: what one checkpoint achieves on one part of its data."""
+"""`*.eval.json`, schema dlcv.eval/3: what one checkpoint achieves on one part of its data."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import msgspec
 
-from dlcv_cli.results.codec import Count, Document, Finite, NonNegative, Setting, Share, Struct
+from dlcv_cli.results.codec import Count, Digest, Document, Finite, NonNegative, Setting, Share, Struct
 from dlcv_cli.results.metrics import InputFile, OutputFile
 from dlcv_cli.statistics.collapse import Collapse
 
-SCHEMA = "dlcv.eval/2"
-Over = Literal["examples", "seeds"]
+SCHEMA = "dlcv.eval/3"
+Over = Literal["examples", "seeds and examples", "splits"]  # what an interval or a test takes as drawn at random
 
 
 class Interval(msgspec.Struct, frozen=True, array_like=True):
@@ -33,6 +33,16 @@ class Data(Struct, frozen=True, kw_only=True):
     n: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
     path: str
     fingerprint: str
+
+
+class Trained(Struct, frozen=True, kw_only=True):
+    """Which run of which recipe the checkpoint is, and how many examples it was trained on."""
+
+    stage: str
+    recipe: Digest  # without seed and fold: the runs of one recipe share it
+    seed: Count
+    fold: Count | None
+    examples: Count
 
 
 class Baseline(Struct, frozen=True, kw_only=True):
@@ -66,22 +76,6 @@ class Contamination(Struct, frozen=True, kw_only=True):
     def leaks(self) -> bool:
         """Whether the figures are better than they would be on new examples."""
         return self.examples > 0 and not self.by_chance
-
-
-class PerSeed(Struct, frozen=True, kw_only=True):
-    """The metrics of one of several runs."""
-
-    seed: Count
-    metrics: dict[str, Finite]
-
-
-class Spread(Struct, frozen=True, kw_only=True):
-    """How a metric varies over runs; std is the sample standard deviation."""
-
-    mean: Finite
-    std: NonNegative
-    min: Finite
-    max: Finite
 
 
 class PerClass(Struct, frozen=True, kw_only=True):
@@ -161,7 +155,7 @@ Details = TypeVar("Details", bound=Struct)
 class Evaluation(Document, Generic[Details], frozen=True, kw_only=True):
     """One checkpoint on one part. `metrics`, `intervals`: a value for each key of the study's METRICS that applies.
 
-    Several seeds: metrics are means over the runs, and intervals say how the mean varies with the seeds.
+    Intervals take the examples as drawn at random.
     """
 
     SCHEMA: ClassVar[str] = SCHEMA
@@ -170,23 +164,16 @@ class Evaluation(Document, Generic[Details], frozen=True, kw_only=True):
     config: dict[str, Setting]
     inputs: dict[str, InputFile]  # "checkpoint", "data"
     data: Data
+    trained: Trained
     metrics: dict[str, Finite]
     intervals: dict[str, Interval]
-    intervals_over: Over
     baselines: list[Baseline]
     collapse: Collapse
-    per_seed: list[PerSeed]  # empty where a study does not train with several seeds
-    seed_spread: dict[str, Spread]  # empty for one run
     details: Details
     contamination: Contamination
     tries: Count = 0  # settings that were tried on the validation part, of which the checkpoint has the best
     predictions: OutputFile
     run: dict[str, Any]
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seeds of the runs."""
-        return [run.seed for run in self.per_seed]
 
 
 AnyEvaluation = Evaluation[Any]

@@ -126,8 +126,7 @@ def _list_results(name: str, described: Described) -> Iterator[str]:
     if not (evaluations := _select_evaluations(described)):
         yield from ("", "Not evaluated yet: `dlcv eval` writes the figures that belong here.")
     for part, evaluation in evaluations.items():
-        over = f"with 95 % intervals over {evaluation.intervals_over}"
-        yield from ("", f"On {evaluation.data.n:,} examples of the {part} part, {over}:")
+        yield from ("", f"On {evaluation.data.n:,} examples of the {part} part, with 95 % intervals over them:")
         yield from ("", "| metric | value | interval |", "|---|---|---|")
         for column, value in get_figures(evaluation):
             interval = evaluation.intervals.get(column.key)

@@ -1,55 +1,43 @@
 """`eval --compare`: stored evaluations of the same data in, one table and its tests out.
 
-Nothing is predicted again. Letters: N examples.
+Nothing is predicted again. A row holds the runs of one recipe, by seed and fold. Letters: K runs, N examples.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from dlcv_cli.errors import DlcvError, FileError, list_names, look_up
-from dlcv_cli.results.comparison import Column, Comparison, Pair, Row
-from dlcv_cli.results.evaluation import AnyEvaluation, Baseline, Interval
-from dlcv_cli.statistics.paired import Difference
-from dlcv_cli.statistics.significance import correct_by_holm
+from dlcv_cli.config import CompareConfig
+from dlcv_cli.errors import DlcvError, FileError, SettingError, list_names, look_up
+from dlcv_cli.results.comparison import Comparison, Improvement, Pair, Row, Run, Spread
+from dlcv_cli.results.evaluation import AnyEvaluation, Interval, Over
+from dlcv_cli.stages.groups import Network, RunGroup, group_runs, require_same_data, select_shared
+from dlcv_cli.stages.sentences import POINT, QUESTIONS, Verdict, describe_details, describe_verdict
+from dlcv_cli.statistics.paired import Difference, Fold, Sample
+from dlcv_cli.statistics.paired import compare as compare_samples
+from dlcv_cli.statistics.recipes import compute_crossed_interval, compute_resampled_interval
+from dlcv_cli.statistics.significance import compute_wilson_interval, correct_by_holm
+from dlcv_cli.statistics.verdicts import (
+    compute_effect_size,
+    compute_improvement,
+    compute_iqm,
+    compute_power_limit,
+    run_rank_test,
+    test_equivalence,
+)
 from dlcv_cli.studies import study_named
-from dlcv_cli.studies.base import Metric, Study, System, summarize, systems_of
+from dlcv_cli.studies.base import Metric, Study
 from dlcv_cli.studies.stored import read_evaluation, read_predictions
 
-QUESTIONS = {
-    "examples": "p-values treat the test examples as the random sample: they ask whether the difference between these "
-    "trained networks would hold on new examples.",
-    "seeds": "p-values treat the seeds as the random sample: they ask whether the mean difference on these test "
-    "examples would hold if the networks were trained again with new seeds.",
-}
-ALARM = 0.05
 
-
-@dataclass(frozen=True)
-class Network:
-    """A stored evaluation, and the arrays of its predictions file."""
-
-    name: str
-    evaluation: AnyEvaluation
-    arrays: Mapping[str, NDArray[Any]]
-
-
-def compare(
-    evaluations: Sequence[tuple[str, Path]], *, reference: str | None = None, common: bool = False
-) -> Comparison:
+def compare(evaluations: Sequence[tuple[str, Path]], config: CompareConfig = CompareConfig()) -> Comparison:
     """Return the comparison of (name, `*.eval.json`) pairs, from their stored predictions.
-
-    Args:
-        reference: the name that the others are tested against; None: the first.
-        common: if they were evaluated on different examples, compare on those that they share.
 
     Raises:
         DlcvError: a damaged file, predictions of another evaluation, or evaluations of different data.
@@ -67,150 +55,269 @@ def compare(
         for key in ("examples", study_named(network.evaluation.data.study).truth):
             if not np.array_equal(network.arrays[key], other.arrays.get(key, ())):
                 raise FileError(path, f"damaged: its {key} differ from those of {other_path}, of the same fingerprint")
-    return compare_networks(networks, reference, common)
+    return compare_networks(networks, config)
 
 
-def compare_networks(networks: Sequence[Network], reference: str | None = None, common: bool = False) -> Comparison:
+def compare_networks(networks: Sequence[Network], config: CompareConfig = CompareConfig()) -> Comparison:
     """Return the comparison of evaluations, the baselines last.
 
     Raises:
-        DlcvError: they are of different data; names which. SettingError: no network has the reference's name.
+        DlcvError: they are of different data; names which. SettingError: no row has the reference's name.
     """
-    names = {network.name: number for number, network in enumerate(networks)}
-    chosen = look_up(names, reference, "reference") if reference else 0
-    for network, key in itertools.product(networks[1:], ("study", "part")):
-        if getattr(network.evaluation.data, key) != getattr(networks[0].evaluation.data, key):
-            raise _different(network, networks[0], key, "compare them separately")
     study = study_named(networks[0].evaluation.data.study)
     counts = None
-    if len({network.evaluation.data.fingerprint for network in networks}) > 1:
-        networks, counts = _select_shared(study, networks, common)
-    first = networks[0]
-    metrics = [metric for metric in study.metrics if metric.column.key in first.evaluation.metrics]
-    columns = [metric.column for metric in metrics]
-    tested = [_systems_of(study, network)[0] for network in networks]
-    tested += [replace(rule, name=f"baseline: {rule.name}") for rule in _systems_of(study, first)[1:]]
+    of_folds = any(network.fold for network in networks)
+    if of_folds and config.common:
+        raise SettingError("--common is of splits without folds: runs of folds are compared fold by fold")
+    if not of_folds and len({n.evaluation.data.fingerprint for n in networks if _alike(n, networks[0])}) > 1:
+        networks, counts = select_shared(study, networks, config.common)
+    require_same_data(networks)
+    table = _Table(study, group_runs(networks, config.group), config)
+    first = networks[0].evaluation.data
     return Comparison(
-        data=msgspec.structs.replace(first.evaluation.data, n=len(first.arrays["examples"])),
+        data=msgspec.structs.replace(first, n=table.mean_n),
         common=counts,
-        reference=networks[chosen].name,
-        metric=columns[0].key,
-        columns=columns,
-        rows=_make_rows(networks, columns, chosen),
-        pairs=[pair for metric in metrics for pair in _test(metric, tested, chosen)],
+        reference=table.reference.name,
+        metric=table.columns[0].key,
+        columns=table.columns,
+        rows=table.make_rows(),
+        pairs=table.test(),
     )
 
 
-def _systems_of(study: Study[Any], network: Network) -> list[System[Any]]:
-    baselines = [baseline.name for baseline in network.evaluation.baselines]
-    return systems_of(study, network.arrays, network.name, network.evaluation.seeds, baselines)
+def _alike(network: Network, other: Network) -> bool:
+    return (network.evaluation.data.study, network.evaluation.data.part) == (
+        other.evaluation.data.study,
+        other.evaluation.data.part,
+    )
 
 
-def _different(network: Network, other: Network, what: str, remedy: str) -> DlcvError:
-    both = (network.evaluation.data, other.evaluation.data)
-    places = " and ".join(f"{data.part} of {data.path} ({data.fingerprint[:8]})" for data in both)
-    where = f"another {what}: {places}"
-    return DlcvError(f"{network.name} and {other.name} were evaluated on different data ({where}): {remedy}")
+@dataclass(frozen=True)
+class _Scored:
+    """A row's runs scored, by fold."""
+
+    name: str
+    recipe: str  # empty for a baseline
+    scores: Mapping[int, list[Any]]
+    networks: list[Network]  # empty for a baseline
+
+    @property
+    def seeds(self) -> dict[int, list[int]]:
+        seeds: dict[int, list[int]] = {fold: [] for fold in self.scores}
+        for network in self.networks:
+            seeds[network.fold].append(network.evaluation.trained.seed)
+        return seeds
+
+    def measure(self, metric: Metric[Any]) -> dict[int, np.ndarray[Any, Any]]:
+        """Return the metric of each run (K,), by fold."""
+        return {fold: np.array([metric.value(run) for run in runs]) for fold, runs in self.scores.items()}
 
 
-def _select_shared(
-    study: Study[Any], networks: Sequence[Network], common: bool
-) -> tuple[list[Network], dict[str, int]]:
-    """Return the networks on the examples that all have, each once, summarized anew, and how many each had."""
-    first = networks[0]
-    other = next(n for n in networks if n.evaluation.data.fingerprint != first.evaluation.data.fingerprint)
-    places = [{row.tobytes(): i for i, row in enumerate(network.arrays["examples"])} for network in networks]
-    shared = [digest for digest in places[0] if all(digest in place for place in places)]
-    again = "evaluate them on the same file with --data"
-    if not shared:
-        raise _different(other, first, "data file", f"they share no example; {again}")
-    if not common:
-        remedy = f"use --common to compare them on the {len(shared):,} examples that they share, or {again}"
-        raise _different(other, first, "data file", remedy)
-    selected: list[Network] = []
-    for network, place in zip(networks, places, strict=True):
-        index = np.array([place[digest] for digest in shared])
-        axes = {name: array.axis for name, array in study.expected_arrays(network.evaluation).items()}
-        arrays = {name: np.take(a, index, axis=axes.get(name, 0)) for name, a in network.arrays.items()}
-        if selected and not np.array_equal(arrays[study.truth], selected[0].arrays[study.truth]):
-            raise _different(network, first, f"set of {study.truth}", again)
-        if study.class_names(network.evaluation) != study.class_names(first.evaluation):
-            raise _different(network, first, "list of classes", again)
-        shown = vars(summarize(study, _systems_of(study, replace(network, arrays=arrays))))
-        selected.append(Network(network.name, msgspec.structs.replace(network.evaluation, **shown), arrays))
-    return selected, {network.name: len(place) for network, place in zip(networks, places, strict=True)}
+class _Table:
+    """Rows and tests of groups of runs and of their baselines."""
 
+    def __init__(self, study: Study[Any], groups: Sequence[RunGroup], config: CompareConfig) -> None:
+        self.config = config
+        self.first = groups[0].networks[0].evaluation
+        self.metrics = [metric for metric in study.metrics if metric.column.key in self.first.metrics]
+        self.columns = [metric.column for metric in self.metrics]
+        self.rows: list[_Scored] = []
+        rules: dict[int, list[Any]] = {}
+        self.sizes: dict[int, tuple[int, int]] = {}  # of each fold: examples, training examples
+        for group in groups:
+            scores: dict[int, list[Any]] = {}
+            for fold, networks in group.by_fold().items():
+                for network in networks:
+                    own, of_rules = study.score(network.arrays)
+                    scores.setdefault(fold, []).append(own)
+                    rules.setdefault(fold, of_rules)
+                    size = (len(network.arrays["examples"]), network.evaluation.trained.examples)
+                    self.sizes.setdefault(fold, size)
+            ordered = [network for networks in group.by_fold().values() for network in networks]
+            self.rows.append(_Scored(group.name, ordered[0].evaluation.trained.recipe, scores, ordered))
+        for number, rule in enumerate(self.first.baselines):
+            of_rule = {fold: [own[number]] for fold, own in rules.items()}
+            self.rows.append(_Scored(f"baseline: {rule.name}", "", of_rule, []))
+        named = {row.name: row for row in self.rows if row.networks}
+        named |= {network.name: row for row in self.rows for network in row.networks if network.name not in named}
+        self.reference = look_up(named, config.reference, "reference") if config.reference else self.rows[0]
 
-def _make_rows(networks: Sequence[Network], columns: Sequence[Column], reference: int) -> list[Row]:
-    """Return a row per network, then a row per baseline; the best values are starred unless a network collapsed."""
-    key = columns[0].key
-    base = networks[reference].evaluation.metrics[key]
-    standing = [network.evaluation for network in networks if not network.evaluation.collapse.collapsed]
-    best = {}
-    for column in columns if standing else ():
-        choose = max if column.higher_is_better else min
-        best[column.key] = choose(evaluation.metrics[column.key] for evaluation in standing)
+    @property
+    def mean_n(self) -> int:
+        """The number of examples, of a fold on average."""
+        return round(float(np.mean([n for n, _ in self.sizes.values()])))
 
-    def describe(name: str, of: AnyEvaluation | Baseline, **fields: Any) -> Row:
-        difference = of.metrics[key] - base
-        return Row(name=name, metrics=of.metrics, intervals=of.intervals, difference=difference, **fields)
+    def _average(self, row: _Scored, metric: Metric[Any]) -> float:
+        return float(np.mean([runs.mean() for runs in row.measure(metric).values()]))
 
-    rows = []
-    for network in networks:
-        own = network.evaluation
-        starred = [] if own.collapse.collapsed else [k for k, value in best.items() if own.metrics.get(k) == value]
-        runs = {"intervals_over": own.intervals_over, "seed_spread": own.seed_spread, "seeds": tuple(own.seeds)}
-        verdict = {"collapse": own.collapse, "contaminated": own.contamination.leaks, "best": starred}
-        rows.append(describe(network.name, own, baseline=False, tries=own.tries, **runs, **verdict))
-    for rule in networks[0].evaluation.baselines:
-        fields = {"baseline": True, "intervals_over": "examples", "contaminated": False, "best": []}
-        rows.append(describe(f"baseline: {rule.name}", rule, **fields))
-    return rows
+    def _folds(self, metric: Metric[Any]) -> dict[int, Fold]:
+        """Return what a metric's tests need to know of each fold."""
+        folds = {}
+        for fold, (n, trained) in self.sizes.items():
+            scores = next(row.scores[fold][0] for row in self.rows if fold in row.scores)
+            folds[fold] = Fold(n, trained, metric.strata(scores) if metric.strata else None)
+        return folds
 
+    def make_rows(self) -> list[Row]:
+        """Return a row per group, then a row per baseline; the best values are starred unless at least half fell."""
+        made = [self._make_row(row) for row in self.rows]
+        standing = [row for row in made if row.runs and not row.collapsed]
+        for column in self.columns if standing else ():
+            choose = max if column.higher_is_better else min
+            best = choose(row.metrics[column.key] for row in standing)
+            for row in standing:
+                if row.metrics[column.key] == best:
+                    row.best.append(column.key)
+        return made
 
-def _test(metric: Metric[Any], systems: Sequence[System[Any]], reference: int) -> list[Pair]:
-    """Return the tests of one metric of each row against the reference's, corrected for their number."""
-    base, others = systems[reference], [system for number, system in enumerate(systems) if number != reference]
-    differences = metric.compare(others, base)
-    corrected = correct_by_holm([difference.p for difference in differences])
-    return [
-        Pair(
-            name=other.name,
+    def _make_row(self, row: _Scored) -> Row:
+        key = self.columns[0].key
+        metrics = [metric for metric in self.metrics if row.networks or metric.of_baselines]
+        values = {metric.column.key: self._average(row, metric) for metric in metrics}
+        several = len(row.networks) > 1
+        spread = {metric.column.key: _spread(row, metric) for metric in metrics} if several else {}
+        runs = [_describe_run(network) for network in row.networks]
+        standing = sum(not run.collapsed for run in runs)
+        intervals, over = self._estimate(row, metrics)
+        return Row(
+            name=row.name,
+            baseline=not row.networks,
+            metrics=values,
+            intervals=intervals,
+            intervals_over=over,
+            runs=runs,
+            spread=spread,
+            success=Interval(*compute_wilson_interval(standing, len(runs))) if several else None,
+            contaminated=any(network.evaluation.contamination.leaks for network in row.networks),
+            tries=max((network.evaluation.tries for network in row.networks), default=0),
+            difference=values[key] - self._average(self.reference, self.metrics[0]),
+            best=[],
+        )
+
+    def _estimate(self, row: _Scored, metrics: Sequence[Metric[Any]]) -> tuple[dict[str, Interval], Over]:
+        """Return a row's intervals, and what they take as drawn at random."""
+        if len(row.scores) > 1:
+            share = float(np.mean([n / trained for n, trained in self.sizes.values()]))
+            by_fold = {m: np.array([runs.mean() for runs in row.measure(m).values()]) for m in metrics}
+            ends = {m: compute_resampled_interval(values, share) for m, values in by_fold.items()}
+            return {m.column.key: _clip(own, m.range) for m, own in ends.items()}, "splits"
+        [(fold, runs)] = row.scores.items()
+        if len(runs) == 1:
+            own = {m.column.key: m.interval(runs[0]) for m in metrics if m.interval}
+            return {key: Interval(*ends) for key, ends in own.items()}, "examples"
+        intervals = {}
+        for metric in metrics:
+            if metric.values:
+                values = np.stack([*map(metric.values, runs)]).astype(np.float64)
+                weights = self._folds(metric)[fold].weights
+                intervals[metric.column.key] = _clip(compute_crossed_interval(values, weights), metric.range)
+        return intervals, "seeds and examples"
+
+    def test(self) -> list[Pair]:
+        """Return the tests of each row against the reference, corrected for the number of all of them.
+
+        A row is not tested against one of its own recipe: that would ask whether two seeds differ, and they do.
+
+        Raises:
+            DlcvError: a row shares no fold with the reference.
+        """
+        base, pending = self.reference, list[tuple[Metric[Any], _Scored, Difference]]()
+        for row in self.rows:
+            if not row.scores.keys() & base.scores.keys():
+                raise DlcvError(f"{row.name} and {base.name} have no fold in common: train both with the same folds")
+        for metric in self.metrics:
+            if not metric.tested:
+                continue
+            folds, sample = self._folds(metric), _sample(base, metric)
+            for row in self.rows:
+                if row is not base and not (row.recipe and row.recipe == base.recipe):
+                    pending.append((metric, row, compare_samples(_sample(row, metric), sample, folds)))
+        corrected = correct_by_holm([difference.p for _, _, difference in pending])
+        return [self._make_pair(*own, p_holm) for own, p_holm in zip(pending, corrected, strict=True)]
+
+    def _make_pair(self, metric: Metric[Any], row: _Scored, of: Difference, p_holm: float) -> Pair:
+        base, tested, column = self.reference, of.tested, metric.column
+        is_first = metric is self.metrics[0]
+        improvement = self._improve(metric, row) if len(row.networks) > 1 and len(base.networks) > 1 else None
+        margin = self.config.margin if is_first else None
+        if margin and column.percent:
+            margin /= 100
+        aim = margin or (POINT if is_first and column.percent else None)
+        certain = not row.networks or not base.networks
+        detectable = compute_power_limit(tested) if tested and not certain else None
+        pair = Pair(
+            name=row.name,
             reference=base.name,
-            metric=metric.column.key,
-            **vars(difference) | {"interval": Interval(*difference.interval)},
+            metric=column.key,
+            difference=of.difference,
+            interval=Interval(*of.interval),
+            p=of.p,
             p_holm=p_holm,
-            question=QUESTIONS[difference.over],
-            sentence=describe_difference(metric.column, other.name, base.name, difference, p_holm),
+            test=of.test,
+            over=of.over,
+            n=of.n,
+            runs=(len(row.networks), len(base.networks)),
+            folds=of.folds,
+            paired=of.paired,
+            p_exact=of.p_exact,
+            only_row=of.only_row,
+            only_reference=of.only_reference,
+            improvement=improvement,
+            detectable=detectable,
+            margin=margin,
+            p_equivalent=test_equivalence(tested, margin) if tested and margin else None,
+            times=(detectable / aim) ** 2 if detectable and aim else None,  # errors fall with the square root
+            doubt=tested.doubt if tested else "",
+            question=QUESTIONS[of.over],
+            sentence="",
         )
-        for other, difference, p_holm in zip(others, differences, corrected, strict=False)  # none without a test
-    ]
+        fallen = {own.name: [run for run in map(_describe_run, own.networks) if run.collapsed] for own in (row, base)}
+        verdict = Verdict(column, pair, {name: len(runs) for name, runs in fallen.items()})
+        return msgspec.structs.replace(pair, sentence=describe_verdict(verdict), details=describe_details(verdict))
 
-
-def describe_difference(column: Column, name: str, reference: str, tested: Difference, p_holm: float) -> str:
-    """Return a tested difference in words; `beats` only where the corrected p is below 0.05."""
-    ps = f"p = {_format_p(tested.p)}"
-    if _format_p(p_holm) != _format_p(tested.p):
-        ps += f", corrected {_format_p(p_holm)}"
-    ps = ps.replace("= <", "< ")
-    value, ends = tested.difference, tested.interval
-    if p_holm < ALARM and value < 0:
-        value, ends = -value, (-ends[1], -ends[0])
-    amount = _format(column, value) + (" points" if column.percent else "")
-    details = f"95 % interval {' to '.join(_format(column, end) for end in ends)}, {ps}"
-    if p_holm >= ALARM:
-        sign = "+" if value >= 0 else ""
-        return (
-            f"no evidence of a difference between {name} and {reference} in {column.noun} ({sign}{amount}, {details})"
+    def _improve(self, metric: Metric[Any], row: _Scored) -> Improvement | None:
+        """Return run against run, on the folds that both have; None where they have too few."""
+        sign = 1 if metric.column.higher_is_better else -1
+        a, b = row.measure(metric), self.reference.measure(metric)
+        shared = [fold for fold in a if fold in b]
+        if len(shared) > 1:  # a run is a fold's: the fold's difficulty is not the recipe's
+            ours, theirs = (np.array([own[fold].mean() for fold in shared]) for own in (a, b))
+        else:
+            ours, theirs = a[shared[0]], b[shared[0]]
+        paired = len(shared) > 1
+        probability, interval = compute_improvement(sign * ours, sign * theirs)
+        return Improvement(
+            probability=probability,
+            interval=Interval(*interval),
+            p_rank=run_rank_test(ours, theirs, paired),
+            effect=sign * compute_effect_size(ours, theirs),
         )
-    is_better = (tested.difference > 0) == column.higher_is_better
-    winner, loser = (name, reference) if is_better else (reference, name)
-    return f"{winner} beats {loser} by {amount} in {column.noun} ({details})"
 
 
-def _format(column: Column, value: float) -> str:
-    return f"{100 * value:.1f}" if column.percent else f"{value:.3g}"
+def _sample(row: _Scored, metric: Metric[Any]) -> Sample:
+    assert metric.values
+    values = {fold: np.stack([*map(metric.values, runs)]) for fold, runs in row.scores.items()}
+    return Sample(values, row.seeds)
 
 
-def _format_p(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.2g}"
+def _spread(row: _Scored, metric: Metric[Any]) -> Spread:
+    values = np.concatenate([*row.measure(metric).values()])
+    return Spread(
+        mean=float(values.mean()),
+        std=float(values.std(ddof=1)),
+        min=float(values.min()),
+        max=float(values.max()),
+        iqm=compute_iqm(values),
+    )
+
+
+def _describe_run(network: Network) -> Run:
+    own: AnyEvaluation = network.evaluation
+    why = f"{own.collapse.why}; {own.collapse.describe()}" if own.collapse.collapsed else None
+    return Run(name=network.name, seed=own.trained.seed, fold=own.trained.fold, metrics=own.metrics, collapsed=why)
+
+
+def _clip(interval: tuple[float, float], range: tuple[float, float]) -> Interval:
+    """Return an interval without what lies beyond a metric's range."""
+    low, high = np.clip(interval, *range).tolist()
+    return Interval(low, high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Sequence
@@ -18,17 +19,17 @@ from dlcv_cli.errors import DlcvError, ExistsError, FileError, list_names
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON, as_object, check_output, hash_file, read_json, replace_ending, write_whole
 from dlcv_cli.files.locks import claim_outputs
-from dlcv_cli.files.recipes import Input, Recipe, RunInfo, refuse_overwrite
+from dlcv_cli.files.recipes import Input, Recipe, RunInfo, identify_run, refuse_overwrite
 from dlcv_cli.results.codec import write_document
-from dlcv_cli.results.evaluation import SCHEMA, AnyEvaluation, Contamination, Data, Evaluation
+from dlcv_cli.results.evaluation import SCHEMA, AnyEvaluation, Contamination, Data, Evaluation, Trained
 from dlcv_cli.results.metrics import InputFile, OutputFile
 from dlcv_cli.stages.lineage import check_contamination, report_contamination
 from dlcv_cli.stages.training import warn_if_unpaired
 from dlcv_cli.studies import study_named, study_of
-from dlcv_cli.studies.base import Measured, Study, summarize, systems_of
+from dlcv_cli.studies.base import Measured, Study, summarize
 from dlcv_cli.studies.stored import list_new_metrics, read_evaluation, read_predictions
 
-EARLIER_SCHEMA = "dlcv.eval/1"
+EARLIER_SCHEMAS = ("dlcv.eval/1", "dlcv.eval/2")
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,10 @@ def _plan(checkpoint: Path, config: EvalConfig, data: Path | None, context: Cont
 
 def _read_any_schema(path: Path) -> JSON:
     """Return an evaluation of this version or an earlier version. FileError: it is no evaluation."""
-    try:
-        return read_json(path, EARLIER_SCHEMA)
-    except FileError:
-        return read_json(path, SCHEMA)
+    for schema in EARLIER_SCHEMAS:
+        with contextlib.suppress(FileError):
+            return read_json(path, schema)
+    return read_json(path, SCHEMA)
 
 
 def _load_current(task: _Task, reporter: Reporter) -> AnyEvaluation | None:
@@ -115,7 +116,7 @@ def _load_current(task: _Task, reporter: Reporter) -> AnyEvaluation | None:
         return None
     document = _read_any_schema(task.output)
     digest = as_object(document.get("predictions")).get("sha256")
-    if document["schema"] == EARLIER_SCHEMA:
+    if document["schema"] in EARLIER_SCHEMAS:
         reporter.note(f"{task.output}: written by an earlier version; evaluating again")
     elif differences := task.recipe.differences(document):
         reporter.note(f"{task.output}: out of date ({'; '.join(differences)}); evaluating again")
@@ -137,11 +138,16 @@ def _write(task: _Task, run: RunInfo, measured: Measured, examples: list[str], l
     arrays = {**measured.arrays, "examples": digests}
     tensors.write(task.predictions, tensors.PREDICTIONS, arrays, {**recipe, "data": msgspec.to_builtins(data)})
     tries = task.metadata.get("tries")
-    systems = systems_of(task.study, measured.arrays, "", measured.seeds, measured.baselines)
+    own = identify_run(task.metadata)
+    trained = Trained(
+        stage=str(task.metadata.get("stage")), recipe=own.recipe, seed=own.seed, fold=own.fold,
+        examples=measured.trained,
+    )  # fmt: skip
     evaluation: AnyEvaluation = Evaluation(
         **recipe | {"inputs": msgspec.convert(recipe["inputs"], dict[str, InputFile])},
         data=data,
-        **vars(summarize(task.study, systems)),
+        trained=trained,
+        **vars(summarize(task.study, measured.arrays, measured.baselines)),
         collapse=measured.collapse,
         details=measured.details,
         contamination=leak,

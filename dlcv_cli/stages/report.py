@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dlcv_cli.config import EvalConfig
+from dlcv_cli.config import CompareConfig, EvalConfig
 from dlcv_cli.context import Context, Outcome
 from dlcv_cli.errors import DlcvError
 from dlcv_cli.files.disk import hash_file, write_whole
@@ -22,6 +22,7 @@ from dlcv_cli.results.metrics import metrics_path, read_metrics
 from dlcv_cli.stages.compare import compare
 from dlcv_cli.stages.data import fill_folder
 from dlcv_cli.stages.evaluate import evaluate
+from dlcv_cli.stages.groups import Network, group_runs
 from dlcv_cli.stages.lineage import draw_lineage
 from dlcv_cli.studies import study_named
 
@@ -33,8 +34,7 @@ class ReportOptions:
     """What a report shows, beside the evaluations."""
 
     figures: Path | None = None  # folder for each figure as SVG, PDF and PNG
-    reference: str | None = None  # as in `compare`; a study without it compares with its first network
-    common: bool = False  # as in `compare`
+    compare: CompareConfig = CompareConfig()  # a study without the reference compares with its first row
     data: Path | None = None  # data file, if it is not where it was
     allow_contaminated: bool = False  # as in `evaluate`
 
@@ -59,7 +59,7 @@ def write_report(
         raise DlcvError(f"{output}: the report's name must end in .html")
     networks = [_evaluate(name, path, config, options, context) for name, path in checkpoints]
     names = [network.name for network in networks]
-    settings = {**config.to_json(), "networks": names, "reference": options.reference, "common": options.common}
+    settings = {**config.to_json(), **options.compare.to_json(), "networks": names}
     recipe = Recipe("report", settings, _inputs(networks))
     current = is_up_to_date(output, recipe, read_recipe, context.force)
     with claim_outputs(output):
@@ -102,10 +102,12 @@ def _inputs(networks: Sequence[Reported]) -> dict[str, Input]:
 
 def _make_section(name: str, all_networks: Sequence[Reported], options: ReportOptions, context: Context) -> Section:
     study, networks = study_named(name), [n for n in all_networks if n.evaluation.data.study == name]
-    names = [network.name for network in networks]
-    reference = options.reference if options.reference in names else None
+    rows = group_runs([Network(network.name, network.evaluation, {}) for network in networks], options.compare.group)
+    known = {*(row.name for row in rows), *(network.name for network in networks)}
+    is_here = options.compare.reference in known or len({n.evaluation.data.study for n in all_networks}) == 1
+    how = options.compare if is_here else replace(options.compare, reference=None)
     evaluations = [(network.name, network.file) for network in networks]
-    comparison = compare(evaluations, reference=reference, common=options.common)
+    comparison = compare(evaluations, how)
     trainings = [(network.name, network.metrics) for network in networks]
     groups = [
         FigureGroup(

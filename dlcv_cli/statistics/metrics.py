@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,9 +118,3 @@ def build_r2(predictions: Floats, targets: Floats) -> Statistic:
         return np.asarray(np.where(flat, error == 0, 1 - error / np.where(flat, 1, variance)))
 
     return Statistic(values, explain)
-
-
-def summarize_runs(values: Sequence[float]) -> dict[str, float]:
-    """Return mean, std (of the sample; 0 for a single run), min and max of a metric over independent runs."""
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return {"mean": float(np.mean(values)), "std": spread, "min": float(min(values)), "max": float(max(values))}

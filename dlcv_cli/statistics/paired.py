@@ -1,107 +1,121 @@
-"""Tests of two systems on the same examples: difference, 95 % interval and p. Letters: N examples, K runs."""
+"""Tests of two rows of a comparison: difference, 95 % interval and p. Letters: K, L runs, N examples.
+
+The strongest question is asked that the runs of both can answer: over splits, seeds and examples, or examples.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcv_cli.statistics.metrics import Labels, build_recall
-from dlcv_cli.statistics.significance import (
-    Interval,
-    Statistic,
-    bootstrap,
-    build_mean,
-    compute_paired_interval,
-    flip_signs,
-    run_mcnemar,
-    run_t_test,
-)
+from dlcv_cli.statistics.means import test_mean, test_recall_difference
+from dlcv_cli.statistics.metrics import Labels
+from dlcv_cli.statistics.recipes import Tested, test_crossed, test_resampled
+from dlcv_cli.statistics.significance import Interval, compute_paired_interval, run_mcnemar
 
 Array = NDArray[Any]
+Over = Literal["examples", "seeds and examples", "splits"]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The examples of a fold: how many, their strata (N,) if the metric has them, and the training examples' number."""
+
+    n: int
+    trained: int
+    strata: Labels | None = None
+
+    def average(self, values: Array) -> NDArray[np.float64]:
+        """Return the metric (K,) of values (K, N)."""
+        return np.asarray(values @ self.weights, np.float64)
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """The weight (N,) of each example in the metric; they sum to 1."""
+        if self.strata is None:
+            return np.full(self.n, 1 / self.n)
+        _, index, counts = np.unique(self.strata, return_inverse=True, return_counts=True)
+        return np.asarray(1 / (counts[index] * len(counts)), np.float64)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One system: the values of its runs on the examples (K, N), the runs' seeds, and whether it is a baseline."""
+    """One row: by fold, the values of its runs on the examples (K, N), and their seeds. A baseline has no seeds."""
 
-    values: Array
-    seeds: Sequence[int]
-    baseline: bool
+    values: Mapping[int, Array]
+    seeds: Mapping[int, Sequence[int]]
+
+    @property
+    def baseline(self) -> bool:
+        """Whether nothing about it is random."""
+        return not any(self.seeds.values())
+
+    @property
+    def runs(self) -> int:
+        """How many runs there are; 0 of a baseline."""
+        return sum(map(len, self.seeds.values()))
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A tested difference, system - reference. `n`: the number of examples or seeds in the random sample."""
+    """A tested difference, sample - base, and what it takes as drawn at random."""
 
     difference: float
     interval: Interval
     p: float
     test: str
-    n: int
-    over: Literal["examples", "seeds"] = "examples"
+    over: Over
+    n: int  # examples; of a fold on average
+    folds: int = 0  # that both have, where the splits are drawn
+    paired: bool = False  # by seed or by fold
     p_exact: float | None = None  # McNemar: without the mid-p correction
-    only_row: int | None = None  # examples that only the system gets right
+    only_row: int | None = None  # examples that only the sample gets right
     only_reference: int | None = None
+    tested: Tested | None = None  # for equivalence and power
 
 
-def compare_shares(samples: Sequence[Sample], base: Sample) -> list[Difference]:
-    """Test shares of correct predictions, values (1, N) bool, by McNemar's test with mid-p."""
-    return [_compare_share(sample.values[0], base.values[0]) for sample in samples]
+def compare(sample: Sample, base: Sample, folds: Mapping[int, Fold]) -> Difference:
+    """Return the tested difference of two rows on the folds that both have, at least one."""
+    shared = [fold for fold in folds if fold in sample.values and fold in base.values]
+    if len(shared) > 1:
+        return _compare_over_splits(sample, base, {fold: folds[fold] for fold in shared})
+    [fold] = shared
+    a, b, of = sample.values[fold], base.values[fold], folds[fold]
+    if len(a) == len(b) == 1:
+        return _compare_over_examples(a[0], b[0], of)
+    paired = list(sample.seeds.get(fold, ())) == list(base.seeds.get(fold, ()))
+    tested = test_crossed(a.astype(np.float64), b.astype(np.float64), paired, of.weights)
+    return _describe(tested, "seeds and examples", of.n, paired=paired)
 
 
-def _compare_share(right: Array, base: Array) -> Difference:
-    won, lost, n = int((right & ~base).sum()), int((base & ~right).sum()), base.size
+def _compare_over_splits(sample: Sample, base: Sample, folds: Mapping[int, Fold]) -> Difference:
+    """Return the test of the folds' differences, each of means over its runs."""
+    means = [f.average(sample.values[k]).mean() - f.average(base.values[k]).mean() for k, f in folds.items()]
+    share = float(np.mean([fold.n / fold.trained for fold in folds.values()]))
+    n = round(float(np.mean([fold.n for fold in folds.values()])))
+    return _describe(test_resampled(np.array(means), share), "splits", n, folds=len(folds), paired=True)
+
+
+def _compare_over_examples(a: Array, b: Array, of: Fold) -> Difference:
+    """Return the test of two runs, values (N,) each: McNemar's of shares, otherwise of the paired differences."""
+    differences = a.astype(np.float64) - b
+    if of.strata is not None:
+        return _describe(test_recall_difference(differences, of.strata), "examples", of.n)
+    tested = test_mean(differences)
+    if a.dtype != np.bool_:
+        return _describe(tested, "examples", of.n)
+    won, lost = int((a & ~b).sum()), int((b & ~a).sum())
     mid, exact = run_mcnemar(won, lost)
-    interval = compute_paired_interval(won, lost, n)
-    return Difference((won - lost) / n, interval, mid, "McNemar, mid-p", n, "examples", exact, won, lost)
+    interval = compute_paired_interval(won, lost, of.n)
+    return Difference(
+        tested.difference, interval, mid, "McNemar, mid-p", "examples", of.n,
+        p_exact=exact, only_row=won, only_reference=lost, tested=tested,
+    )  # fmt: skip
 
 
-def compare_recalls(samples: Sequence[Sample], base: Sample, labels: Labels) -> list[Difference]:
-    """Test mean per-class recalls, values (1, N) bool, by permutation and bootstrap over the examples."""
-    _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    weights = 1 / (counts[index] * len(counts))
-    differences = [sample.values[0].astype(np.float64) - base.values[0] for sample in samples]
-    return _compare_over_examples(differences, lambda d: build_recall(d, labels), weights)
-
-
-def compare_means(samples: Sequence[Sample], base: Sample) -> list[Difference]:
-    """Test means of values (K, N): over the seeds if both have several, else over the examples, averaging the runs."""
-    over_seeds = [_compare_over_seeds(sample, base) for sample in samples]
-    differences = [
-        sample.values.mean(0) - base.values.mean(0)
-        for sample, tested in zip(samples, over_seeds, strict=True)
-        if not tested
-    ]
-    over_examples = iter(_compare_over_examples(differences, build_mean, 1.0))
-    return [tested or next(over_examples) for tested in over_seeds]
-
-
-def _compare_over_examples(
-    differences: Sequence[Array], statistic: Callable[[Array], Statistic], weights: Array | float
-) -> list[Difference]:
-    """Test differences, each (N,), by flipping their signs; `weights` are those of the examples in the statistic."""
-    if not differences:
-        return []
-    statistics = [statistic(d) for d in differences]
-    ps = flip_signs(np.array([d * weights for d in differences]))
-    return [
-        Difference(s.estimate, interval, p, "paired permutation", len(d))
-        for s, interval, p, d in zip(statistics, bootstrap(statistics), ps, differences, strict=True)
-    ]
-
-
-def _compare_over_seeds(sample: Sample, base: Sample) -> Difference | None:
-    """Return the test over seeds if both have several, or if the base has and the sample is a baseline, else None."""
-    a, b = sample.values.mean(1), base.values.mean(1)
-    if len(a) > 1 and len(b) > 1:
-        paired = list(sample.seeds) == list(base.seeds)
-        difference, interval, p = run_t_test(a, b, paired)
-        return Difference(difference, interval, p, "paired t" if paired else "Welch's t", min(len(a), len(b)), "seeds")
-    if len(b) > 1 and sample.baseline:
-        difference, (low, high), p = run_t_test(b, float(a[0]), paired=False)
-        return Difference(-difference, (-high, -low), p, "t", len(b), "seeds")
-    return None
+def _describe(tested: Tested, over: Over, n: int, **more: Any) -> Difference:
+    return Difference(tested.difference, tested.interval, tested.p, tested.method, over, n, tested=tested, **more)

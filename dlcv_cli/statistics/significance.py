@@ -48,25 +48,17 @@ def build_mean(values: Array) -> Statistic:
     return Statistic(np.column_stack([values, np.ones(len(values))]), lambda sums: sums[..., 0] / sums[..., 1])
 
 
-@dataclass(frozen=True)
-class Proportion:
-    """The share of successes among n independent examples."""
-
-    successes: int
-    n: int
-
-
-def build_proportion(values: Array) -> Proportion:
-    """Return the share of values (N,) bool that are true."""
-    return Proportion(int(values.sum()), len(values))
-
-
 def compute_wilson_interval(successes: int, n: int) -> Interval:
     """Return the 95 % interval of a share of n >= 1 independent examples. Source: Wilson 1927 (doi:10.2307/2276774)."""
     z, p = Z, successes / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return 0.0 if successes == 0 else middle - half, 1.0 if successes == n else middle + half
+
+
+def estimate_share(values: Array) -> Interval:
+    """Return the 95 % interval of the share of values (N,) bool that are true."""
+    return compute_wilson_interval(int(values.sum()), len(values))
 
 
 def compute_paired_interval(only_a: int, only_b: int, n: int) -> Interval:
@@ -109,13 +101,6 @@ def bootstrap(statistics: Sequence[Statistic], draws: int = DRAWS) -> list[Inter
         jackknife = statistic.of(without[:, own]) if len(values) > 1 else np.zeros(1)
         intervals.append(_correct_bias(statistic.estimate, statistic.of(drawn[:, own]), jackknife))
     return intervals
-
-
-def compute_intervals(statistics: Sequence[Statistic | Proportion]) -> list[Interval]:
-    """Return the 95 % interval of each: Wilson's of a proportion, BCa's of other statistics, from the same draws."""
-    sums = [s for s in statistics if isinstance(s, Statistic)]
-    drawn = iter(bootstrap(sums) if sums else ())
-    return [compute_wilson_interval(s.successes, s.n) if isinstance(s, Proportion) else next(drawn) for s in statistics]
 
 
 def _correct_bias(estimate: float, drawn: Floats, jackknife: Floats) -> Interval:

@@ -1,6 +1,6 @@
 """What a study is: its data, examples, checkpoints, metrics, baselines, collapse rule, tests and figures.
 
-A study is one subclass of Study, and one line in studies/__init__.py. Letters: N examples, K runs.
+A study is one subclass of Study, and one line in studies/__init__.py. Letters: N examples.
 """
 
 from __future__ import annotations
@@ -22,24 +22,11 @@ from dlcv_cli.report.kinds import FigureGroup
 from dlcv_cli.report.reported import Gallery, Reported
 from dlcv_cli.results.codec import Struct
 from dlcv_cli.results.comparison import Column
-from dlcv_cli.results.evaluation import AnyEvaluation, Baseline, Interval, Over, PerSeed, Spread
+from dlcv_cli.results.evaluation import AnyEvaluation, Baseline, Interval
 from dlcv_cli.statistics.collapse import Collapse
-from dlcv_cli.statistics.metrics import summarize_runs
-from dlcv_cli.statistics.paired import Difference, Sample
-from dlcv_cli.statistics.significance import Proportion, Statistic, compute_intervals, compute_t_interval
 
-S = TypeVar("S")  # what a study makes of the predictions of one run: all that its metrics need
+S = TypeVar("S")  # what a study makes of predictions: all that its metrics need
 Arrays = Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class System(Generic[S]):
-    """A network, or a baseline, on N examples: the scores of each run."""
-
-    name: str
-    runs: list[S]
-    seeds: Sequence[int]
-    baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,19 +36,12 @@ class Metric(Generic[S]):
     column: Column  # its key in files and how it is shown
     value: Callable[[S], float]
     range: tuple[float, float] = (0, np.inf)
-    interval: Callable[[S], Statistic | Proportion] | None = None  # None: no interval is known to hold
-    tested: Callable[[S], NDArray[Any]] = lambda scores: np.empty(0)  # what of each example (N,) a test compares
-    test: Callable[[Sequence[Sample], Sample, S], list[Difference]] | None = None  # others against a reference
+    interval: Callable[[S], tuple[float, float]] | None = None  # over the examples; None: no interval is known to hold
+    values: Callable[[S], NDArray[Any]] | None = None  # of each example (N,), whose mean it is; None: it is no mean
+    strata: Callable[[S], NDArray[np.int64]] | None = None  # of each example (N,): it is the mean of the strata's means
+    tested: bool = False  # whether differences are tested
     of_baselines: bool = True
     applies: Callable[[S], bool] | None = None  # None: always; else the column is absent where it does not
-
-    def compare(self, others: Sequence[System[S]], base: System[S]) -> list[Difference]:
-        """Return each system's tested difference to the base; none if this metric has no test."""
-        if not self.test:
-            return []
-        systems = (base, *others)
-        samples = [Sample(np.stack([*map(self.tested, s.runs)]), s.seeds, s.baseline) for s in systems]
-        return self.test(samples[1:], samples[0], base.runs[0])
 
 
 @dataclass(frozen=True)
@@ -79,8 +59,8 @@ class Measured:
     """One checkpoint on one part: the predictions' arrays, and what the evaluation says beside the metrics."""
 
     fingerprint: str  # of the examples
+    trained: int  # training examples
     arrays: dict[str, NDArray[Any]]
-    seeds: list[int]  # of the runs; empty: the study does not train with several
     baselines: list[str]
     collapse: Collapse
     details: Struct
@@ -173,8 +153,8 @@ class Study(ABC, Generic[S]):
         """Return what the arrays of an evaluation's predictions must be, without `examples`."""
 
     @abstractmethod
-    def score(self, arrays: Arrays) -> tuple[list[S], list[S]]:
-        """Return the scores of each run, and of each baseline."""
+    def score(self, arrays: Arrays) -> tuple[S, list[S]]:
+        """Return the scores of a network, and of each baseline."""
 
     def class_names(self, evaluation: AnyEvaluation) -> list[str]:
         """Return the names of the classes that predictions number."""
@@ -199,64 +179,28 @@ class Study(ABC, Generic[S]):
 
 @dataclass(frozen=True)
 class Summary:
-    """What an evaluation or a comparison says of the systems on one set of examples."""
+    """What an evaluation says of a network and its baselines on one set of examples."""
 
     metrics: dict[str, float]
     intervals: dict[str, Interval]
-    intervals_over: Over
     baselines: list[Baseline]
-    per_seed: list[PerSeed]
-    seed_spread: dict[str, Spread]
 
 
-def systems_of(
-    study: Study[S], arrays: Arrays, name: str, seeds: Sequence[int], baselines: Sequence[str]
-) -> list[System[S]]:
-    """Return a network and its baselines, scored on the arrays of its predictions."""
-    runs, rules = study.score(arrays)
-    named = [System(rule, [scores], [], True) for rule, scores in zip(baselines, rules, strict=True)]
-    return [System(name, runs, seeds), *named]
-
-
-def summarize(study: Study[S], systems: Sequence[System[S]]) -> Summary:
-    """Return metrics and 95 % intervals of a network and its baselines (the rest), all from the same draws.
-
-    Several runs: metrics are means over them, and intervals are over the seeds, which were drawn at random.
-    """
-    network, baselines = systems[0], systems[1:]
-    metrics = [metric for metric in study.metrics if not metric.applies or metric.applies(network.runs[0])]
-    rules = [metric for metric in metrics if metric.of_baselines]
-    several = len(network.runs) > 1
-    drawn = [] if several else [(metric, network.runs[0]) for metric in metrics]
-    drawn += [(metric, baseline.runs[0]) for baseline in baselines for metric in rules]
-    pairs = [(metric.column.key, metric.interval(scores)) for metric, scores in drawn if metric.interval]
-    intervals = iter([Interval(*ends) for ends in compute_intervals([statistic for _, statistic in pairs])])
-    by_run = [{metric.column.key: metric.value(scores) for metric in metrics} for scores in network.runs]
-    values = {key: [run[key] for run in by_run] for key in by_run[0]}
-    if several:
-        own = {m.column.key: _clip(compute_t_interval(np.array(values[m.column.key])), m.range) for m in metrics}
-    else:
-        own = {metric.column.key: next(intervals) for metric in metrics if metric.interval}
-    described = [
-        Baseline(
-            name=baseline.name,
-            metrics={metric.column.key: metric.value(baseline.runs[0]) for metric in rules},
-            intervals={metric.column.key: next(intervals) for metric in rules if metric.interval},
-        )
-        for baseline in baselines
-    ]
+def summarize(study: Study[S], arrays: Arrays, baselines: Sequence[str]) -> Summary:
+    """Return metrics and 95 % intervals, over the examples, of the arrays of a network's predictions."""
+    own, rules = study.score(arrays)
+    metrics = [metric for metric in study.metrics if not metric.applies or metric.applies(own)]
+    of_rules = [metric for metric in metrics if metric.of_baselines]
     return Summary(
-        metrics={key: float(np.mean(of)) for key, of in values.items()},
-        intervals=own,
-        intervals_over="seeds" if several else "examples",
-        baselines=described,
-        # zip ends early where a study does not train with several seeds
-        per_seed=[PerSeed(seed=seed, metrics=run) for seed, run in zip(network.seeds, by_run, strict=False)],
-        seed_spread={key: Spread(**summarize_runs(of)) for key, of in values.items()} if several else {},
+        *_measure(metrics, own),
+        [
+            Baseline(name=name, metrics=values, intervals=intervals)
+            for name, (values, intervals) in zip(baselines, (_measure(of_rules, rule) for rule in rules), strict=True)
+        ],
     )
 
 
-def _clip(interval: tuple[float, float], range: tuple[float, float]) -> Interval:
-    """Return an interval without what lies beyond a metric's range."""
-    low, high = np.clip(interval, *range).tolist()
-    return Interval(low, high)
+def _measure(metrics: Sequence[Metric[S]], scores: S) -> tuple[dict[str, float], dict[str, Interval]]:
+    values = {metric.column.key: metric.value(scores) for metric in metrics}
+    intervals = {metric.column.key: Interval(*metric.interval(scores)) for metric in metrics if metric.interval}
+    return values, intervals

@@ -36,8 +36,6 @@ def _find_problem(study: Study[Any], evaluation: AnyEvaluation) -> str | None:
     for number, baseline in enumerate(evaluation.baselines):
         rules = [m for m in required if m.of_baselines]
         places.append((f"baselines[{number}].metrics", baseline.metrics, baseline.intervals, rules))
-    for number, run in enumerate(evaluation.per_seed):
-        places.append((f"per_seed[{number}].metrics", run.metrics, evaluation.intervals, required))
     for place, values, intervals, metrics in places:
         for metric in metrics:
             key, (low, high) = metric.column.key, metric.range
@@ -45,8 +43,6 @@ def _find_problem(study: Study[Any], evaluation: AnyEvaluation) -> str | None:
                 return f"`$.{place}.{key}`: expected a number from {low:g} to {high:g}"
             if metric.interval and key not in intervals:
                 return f"`$.{place.replace('metrics', 'intervals')}.{key}`: missing"
-            if evaluation.intervals_over == "seeds" and key not in evaluation.seed_spread:
-                return f"`$.seed_spread.{key}`: missing"
     return None
 
 
@@ -56,8 +52,8 @@ def list_new_metrics(path: Path, document: JSON, study: Study[Any]) -> list[str]
     new = [metric for metric in absent if not metric.applies]
     if absent and not new:
         evaluation = read_evaluation(path)
-        runs, _ = study.score(read_predictions(path, evaluation))
-        new = [metric for metric in absent if metric.applies and metric.applies(runs[0])]
+        scores, _ = study.score(read_predictions(path, evaluation))
+        new = [metric for metric in absent if metric.applies and metric.applies(scores)]
     return [metric.column.key for metric in new]
 
 

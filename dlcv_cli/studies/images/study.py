@@ -22,9 +22,9 @@ from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import AnyEvaluation, CalibrationBin, ConfusedPair, HighLoss, ImageDetails, PerClass
 from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_classes
+from dlcv_cli.statistics.means import compute_mean_interval
 from dlcv_cli.statistics.metrics import Scores, score_logits, score_predictions
-from dlcv_cli.statistics.paired import compare_recalls, compare_shares
-from dlcv_cli.statistics.significance import build_mean, build_proportion
+from dlcv_cli.statistics.significance import bootstrap, estimate_share
 from dlcv_cli.studies.base import Array, Arrays, Exported, ExportRequest, Measured, Metric, Prediction, Study
 from dlcv_cli.vision.datasets import list_images
 from dlcv_cli.vision.splits import Example
@@ -43,15 +43,16 @@ METRICS: tuple[Metric[Scores], ...] = (
         Column("top1_accuracy", "top-1 %", "top-1 accuracy", higher_is_better=True, percent=True),
         value=lambda s: float(s.right.mean()),
         range=(0, 1),
-        interval=lambda s: build_proportion(s.right),
-        tested=lambda s: s.right,
-        test=lambda samples, base, _: compare_shares(samples, base),
+        interval=lambda s: estimate_share(s.right),
+        values=lambda s: s.right,
+        tested=True,
     ),
     Metric(
         Column("top5_accuracy", "top-5 %", "top-5 accuracy", higher_is_better=True, percent=True),
         value=lambda s: float(s.in_five.mean()),
         range=(0, 1),
-        interval=lambda s: build_proportion(s.in_five),
+        interval=lambda s: estimate_share(s.in_five),
+        values=lambda s: s.in_five,
         of_baselines=False,
         applies=lambda s: s.classes > TOP,  # five of five classes are always right
     ),
@@ -59,9 +60,10 @@ METRICS: tuple[Metric[Scores], ...] = (
         Column("mean_per_class_recall", "per-class recall %", "per-class recall", higher_is_better=True, percent=True),
         value=lambda s: metrics.compute_mean_recall(s.right, s.labels),
         range=(0, 1),
-        interval=lambda s: metrics.build_recall(s.right, s.labels),
-        tested=lambda s: s.right,
-        test=lambda samples, base, scores: compare_recalls(samples, base, scores.labels),
+        interval=lambda s: bootstrap([metrics.build_recall(s.right, s.labels)])[0],
+        values=lambda s: s.right,
+        strata=lambda s: s.labels,
+        tested=True,
     ),
     Metric(  # none of the usual intervals holds for it (docs/statistics.md)
         Column("expected_calibration_error", "ECE %", "calibration error", higher_is_better=False, percent=True),
@@ -72,7 +74,8 @@ METRICS: tuple[Metric[Scores], ...] = (
     Metric(
         Column("loss", "loss", "loss", higher_is_better=False),
         value=lambda s: float(s.losses.mean()),
-        interval=lambda s: build_mean(s.losses),
+        interval=lambda s: compute_mean_interval(s.losses),
+        values=lambda s: s.losses,
         of_baselines=False,
     ),
 )
@@ -115,8 +118,8 @@ class ImageStudy(Study[Scores]):
         collapse = judge_classes(predicted, images.labels, int(scores.right.sum()), baseline, classes)
         return Measured(
             splits.hash_part(classes, split.parts[part]),
+            len(split.parts["train"]),
             {"logits": logits, "labels": images.labels, "baselines": np.full((1, len(images.labels)), baseline)},
-            [],
             [f"always {classes[baseline]}"],
             collapse,
             describe_errors(scores, classes, split.parts[part], make_relative(split.root, checkpoint.parent)),
@@ -193,10 +196,10 @@ class ImageStudy(Study[Scores]):
         """Return the evaluation's `per_class` as rows."""
         return [msgspec.to_builtins(own) for own in evaluation.details.per_class]
 
-    def score(self, arrays: Arrays) -> tuple[list[Scores], list[Scores]]:
+    def score(self, arrays: Arrays) -> tuple[Scores, list[Scores]]:
         logits, labels = arrays["logits"], arrays["labels"]
         rules = [score_predictions(predicted, labels, logits.shape[1]) for predicted in arrays["baselines"]]
-        return [score_logits(logits, labels)], rules
+        return score_logits(logits, labels), rules
 
     def class_names(self, evaluation: AnyEvaluation) -> list[str]:
         return [row.name for row in evaluation.details.per_class]

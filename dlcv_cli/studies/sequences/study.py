@@ -25,8 +25,8 @@ from dlcv_cli.sequences.engines import ENGINES, build_engine
 from dlcv_cli.sequences.tasks import TASKS, Sequences, Task
 from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_numbers
-from dlcv_cli.statistics.paired import compare_means
-from dlcv_cli.statistics.significance import build_mean, build_proportion
+from dlcv_cli.statistics.means import compute_mean_interval
+from dlcv_cli.statistics.significance import bootstrap, estimate_share
 from dlcv_cli.studies.base import Array, Arrays, Exported, ExportRequest, Measured, Metric, Prediction, Study
 from dlcv_cli.studies.stored import read_predictions
 
@@ -53,26 +53,28 @@ METRICS: tuple[Metric[Predicted], ...] = (
     Metric(
         Column("mse", "MSE", "MSE", higher_is_better=False),
         value=lambda p: float(np.mean(p.errors**2)),
-        interval=lambda p: build_mean(p.errors**2),
-        tested=lambda p: p.errors**2,
-        test=lambda samples, base, _: compare_means(samples, base),
+        interval=lambda p: compute_mean_interval(p.errors**2),
+        values=lambda p: p.errors**2,
+        tested=True,
     ),
     Metric(
         Column("mae", "MAE", "MAE", higher_is_better=False),
         value=lambda p: float(np.mean(p.errors)),
-        interval=lambda p: build_mean(p.errors),
+        interval=lambda p: compute_mean_interval(p.errors),
+        values=lambda p: p.errors,
     ),
     Metric(
         Column("close", "within 0.04 %", "share within 0.04", higher_is_better=True, percent=True),
         value=lambda p: float(np.mean(p.errors < metrics.CLOSE)),
         range=(0, 1),
-        interval=lambda p: build_proportion(p.errors < metrics.CLOSE),
+        interval=lambda p: estimate_share(p.errors < metrics.CLOSE),
+        values=lambda p: p.errors < metrics.CLOSE,
     ),
     Metric(
         Column("r2", "R2", "R2", higher_is_better=True, small=False),
         value=lambda p: metrics.compute_explained_variance(p.predictions, p.targets),
         range=(-np.inf, 1),
-        interval=lambda p: metrics.build_r2(p.predictions, p.targets),
+        interval=lambda p: bootstrap([metrics.build_r2(p.predictions, p.targets)])[0],
     ),
 )
 
@@ -117,13 +119,13 @@ class SequenceStudy(Study[Predicted]):
         collapse = judge_numbers(predictions, examples.targets, task.constant, learns)
         return Measured(
             sequences.hash_part(examples),
+            len(file.parts["train"].lengths),
             {
                 "predictions": predictions[0] if len(runs) == 1 else predictions,
                 "targets": examples.targets,
                 "lengths": examples.lengths,
                 "baselines": np.array([np.full_like(halves, task.constant), halves], np.float32),
             },
-            list(runs),
             [f"constant {task.constant:g}", "knows one of the two"],
             collapse,
             SequenceDetails(by_length=measure_by_length(predictions, examples.targets, examples.lengths)),
@@ -166,17 +168,17 @@ class SequenceStudy(Study[Predicted]):
 
     def expected_arrays(self, evaluation: AnyEvaluation) -> dict[str, Array]:
         """Return predictions (N,) or (K, N), targets, lengths and baselines."""
-        n, runs = evaluation.data.n, len(evaluation.seeds)
+        n = evaluation.data.n
         return {
-            "predictions": Array(np.float32, (runs, n) if runs > 1 else (n,), axis=-1),
+            "predictions": Array(np.float32, (n,)),
             "targets": Array(np.float32, (n,)),
             "lengths": Array(np.int64, (n,)),
             "baselines": Array(np.float32, (len(evaluation.baselines), n), axis=-1),
         }
 
-    def score(self, arrays: Arrays) -> tuple[list[Predicted], list[Predicted]]:
-        runs, targets = np.atleast_2d(arrays["predictions"]), arrays["targets"]
-        return [Predicted(run, targets) for run in runs], [Predicted(rule, targets) for rule in arrays["baselines"]]
+    def score(self, arrays: Arrays) -> tuple[Predicted, list[Predicted]]:
+        targets = arrays["targets"]
+        return Predicted(arrays["predictions"], targets), [Predicted(rule, targets) for rule in arrays["baselines"]]
 
     def draw_figures(self, networks: Sequence[Reported]) -> list[FigureGroup]:
         densities = []
