@@ -18,9 +18,9 @@ from dlcv_cli.results.evaluation import Contamination, Data, Evaluation, Trained
 from dlcv_cli.results.metrics import OutputFile
 from dlcv_cli.stages.compare import compare_networks
 from dlcv_cli.stages.groups import Network, name_group
+from dlcv_cli.statistics import recipes
 from dlcv_cli.statistics.collapse import Collapse, judge_classes, judge_numbers
 from dlcv_cli.statistics.metrics import score_logits
-from dlcv_cli.statistics.recipes import test_crossed
 from dlcv_cli.studies.base import summarize
 from dlcv_cli.studies.images.study import ImageStudy, describe_errors
 from dlcv_cli.studies.sequences.study import SequenceStudy, measure_by_length
@@ -248,12 +248,15 @@ def test_recipes_are_compared_over_seeds_and_examples() -> None:
         u = stats.mannwhitneyu(ours, theirs).statistic
         assert pair["improvement"]["probability"] == pytest.approx(u / (len(ours) * len(theirs)))
     errors = {n[0].name[0]: np.stack([run.arrays["predictions"] - run.arrays["targets"] for run in n]) for n in (a, b)}
-    tested = test_crossed(errors["b"].astype(float) ** 2, errors["a"].astype(float) ** 2, True)
-    assert (of_b["p"], of_b["interval"]) == (pytest.approx(tested.p), pytest.approx(tested.interval, rel=1e-3))
+    tested = recipes.test_crossed(errors["b"].astype(float) ** 2, errors["a"].astype(float) ** 2, True)
+    assert (of_b["p"], of_b["interval"]) == (
+        pytest.approx(tested.p, rel=1e-3),
+        pytest.approx(tested.interval, rel=1e-3),
+    )
     assert of_b["sentence"].startswith("b beats a by ")
     assert of_b["sentence"].endswith("; over 6 seeds and 60 examples, paired by seed)")
     assert of_c["sentence"].endswith("; over 5 and 6 seeds and 60 examples)")
-    assert of_d["sentence"].startswith("this run of d did better than the runs of a by ")
+    assert of_d["sentence"].startswith("this run of d.seed0 did better than the runs of a by ")
     assert of_d.get("improvement") is None
     assert constant["sentence"].startswith("a beats baseline: constant 1 by ")
 

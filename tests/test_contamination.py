@@ -183,7 +183,7 @@ def test_planted_collapse_is_reported(run: Run, chain_folder: Path) -> None:
     result = run("eval", chain_folder / "fallen.safetensors", *THREADS)
     assert "collapsed: predicts 1 of 2 classes; 100.0 % of its predictions are b" in result.stdout
     table = run("eval", "--compare", chain_folder / "fallen.safetensors", *THREADS).stdout
-    assert "fallen (collapsed, 100.0 % b)" in table
+    assert "fallen (collapsed) " in table
     assert "fallen has collapsed: predicts 1 of 2 classes" in table
 
 

@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 from typer.testing import Result
 
 from dlcv_cli.files import sequences, tensors
+from dlcv_cli.files.recipes import identify_run
 from dlcv_cli.statistics.metrics import Floats, Labels, find_largest_class, score_logits
 from dlcv_cli.studies.images import study as image_study
 from dlcv_cli.studies.images.predictor import open_checkpoint
@@ -178,16 +179,19 @@ def test_eval_keys(evaluated: Path, name: str) -> None:
     images = name in IMAGES
     data = evaluated / ("photos.split.json" if images else "data.safetensors")
     assert set(evaluation) == {
-        "schema", "stage", "config", "inputs", "data", "metrics", "intervals", "intervals_over", "baselines",
-        "collapse", "per_seed", "seed_spread", "details", "contamination", "tries", "predictions", "run",
+        "schema", "stage", "config", "inputs", "data", "trained", "metrics", "intervals", "baselines",
+        "collapse", "details", "contamination", "tries", "predictions", "run",
     }  # fmt: skip
     details = evaluation["details"]
     assert set(details) == (
         {"per_class", "confusion", "confused", "calibration", "highest_loss", "root"} if images else {"by_length"}
     )
-    assert [run["seed"] for run in evaluation["per_seed"]] == ([] if images else [0])
+    stage = f"vgg.{name}" if images else "seq.train"
+    examples = len(read(data)["parts"]["train"]) if images else 64
+    assert evaluation["trained"] == {"stage": stage, "recipe": identify_run(tensors.read_metadata(checkpoint,
+        tensors.CHECKPOINT)).recipe, "seed": 0, "fold": None, "examples": examples}  # fmt: skip
     assert (evaluation["schema"], evaluation["stage"], evaluation["config"]) == (
-        "dlcv.eval/2",
+        "dlcv.eval/3",
         "eval",
         {"part": "test"},
     )
@@ -386,14 +390,15 @@ def test_retrained_checkpoint(run: Run, folder: Path, options: tuple[str, ...]) 
     assert after["metrics"] != before["metrics"]
 
 
-def test_earlier_schema(run: Run, folder: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_earlier_schema(run: Run, folder: Path, version: int) -> None:
     """An evaluation of an earlier version is made again, with a note."""
     path = folder / "gru.test.eval.json"
-    path.write_text('{"schema": "dlcv.eval/1"}')
+    path.write_text(f'{{"schema": "dlcv.eval/{version}"}}')
     result = run("eval", folder / "gru.safetensors")
     assert result.exit_code == 0
     assert f"{path}: written by an earlier version" in result.stderr
-    assert read(path)["schema"] == "dlcv.eval/2"
+    assert read(path)["schema"] == "dlcv.eval/3"
 
 
 def test_data_option_is_an_input(run: Run, folder: Path) -> None:
@@ -600,7 +605,7 @@ def test_foreign_evaluation(run: Run, folder: Path, content: str) -> None:
     assert_refused(run("eval", folder / "gru.safetensors"), f"{path} already exists", "--force")
     assert path.read_text() == content
     assert run("eval", folder / "gru.safetensors", "--force").exit_code == 0
-    assert read(path)["schema"] == "dlcv.eval/2"
+    assert read(path)["schema"] == "dlcv.eval/3"
 
 
 # ------------------------------------------------------------------------------------------------------------ tables
@@ -624,18 +629,20 @@ def test_comparison_keys(run: Run, evaluated: Path, names: tuple[str, ...], more
     assert set(comparison) == {
         "schema", "data", "common", "reference", "metric", "columns", "rows", "pairs",
     }  # fmt: skip
-    assert comparison["schema"] == "dlcv.comparison/2"
+    assert comparison["schema"] == "dlcv.comparison/3"
     assert {column["key"] for column in comparison["columns"]} == set(documents[0]["metrics"])
     assert (comparison["data"], comparison["common"]) == (documents[0]["data"], None)
     baselines = documents[0]["baselines"]
     common = {"name", "baseline", "metrics", "intervals", "intervals_over", "contaminated", "difference", "best"}
-    more_keys = {"collapse"} if names == IMAGES else {"collapse", "seeds"}
-    assert [set(row) - common for row in comparison["rows"]] == [more_keys] * len(names) + [set()] * len(baselines)
+    assert [set(row) - common for row in comparison["rows"]] == [{"runs"}] * len(names) + [set()] * len(baselines)
     assert [row["name"] for row in comparison["rows"]] == [*names, *(f"baseline: {b['name']}" for b in baselines)]
     assert [row["baseline"] for row in comparison["rows"]] == [False] * len(names) + [True] * len(baselines)
     for key in ("metrics", "intervals"):
         assert [row[key] for row in comparison["rows"]] == [d[key] for d in [*documents, *baselines]]
-    assert [row["collapse"] for row in comparison["rows"][: len(names)]] == [d["collapse"] for d in documents]
+    for row, document in zip(comparison["rows"], documents, strict=False):
+        [run_of_row] = row["runs"]
+        assert (run_of_row["seed"], run_of_row["metrics"]) == (0, document["metrics"])
+        assert ("collapsed" in run_of_row) is document["collapse"]["collapsed"]
     key = "top1_accuracy" if names == IMAGES else "mse"
     assert (comparison["reference"], comparison["metric"]) == (names[0], key)
     first = documents[0]["metrics"][key]
@@ -643,7 +650,7 @@ def test_comparison_keys(run: Run, evaluated: Path, names: tuple[str, ...], more
         row["metrics"][key] - first for row in comparison["rows"]
     ]
     for row in comparison["rows"]:
-        assert not (row["best"] and (row["baseline"] or row["collapse"]["collapsed"]))
+        assert not (row["best"] and (row["baseline"] or "collapsed" in row["runs"][0]))
     tested = ["top1_accuracy", "mean_per_class_recall"] if names == IMAGES else ["mse"]
     others = [row["name"] for row in comparison["rows"][1:]]
     assert [(pair["metric"], pair["name"]) for pair in comparison["pairs"]] == [
@@ -651,10 +658,11 @@ def test_comparison_keys(run: Run, evaluated: Path, names: tuple[str, ...], more
     ]
     for pair in comparison["pairs"]:
         more_keys = {"p_exact", "only_row", "only_reference"} if pair["metric"] == "top1_accuracy" else set()
-        assert set(pair) == more_keys | {
-            "name", "reference", "metric", "difference", "interval", "p", "test", "over", "n", "p_holm", "question",
-            "sentence",
+        assert set(pair) - {"times", "doubt", "details", "detectable"} == more_keys | {
+            "name", "reference", "metric", "difference", "interval", "p", "test", "over", "n", "runs", "p_holm",
+            "question", "sentence",
         }  # fmt: skip
+        assert ("detectable" in pair) is not pair["name"].startswith("baseline: ")
 
 
 @pytest.mark.parametrize("names", [IMAGES, CELLS])
@@ -670,14 +678,15 @@ def test_csv(run: Run, evaluated: Path, names: tuple[str, ...]) -> None:
     assert sorted(lines[0]) == sorted(
         ["name", *keys, *(f"{key}_{end}" for key in rows[0]["intervals"] for end in ("low", "high"))]
         + [f"{key}_{head}" for key in tested for head in heads]
-        + ["collapsed", "contaminated"]
+        + ["over", "collapsed", "contaminated"]
     )
     for line, row in zip(lines, rows, strict=True):
         assert line["name"] == row["name"]
         assert {key: float(line[key]) for key in keys if line[key]} == row["metrics"]
         for key, interval in row["intervals"].items():
             assert [float(line[f"{key}_{end}"]) for end in ("low", "high")] == interval
-        assert line["collapsed"] == str(not row["baseline"] and row["collapse"]["collapsed"])
+        assert line["collapsed"] == str(not row["baseline"] and "collapsed" in row["runs"][0])
+        assert line["over"] == "examples"
     for pair in pairs:
         [line] = [line for line in lines if line["name"] == pair["name"]]
         shown = [float(line[f"{pair['metric']}_{head}"]) for head in heads[:-1]]
@@ -751,7 +760,9 @@ def test_comparing_different_data(run: Run, folder: Path) -> None:
 def test_same_name_in_two_folders(run: Run, folder: Path, tmp_path: Path) -> None:
     """Checkpoints with the same name are distinguished by their paths."""
     other = Path(shutil.copytree(folder, tmp_path / "other"))
-    result = run("eval", "--compare", folder / "gru.safetensors", other / "gru.safetensors", "--json")
+    two = folder / "gru.safetensors", other / "gru.safetensors"
+    assert_refused(run("eval", "--compare", *two), f"{folder / 'gru'} and {other / 'gru'} are the same run, seed 0")
+    result = run("eval", "--compare", *two, "--no-group", "--json")
     assert result.exit_code == 0, result.stderr
     rows = json.loads(result.stdout)["rows"]
     assert [row["name"] for row in rows[:2]] == [str(folder / "gru"), str(other / "gru")]

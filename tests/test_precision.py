@@ -55,7 +55,7 @@ def test_auto_records_the_precision_used(
         assert record["config"]["precision"] == "auto"
         assert record["precision"] == resolved
     assert run("eval", checkpoint, *ON_CPU).exit_code == 0
-    assert read_json(checkpoint.with_suffix(".test.eval.json"), "dlcv.eval/2")["run"]["precision"] == resolved
+    assert read_json(checkpoint.with_suffix(".test.eval.json"), "dlcv.eval/3")["run"]["precision"] == resolved
     assert train_head(run, split) == checkpoint, "up to date, not refused"
 
 
@@ -80,7 +80,7 @@ def test_evaluation_without_bfloat16(run: Run, split: Path, monkeypatch: pytest.
     assert result.exit_code == 0
     note = f"{checkpoint} was trained in bfloat16, which cpu does not support: using float32"
     assert note in result.stderr.splitlines()
-    assert read_json(checkpoint.with_suffix(".test.eval.json"), "dlcv.eval/2")["run"]["precision"] == "float32"
+    assert read_json(checkpoint.with_suffix(".test.eval.json"), "dlcv.eval/3")["run"]["precision"] == "float32"
 
 
 def test_checkpoints_without_precision(run: Run, split: Path) -> None:
@@ -92,7 +92,7 @@ def test_checkpoints_without_precision(run: Run, split: Path) -> None:
     tensors.write(older, tensors.CHECKPOINT, stored.arrays, record)
     for path in (checkpoint, older):
         assert run("eval", path, *ON_CPU).exit_code == 0
-    run_info = read_json(older.with_suffix(".test.eval.json"), "dlcv.eval/2")["run"]
+    run_info = read_json(older.with_suffix(".test.eval.json"), "dlcv.eval/3")["run"]
     assert (run_info["precision"], run_info["features"]) == ("float32", {"used": False, "why": "nothing frozen"})
     np.testing.assert_allclose(
         read_logits(older), read_logits(checkpoint), rtol=0, atol=1e-5 * np.abs(read_logits(checkpoint)).max()

@@ -64,7 +64,7 @@ def evaluate(
         raise SettingError("--reference, --no-group, --margin, --common and --format need --compare")
     if (per_class or per_image) and len(checkpoints) > 1:
         raise SettingError("--per-class and --per-image are of one checkpoint: give one")
-    names = name_checkpoints(checkpoints)
+    names = name_checkpoints(checkpoints, how.reference)
     config = replace(config, part=split) if split else config
     results = []
     for path in checkpoints:
@@ -105,7 +105,7 @@ def report(
     """Write one HTML page about checkpoints: metrics, learning curves, errors, pictures and lineage."""
     from dlcv_cli.stages.report import ReportOptions, write_report
 
-    names = name_checkpoints(checkpoints)
+    names = name_checkpoints(checkpoints, how.reference)
     outcome = write_report(
         list(zip(names, checkpoints, strict=True)),
         output,
@@ -116,15 +116,19 @@ def report(
     print_outcome(outcome, as_json)
 
 
-def name_checkpoints(paths: list[Path]) -> list[str]:
+def name_checkpoints(paths: list[Path], reference: str | None) -> list[str]:
     """Return a name for each checkpoint: its file's without ending if these differ, else its path.
 
     Raises:
-        SettingError: a checkpoint is listed twice.
+        SettingError: a checkpoint is listed twice, or no row has the reference's name.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise SettingError("a checkpoint is listed twice")
     names = [path.name.removesuffix(".safetensors") for path in paths]
     if len(set(names)) < len(names):
         names = [str(path).removesuffix(".safetensors") for path in paths]
+    if reference:
+        from dlcv_cli.stages.groups import check_reference
+
+        check_reference([*zip(names, paths, strict=True)], reference)
     return names

@@ -7,13 +7,16 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcv_cli.errors import DlcvError
+from dlcv_cli.errors import DlcvError, look_up
+from dlcv_cli.files import tensors
+from dlcv_cli.files.recipes import identify_run
 from dlcv_cli.results.evaluation import AnyEvaluation
 from dlcv_cli.studies.base import Study, summarize
 
@@ -77,6 +80,18 @@ def group_runs(networks: Sequence[Network], grouped: bool = True) -> list[RunGro
         RunGroup(name if counts[name] == 1 else members[0].name, members)
         for name, members in zip(names, by_recipe.values(), strict=True)
     ]
+
+
+def check_reference(checkpoints: Sequence[tuple[str, Path]], reference: str) -> None:
+    """Raise SettingError if no row of these (name, checkpoint) pairs, and none of its runs, has this name."""
+    by_recipe: dict[str, list[str]] = {}
+    for name, path in checkpoints:
+        by_recipe.setdefault(identify_run(tensors.read_metadata(path, tensors.CHECKPOINT)).recipe, []).append(name)
+    look_up(
+        dict.fromkeys([*(name for name, _ in checkpoints), *map(name_group, by_recipe.values())]),
+        reference,
+        "reference",
+    )
 
 
 def name_group(names: Sequence[str]) -> str:
