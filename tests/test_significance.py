@@ -90,7 +90,7 @@ def share_draws(monkeypatch: pytest.MonkeyPatch, n: int, draws: int) -> Floats:
     """Return resamples for both scipy and dlcv: the counts of rows of indices."""
     index = default_rng((n, draws)).integers(0, n, (draws, n))
     counts = np.array([np.bincount(row, minlength=n) for row in index], np.float64)
-    monkeypatch.setattr(significance, "_draw_counts", lambda size, count: [counts])
+    monkeypatch.setattr(significance, "draw_counts", lambda size, count: [counts])
     return index
 
 

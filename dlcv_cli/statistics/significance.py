@@ -91,9 +91,9 @@ def bootstrap(statistics: Sequence[Statistic], draws: int = DRAWS) -> list[Inter
     An interval has no width if all draws agree (one example, equal values).
     Source: Efron 1987 (doi:10.2307/2289144).
     """
-    values = _group_sums(np.column_stack([s.values for s in statistics]))
+    values = group_sums(np.column_stack([s.values for s in statistics]))
     edges = list(itertools.accumulate((s.values.shape[1] for s in statistics), initial=0))
-    drawn = np.concatenate([counts @ values for counts in _draw_counts(len(values), draws)])
+    drawn = np.concatenate([counts @ values for counts in draw_counts(len(values), draws)])
     without = values.sum(0) - values  # the sums without one example each
     intervals = []
     for statistic, low, high in zip(statistics, edges, edges[1:], strict=False):
@@ -120,7 +120,7 @@ def _correct_bias(estimate: float, drawn: Floats, jackknife: Floats) -> Interval
     return float(low), float(high)
 
 
-def _group_sums(values: Floats) -> Floats:
+def group_sums(values: Floats) -> Floats:
     """Return the values (N, M), or above LARGEST examples the sums of LARGEST random groups, to bound the time."""
     n = len(values)
     if n <= LARGEST:
@@ -130,7 +130,7 @@ def _group_sums(values: Floats) -> Floats:
     return grouped
 
 
-def _draw_counts(n: int, draws: int) -> Iterator[Floats]:
+def draw_counts(n: int, draws: int) -> Iterator[Floats]:
     """Yield the count of each of n examples in draws with replacement, (.., n) with up to _ROWS draws at a time."""
     rng = np.random.default_rng(n)
     for begin in range(0, draws, _ROWS):
@@ -144,7 +144,7 @@ def flip_signs(differences: Array, draws: int = DRAWS) -> list[float]:
     It tries every assignment of signs up to EXACT differences that are not 0, else `draws` random ones and the actual.
     Source: Fisher 1935, The Design of Experiments, 21; Phipson & Smyth 2010 (doi:10.2202/1544-6115.1585).
     """
-    grouped = _group_sums(np.asarray(differences, np.float64).T)
+    grouped = group_sums(np.asarray(differences, np.float64).T)
     # minus what may be rounding: flips with an equal sum count
     totals = np.abs(grouped.sum(0)) - 1e-12 * np.abs(grouped).sum(0)
     few = [np.count_nonzero(column) <= EXACT for column in grouped.T]
