@@ -215,8 +215,6 @@ def test_eval_keys(evaluated: Path, name: str) -> None:
         assert set(baseline["metrics"]) == set(baseline["intervals"]) == of_baselines
     for row in details.get("by_length", []):
         assert set(row) == {"length", "n", "mse", "mae", "close"}
-    for run in evaluation["per_seed"]:
-        assert set(run["metrics"]) == keys
     for row in details.get("per_class", []):
         assert set(row) == {"class", "n", "recall", "precision", "predicted"}
     for row in details.get("confused", []):
@@ -727,7 +725,7 @@ def test_tables(run: Run, evaluated: Path, table: str, begins: str) -> None:
     if table == "plain":
         assert max(map(len, lines[: 2 + len(document["rows"])])) <= 140
         sentences = [pair["sentence"] for pair in document["pairs"]]
-        assert lines[-len(sentences) :] == sentences
+        assert [line for line in lines if line in sentences] == sentences
     else:
         assert lines[-1] == r"\end{tabular}" or lines[-1].endswith("|"), "the table alone"
 

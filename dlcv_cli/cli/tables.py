@@ -106,7 +106,7 @@ def _make_notes(comparison: Comparison) -> list[str]:
     if comparison.common:
         counts = ", ".join(f"{name} {count:,}" for name, count in comparison.common.items())
         notes.append(f"Compared on the {comparison.data.n:,} examples that all share; each had: {counts}.")
-    notes += [*comparison.untested, *comparison.searches, *comparison.collapses]
+    notes += [*comparison.untested, *comparison.searches, *comparison.collapses, *comparison.doubts]
     notes += [
         f"{row.name} was trained on some of these examples: its figures do not hold for new ones."
         for row in rows

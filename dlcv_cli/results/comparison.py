@@ -76,6 +76,7 @@ class Row(Struct, frozen=True, kw_only=True, omit_defaults=True):
     runs: list[Run] = msgspec.field(default_factory=list)
     spread: dict[str, Spread] = msgspec.field(default_factory=dict)  # of several runs
     success: Interval | None = None  # of several runs: the share of runs that do not collapse
+    doubt: str = ""  # why intervals over its runs are not to be trusted
     contaminated: bool
     tries: Count = 0  # settings that were tried on the validation part, of which these were the best
     difference: Finite  # to the reference, in the comparison's metric
@@ -116,13 +117,13 @@ class Row(Struct, frozen=True, kw_only=True, omit_defaults=True):
         )
 
 
-class Improvement(Struct, frozen=True, kw_only=True):
+class Improvement(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Several runs on both sides, run against run, on these examples."""
 
     probability: Share  # that a run of the row is better than one of the reference
     interval: Interval
     p_rank: Share  # of a rank test, which failed runs cannot blur
-    effect: Finite  # Hedges' g
+    effect: Finite | None = None  # Hedges' g; None: no side varies
 
 
 class Pair(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -187,6 +188,11 @@ class Comparison(Document, frozen=True, kw_only=True):
                 who = row.name if all_runs == 1 else f"{count} of {all_runs} runs of {row.name}"
                 sentences.append(f"{who} {'has' if count == 1 else 'have'} collapsed: {why}.")
         return sentences
+
+    @property
+    def doubts(self) -> list[str]:
+        """A sentence for each row about what its runs may not show."""
+        return [f"{row.name}: {row.doubt}." for row in self.rows if row.doubt]
 
     @property
     def untested(self) -> list[str]:

@@ -5,6 +5,7 @@ Nothing is predicted again. A row holds the runs of one recipe, by seed and fold
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from dlcv_cli.stages.groups import Network, RunGroup, group_runs, require_same_d
 from dlcv_cli.stages.sentences import POINT, QUESTIONS, Verdict, describe_details, describe_verdict
 from dlcv_cli.statistics.paired import Difference, Fold, Sample
 from dlcv_cli.statistics.paired import compare as compare_samples
-from dlcv_cli.statistics.recipes import compute_crossed_interval, compute_resampled_interval
+from dlcv_cli.statistics.recipes import compute_crossed_interval, compute_resampled_interval, judge_runs
 from dlcv_cli.statistics.significance import compute_wilson_interval, correct_by_holm
 from dlcv_cli.statistics.verdicts import (
     compute_effect_size,
@@ -187,6 +188,7 @@ class _Table:
             intervals_over=over,
             runs=runs,
             spread=spread,
+            doubt=judge_runs(np.concatenate([*row.measure(self.metrics[0]).values()])) if several else "",
             success=Interval(*compute_wilson_interval(standing, len(runs))) if several else None,
             contaminated=any(network.evaluation.contamination.leaks for network in row.networks),
             tries=max((network.evaluation.tries for network in row.networks), default=0),
@@ -199,8 +201,9 @@ class _Table:
         if len(row.scores) > 1:
             share = float(np.mean([n / trained for n, trained in self.sizes.values()]))
             by_fold = {m: np.array([runs.mean() for runs in row.measure(m).values()]) for m in metrics}
-            ends = {m: compute_resampled_interval(values, share) for m, values in by_fold.items()}
-            return {m.column.key: _clip(own, m.range) for m, own in ends.items()}, "splits"
+            return {
+                m.column.key: _clip(compute_resampled_interval(values, share), m.range) for m, values in by_fold.items()
+            }, "splits"
         [(fold, runs)] = row.scores.items()
         if len(runs) == 1:
             own = {m.column.key: m.interval(runs[0]) for m in metrics if m.interval}
@@ -209,8 +212,8 @@ class _Table:
         for metric in metrics:
             if metric.values:
                 values = np.stack([*map(metric.values, runs)]).astype(np.float64)
-                weights = self._folds(metric)[fold].weights
-                intervals[metric.column.key] = _clip(compute_crossed_interval(values, weights), metric.range)
+                ends = compute_crossed_interval(values, labels=self._folds(metric)[fold].strata)
+                intervals[metric.column.key] = _clip(ends, metric.range)
         return intervals, "seeds and examples"
 
     def test(self) -> list[Pair]:
@@ -267,7 +270,7 @@ class _Table:
             margin=margin,
             p_equivalent=test_equivalence(tested, margin) if tested and margin else None,
             times=(detectable / aim) ** 2 if detectable and aim else None,  # errors fall with the square root
-            doubt=tested.doubt if tested else "",
+            doubt=of.doubt,
             question=QUESTIONS[of.over],
             sentence="",
         )
@@ -286,11 +289,12 @@ class _Table:
             ours, theirs = a[shared[0]], b[shared[0]]
         paired = len(shared) > 1
         probability, interval = compute_improvement(sign * ours, sign * theirs)
+        effect = sign * compute_effect_size(ours, theirs)
         return Improvement(
             probability=probability,
             interval=Interval(*interval),
             p_rank=run_rank_test(ours, theirs, paired),
-            effect=sign * compute_effect_size(ours, theirs),
+            effect=effect if math.isfinite(effect) else None,
         )
 
 

@@ -103,14 +103,14 @@ def _list_details(verdict: Verdict) -> Iterator[str]:
     pair, column = verdict.pair, verdict.column
     if better := pair.improvement:
         low, high = better.interval.low, better.interval.high
-        first, second, share, effect = pair.name, pair.reference, better.probability, better.effect
+        first, second, share, sign = pair.name, pair.reference, better.probability, 1
         if share < 0.5:
-            first, second, share, effect, low, high = second, first, 1 - share, -effect, 1 - high, 1 - low
+            first, second, share, sign, low, high = second, first, 1 - share, -1, 1 - high, 1 - low
         what = "fold" if pair.over == "splits" else "run"
+        effect = "" if better.effect is None else f"; effect size g = {sign * better.effect:.2g}"
         yield (
             f"a {what} of {first} is better than one of {second} with a probability of {100 * share:.0f} % "
-            f"({100 * low:.0f} to {100 * high:.0f} %); rank test {_describe_p(better.p_rank)}; effect size "
-            f"g = {effect:.2g}"
+            f"({100 * low:.0f} to {100 * high:.0f} %); rank test {_describe_p(better.p_rank)}{effect}"
         )
     if pair.p_equivalent is not None and pair.margin is not None:
         shown = "is" if pair.p_equivalent < ALARM else "is not shown to be"

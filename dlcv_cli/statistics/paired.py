@@ -5,6 +5,7 @@ The strongest question is asked that the runs of both can answer: over splits, s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcv_cli.statistics.means import test_mean, test_recall_difference
+from dlcv_cli.statistics.means import judge_sample, test_mean
 from dlcv_cli.statistics.metrics import Labels
-from dlcv_cli.statistics.recipes import Tested, test_crossed, test_resampled
+from dlcv_cli.statistics.recalls import test_recall_difference, weigh_by_class
+from dlcv_cli.statistics.recipes import Tested, build_tested, test_crossed, test_resampled
 from dlcv_cli.statistics.significance import Interval, compute_paired_interval, run_mcnemar
 
 Array = NDArray[Any]
@@ -31,15 +33,9 @@ class Fold:
 
     def average(self, values: Array) -> NDArray[np.float64]:
         """Return the metric (K,) of values (K, N)."""
-        return np.asarray(values @ self.weights, np.float64)
-
-    @property
-    def weights(self) -> NDArray[np.float64]:
-        """The weight (N,) of each example in the metric; they sum to 1."""
         if self.strata is None:
-            return np.full(self.n, 1 / self.n)
-        _, index, counts = np.unique(self.strata, return_inverse=True, return_counts=True)
-        return np.asarray(1 / (counts[index] * len(counts)), np.float64)
+            return np.asarray(values.mean(1), np.float64)
+        return np.asarray(values @ weigh_by_class(np.unique(self.strata, return_inverse=True)[1]), np.float64)
 
 
 @dataclass(frozen=True)
@@ -76,6 +72,7 @@ class Difference:
     only_row: int | None = None  # examples that only the sample gets right
     only_reference: int | None = None
     tested: Tested | None = None  # for equivalence and power
+    doubt: str = ""  # why interval and p are not to be trusted
 
 
 def compare(sample: Sample, base: Sample, folds: Mapping[int, Fold]) -> Difference:
@@ -88,7 +85,7 @@ def compare(sample: Sample, base: Sample, folds: Mapping[int, Fold]) -> Differen
     if len(a) == len(b) == 1:
         return _compare_over_examples(a[0], b[0], of)
     paired = list(sample.seeds.get(fold, ())) == list(base.seeds.get(fold, ()))
-    tested = test_crossed(a.astype(np.float64), b.astype(np.float64), paired, of.weights)
+    tested = test_crossed(a, b, paired, labels=of.strata)
     return _describe(tested, "seeds and examples", of.n, paired=paired)
 
 
@@ -104,10 +101,13 @@ def _compare_over_examples(a: Array, b: Array, of: Fold) -> Difference:
     """Return the test of two runs, values (N,) each: McNemar's of shares, otherwise of the paired differences."""
     differences = a.astype(np.float64) - b
     if of.strata is not None:
-        return _describe(test_recall_difference(differences, of.strata), "examples", of.n)
-    tested = test_mean(differences)
-    if a.dtype != np.bool_:
+        tested = _build(*test_recall_difference(differences, of.strata), of.n, "stratified t")
         return _describe(tested, "examples", of.n)
+    if a.dtype != np.bool_:
+        tested = _build(*test_mean(differences), of.n, "paired t and bootstrap-t")
+        return _describe(tested, "examples", of.n, doubt=judge_sample(differences))
+    error = float(differences.std(ddof=1)) / math.sqrt(of.n) if of.n > 1 else 0.0
+    tested = build_tested(float(differences.mean()), error, max(of.n - 1.0, 1.0), "paired t")
     won, lost = int((a & ~b).sum()), int((b & ~a).sum())
     mid, exact = run_mcnemar(won, lost)
     interval = compute_paired_interval(won, lost, of.n)
@@ -115,6 +115,14 @@ def _compare_over_examples(a: Array, b: Array, of: Fold) -> Difference:
         tested.difference, interval, mid, "McNemar, mid-p", "examples", of.n,
         p_exact=exact, only_row=won, only_reference=lost, tested=tested,
     )  # fmt: skip
+
+
+def _build(difference: float, interval: Interval, p: float, n: int, method: str) -> Tested:
+    """Return a test over n examples with the standard error that its interval comes to."""
+    from scipy.special import stdtrit
+
+    error = (interval[1] - interval[0]) / 2 / float(stdtrit(n - 1, 0.975)) if n > 1 else 0.0
+    return Tested(difference, interval, p, max(n - 1, 1), error, method)
 
 
 def _describe(tested: Tested, over: Over, n: int, **more: Any) -> Difference:

@@ -20,7 +20,7 @@ from dlcv_cli.statistics.significance import TAIL, Interval
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
-FEWEST_RUNS = 3  # two runs' spread says next to nothing
+FEWEST_RUNS = 2  # a single run has no spread
 FAR = 5.0  # deviations from the median, beyond which a run is not like the others
 RARE = 0.1  # a failure of one run in ten should be seen: 29 runs
 

@@ -24,7 +24,8 @@ from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_classes
 from dlcv_cli.statistics.means import compute_mean_interval
 from dlcv_cli.statistics.metrics import Scores, score_logits, score_predictions
-from dlcv_cli.statistics.significance import bootstrap, estimate_share
+from dlcv_cli.statistics.recalls import compute_recall_interval
+from dlcv_cli.statistics.significance import estimate_share
 from dlcv_cli.studies.base import Array, Arrays, Exported, ExportRequest, Measured, Metric, Prediction, Study
 from dlcv_cli.vision.datasets import list_images
 from dlcv_cli.vision.splits import Example
@@ -60,7 +61,7 @@ METRICS: tuple[Metric[Scores], ...] = (
         Column("mean_per_class_recall", "per-class recall %", "per-class recall", higher_is_better=True, percent=True),
         value=lambda s: metrics.compute_mean_recall(s.right, s.labels),
         range=(0, 1),
-        interval=lambda s: bootstrap([metrics.build_recall(s.right, s.labels)])[0],
+        interval=lambda s: compute_recall_interval(s.right, s.labels),
         values=lambda s: s.right,
         strata=lambda s: s.labels,
         tested=True,
