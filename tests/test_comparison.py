@@ -32,9 +32,9 @@ from dlcv_cli.vision.splits import Example
 def judge(answers: list[int], labels: list[int]) -> Collapse:
     """Return the verdict on these predictions, where the baseline predicts class 0."""
     classes = max(labels) + 1
-    right = sum(a == b for a, b in zip(answers, labels, strict=True))
+    right = np.bincount([a for a, b in zip(answers, labels, strict=True) if a == b], minlength=classes)
     answered = np.bincount(answers, minlength=classes)
-    return judge_classes(answered, np.array(labels), right, 0, [f"c{k}" for k in range(classes)])
+    return judge_classes(answered, right, np.array(labels), 0, [f"c{k}" for k in range(classes)])
 
 
 def test_constant_classifier_has_collapsed() -> None:
@@ -78,8 +78,13 @@ def test_collapsed_cells(noise: float, scale: float, why: str | None) -> None:
     assert collapse.collapsed is (why is not None)
     assert (why or "") in (collapse.why or "")
     good = targets + rng.normal(0, 0.01, 400).astype(np.float32)
-    several = judge_numbers(np.array([answers, good, good]), targets, 1.0)
-    assert (several.why or "").startswith("1 of 3 runs") is (why is not None)
+    assert judge_numbers(answers, targets, 1.0) == collapse, "one run without an axis for runs"
+    fallen = why is not None
+    one = judge_numbers(np.array([answers, good, good]), targets, 1.0)
+    assert (one.collapsed, one.why, one.runs_collapsed) == (False, None, int(fallen))
+    half = judge_numbers(np.array([answers, good, good, answers]), targets, 1.0)
+    assert half.collapsed is (half.why or "").startswith("2 of 4 runs") is fallen
+    assert half.runs_collapsed == 2 * fallen
     assert not judge_numbers(answers[None], targets, 1.0, learns=False).collapsed
 
 

@@ -204,7 +204,9 @@ def test_eval_keys(evaluated: Path, name: str) -> None:
     keys = keys if images else {"mse", "mae", "close", "r2"}
     assert set(evaluation["metrics"]) == keys, "no top-5 of three classes"
     assert set(evaluation["intervals"]) == keys - {"expected_calibration_error"}
-    assert set(evaluation["collapse"]) == {"collapsed", "why", "classes_predicted", "most_frequent", "share"}
+    assert set(evaluation["collapse"]) == {
+        "collapsed", "why", "classes_predicted", "most_frequent", "share", "runs_collapsed",
+    }  # fmt: skip
     assert set(evaluation["contamination"]) == {
         "checked", "unchecked", "unrecorded", "examples", "chosen", "of", "by_chance", "allowed",
     }  # fmt: skip

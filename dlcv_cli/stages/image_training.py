@@ -159,7 +159,7 @@ def _collect_result(prepared: _Prepared, start: Start, classes: list[str], machi
     records = [asdict(record) for record in training.records]
     speeds = [round(record.pop("images_per_second"), 2) for record in records]
     for record in records:
-        del record["val_predicted"]
+        del record["val_predicted"], record["val_right"]
     metadata: JSON = {"classes": classes, "preprocessing": prepared.preprocessing.to_json(), "trained": start.trained}
     metrics: JSON = {}
     if prepared.tries:
@@ -184,8 +184,8 @@ def warn_if_collapsed(
     """Warn halfway through and at the end of training if the network predicts too few classes."""
     if epoch.epoch not in ((epochs + 1) // 2, epochs):
         return
-    correct = round(epoch.val_accuracy * len(val))
-    collapse = judge_classes(np.array(epoch.val_predicted), val, correct, find_largest_class(train), classes)
+    predicted, right = np.array(epoch.val_predicted), np.array(epoch.val_right)
+    collapse = judge_classes(predicted, right, val, find_largest_class(train), classes)
     if collapse.collapsed:
         remedy = "try a lower --lr, more --epochs, an --arch with batch normalisation, or a head (dlcv image head)"
         share = f"{100 * collapse.share:.1f} % of the predictions are {collapse.most_frequent}"

@@ -163,7 +163,7 @@ def _get_loss(candidate: Candidate) -> float:
 
 def list_fields(epoch: Epoch) -> JSON:
     """Return what a reporter hears of an epoch."""
-    return {key: value for key, value in asdict(epoch).items() if key != "val_predicted"}
+    return {key: value for key, value in asdict(epoch).items() if key not in ("val_predicted", "val_right")}
 
 
 def report_event(event: Epoch | Progress, epochs: int, reporter: Reporter, of: JSON | None = None) -> None:

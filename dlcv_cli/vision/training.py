@@ -51,6 +51,7 @@ class Epoch:
     images_per_second: float
     best: bool  # better on the validation part than all before
     val_predicted: tuple[int, ...]  # (K,) number of validation images predicted as each class
+    val_right: tuple[int, ...] = ()  # (K,) number of these that are of that class
 
 
 class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,6 +88,7 @@ class Score:
     correct: int = 0
     done: int = 0
     predicted: tuple[int, ...] = ()  # number of images, by class
+    right: tuple[int, ...] = ()  # number of these that are of that class
 
 
 def evaluate(tail: nn.Module, source: Source, precision: str) -> Iterator[Score]:
@@ -97,10 +99,16 @@ def evaluate(tail: nn.Module, source: Source, precision: str) -> Iterator[Score]
         score.loss += F.cross_entropy(logits, labels, reduction="sum").item()
         classes = logits.argmax(1)
         score.correct += int((classes == labels).sum())
-        counts = classes.bincount(minlength=logits.shape[1]).tolist()
-        score.predicted = tuple(map(sum, zip(score.predicted, counts, strict=True))) if score.done else tuple(counts)
+        score.predicted = _add_counts(score.predicted, classes, logits.shape[1])
+        score.right = _add_counts(score.right, classes[classes == labels], logits.shape[1])
         score.done += len(labels)
         yield score
+
+
+def _add_counts(counts: tuple[int, ...], classes: Tensor, number: int) -> tuple[int, ...]:
+    """Return counts by class (K,), or () at first, with these classes (n,) counted too."""
+    more = classes.bincount(minlength=number).tolist()
+    return tuple(map(sum, zip(counts, more, strict=True))) if counts else tuple(more)
 
 
 class Training:
@@ -241,7 +249,7 @@ class Training:
         self.loss_sum.zero_()
         self.correct.zero_()
         speed = count / (time.perf_counter() - begun)
-        record = Epoch(epoch, lr, loss, accuracy, val_loss, val_accuracy, speed, is_best, score.predicted)
+        record = Epoch(epoch, lr, loss, accuracy, val_loss, val_accuracy, speed, is_best, score.predicted, score.right)
         self.records.append(record)
         yield record
 

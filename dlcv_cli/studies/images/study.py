@@ -116,7 +116,8 @@ class ImageStudy(Study[Scores]):
         scores, classes = score_logits(logits, images.labels), split.classes
         baseline = metrics.find_largest_class(np.array([example.label for example in split.parts["train"]], np.int64))
         predicted = np.bincount(scores.predicted, minlength=len(classes))
-        collapse = judge_classes(predicted, images.labels, int(scores.right.sum()), baseline, classes)
+        right = np.bincount(images.labels[scores.right], minlength=len(classes))
+        collapse = judge_classes(predicted, right, images.labels, baseline, classes)
         return Measured(
             splits.hash_part(classes, split.parts[part]),
             len(split.parts["train"]),
