@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,28 @@ def test_runs_are_listed(run: Run, folder: Path) -> None:
     assert rows[0]["validation"].startswith("loss ")
     plain = run("runs", folder)
     assert all(row["checkpoint"] in plain.stdout for row in rows)
+
+
+def test_runs_of_a_recipe_are_one_row(run: Run, tmp_path: Path) -> None:
+    """Checkpoints that differ by seed alone are one row, with mean and deviation; --no-group lists each."""
+    run_dlcv("seq", "gen", "--count", 100, "-o", tmp_path / "data.safetensors")
+    for seed in (0, 1, 2):
+        output = tmp_path / f"lazy.seed{seed}.safetensors"
+        train = ("seq", "train", tmp_path / "data.safetensors", "--cell", "baseline", "--seed", seed, "-o", output)
+        run_dlcv(*train, "--epochs", 1)
+        run_dlcv("eval", output)
+    [row] = list_runs(run, tmp_path)
+    values = [
+        json.loads((tmp_path / f"lazy.seed{seed}.test.eval.json").read_text("utf-8"))["metrics"]["mse"]
+        for seed in (0, 1, 2)
+    ]
+    assert (row["checkpoint"], row["runs"], row["settings"]) == ("lazy", "3", "cell baseline, epochs 1")
+    assert row["test"] == f"MSE {statistics.fmean(values):.4f} ± {statistics.stdev(values):.3g}"
+    assert [row["checkpoint"] for row in list_runs(run, tmp_path, "--no-group")] == [
+        f"lazy.seed{seed}.safetensors" for seed in (0, 1, 2)
+    ]
+    shown = show(run, tmp_path / "lazy.seed1.safetensors")
+    assert "one of 3 runs of its recipe in this folder" in shown
 
 
 @pytest.mark.parametrize("column", ["validation", "test"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+import statistics
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,13 +15,15 @@ import typer
 from dlcv_cli.cli.console import Terminal, describe_record, print_json, say
 from dlcv_cli.cli.options import UNCHECKED, ConfigFile, Json
 from dlcv_cli.errors import format_bytes, list_names
+from dlcv_cli.files.recipes import VARIED
 from dlcv_cli.settings import name_stage
 
 if TYPE_CHECKING:
+    from dlcv_cli.results.comparison import Column
     from dlcv_cli.stages.lineage import Source
     from dlcv_cli.stages.show import Described, Run, Setting
 
-COLUMNS = ("checkpoint", "stage", "data", "settings", "validation", "test")
+COLUMNS = ("checkpoint", "runs", "stage", "data", "settings", "validation", "test")
 SETTINGS_WIDTH = 60  # characters of a line of that column
 FACTS = ("task", "arch", "precision", "at", "counts", "parameters")  # of a document, shown in this order
 
@@ -65,6 +68,11 @@ def _list_lines(of: Described) -> Iterator[str]:
         yield "best record"
         yield f"  {describe_record(msgspec.to_builtins(of.best))}"
     yield from _list_figures(of)
+    if len(of.siblings) > 1:
+        yield f"one of {len(of.siblings)} runs of its recipe in this folder"
+        for heading, get in (("validation", _get_validation), ("test", _get_test)):
+            if figure := _describe_figure(of.siblings, get):
+                yield f"  {heading} {figure}"
     if of.sources:
         yield "made from"
         yield from _list_sources(of.sources, "  ")
@@ -115,6 +123,7 @@ def _to_json(of: Described) -> dict[str, Any]:
             part: {column.key: value for column, value in get_figures(evaluation)}
             for part, evaluation in of.evaluations.items()
         },
+        "runs": [str(run.path) for run in of.siblings],
         "sources": [_source_to_json(source) for source in of.sources],
         "tensors": {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in of.tensors.items()},
     }
@@ -139,6 +148,9 @@ def runs(
         Literal["checkpoint", "stage", "data", "validation", "test"],
         typer.Option(metavar="NAME", help="Column to sort by; figures with the best first."),
     ] = "checkpoint",
+    group: Annotated[
+        bool, typer.Option(help="Take the runs of one recipe in a folder, with several seeds or folds, as one row.")
+    ] = True,
     table: Annotated[
         Literal["plain", "csv"], typer.Option("--format", metavar="NAME", help="One of plain, csv.")
     ] = "plain",
@@ -147,48 +159,71 @@ def runs(
     """List the checkpoints below a folder: stage, data, settings that differ, validation and test figures."""
     from tabulate import tabulate
 
-    from dlcv_cli.stages.show import find_runs
+    from dlcv_cli.stages.show import find_runs, group_by_recipe
 
-    rows = [_list_cells(run) for run in sorted(find_runs(folder, Terminal()), key=lambda run: _rank(run, sort))]
+    checkpoints = list(find_runs(folder, Terminal()))
+    groups = group_by_recipe(checkpoints) if group else [[run] for run in checkpoints]
+    rows = [_list_cells(own) for own in sorted(groups, key=lambda own: _rank(own, sort))]
     if table == "csv":
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
         say(text.getvalue().rstrip("\n"))
     else:
-        wide = [None, None, None, SETTINGS_WIDTH, None, None]
+        wide = [SETTINGS_WIDTH if name == "settings" else None for name in COLUMNS]
         style: dict[str, Any] = {"tablefmt": "simple", "disable_numparse": True, "maxcolwidths": wide}
         say(tabulate(rows, headers=COLUMNS, **style) if rows else f"{folder}: no checkpoints")
 
 
-def _list_cells(run: Run) -> tuple[str, ...]:
-    settings = ", ".join(f"{own.name} {_format(own.value)}" for own in run.settings if own.name != "arch")
-    arch = next((f"{own.value}, " for own in run.settings if own.name == "arch"), "")
-    validation, test = _get_validation(run), _get_test(run)
-    figures = (validation[1] if validation else "", test[1] if test else "")
-    return str(run.path), name_stage(run.stage), run.data, f"{arch}{settings}".rstrip(", "), *figures
+def _list_cells(runs: list[Run]) -> tuple[str, ...]:
+    from dlcv_cli.stages.groups import name_group
+
+    first, several = runs[0], len(runs) > 1
+    shown = [own for own in first.settings if own.name not in ("arch", *(VARIED if several else ()))]
+    settings = ", ".join(f"{own.name} {_format(own.value)}" for own in shown)
+    arch = next((f"{own.value}, " for own in first.settings if own.name == "arch"), "")
+    name = name_group([str(run.path).removesuffix(".safetensors") for run in runs]) if several else str(first.path)
+    figures = (_describe_figure(runs, get) for get in (_get_validation, _get_test))
+    count = str(len(runs)) if several else ""
+    return name, count, name_stage(first.stage), first.data, f"{arch}{settings}".rstrip(", "), *figures
 
 
-def _get_validation(run: Run) -> tuple[float, str] | None:
-    """Return the best record's figure, where higher is better, and as text."""
+def _describe_figure(runs: Iterable[Run], get: Callable[[Run], tuple[Column, float] | None]) -> str:
+    """Return a figure of a run, or its mean and sample standard deviation over several; empty if one lacks it."""
+    figures = [get(run) for run in runs]
+    values = [figure[1] for figure in figures if figure]
+    if len(values) < len(figures) or not figures[0]:
+        return ""
+    column = figures[0][0]
+    spread = f" ± {column.format(statistics.stdev(values))}" if len(values) > 1 else ""
+    text = f"{column.format(statistics.fmean(values))}{spread}"
+    return f"{text} %" if column.percent else f"{column.heading} {text}"
+
+
+def _get_validation(run: Run) -> tuple[Column, float] | None:
+    """Return the best record's figure."""
+    from dlcv_cli.results.comparison import Column
+
     accuracy, loss = run.best.get("val_accuracy"), run.best.get("val_loss")
     if isinstance(accuracy, float):
-        return accuracy, f"{100 * accuracy:.2f} %"
-    return (-loss, f"loss {loss:.3g}") if isinstance(loss, float) else None
+        return Column("val_accuracy", "accuracy %", "accuracy", higher_is_better=True, percent=True), accuracy
+    return (Column("val_loss", "loss", "loss", higher_is_better=False), loss) if isinstance(loss, float) else None
 
 
-def _get_test(run: Run) -> tuple[float, str] | None:
+def _get_test(run: Run) -> tuple[Column, float] | None:
     from dlcv_cli.stages.show import get_figures
 
-    if "test" not in run.evaluations:
-        return None
-    column, value = get_figures(run.evaluations["test"])[0]
-    text = f"{column.format(value)} %" if column.percent else f"{column.heading} {column.format(value)}"
-    return value if column.higher_is_better else -value, text
+    return get_figures(run.evaluations["test"])[0] if "test" in run.evaluations else None
 
 
-def _rank(run: Run, sort: str) -> tuple[Any, ...]:
-    """Return what sorts a run into its place; runs without the figure come last."""
+def _rank(runs: list[Run], sort: str) -> tuple[Any, ...]:
+    """Return what sorts a row into its place; rows without the figure come last."""
+    first = runs[0]
     if sort in ("validation", "test"):
-        figure = _get_validation(run) if sort == "validation" else _get_test(run)
-        return figure is None, run.stage.partition(".")[0], -figure[0] if figure else 0, str(run.path)
-    return {"checkpoint": "", "stage": run.stage, "data": run.data}[sort], str(run.path)
+        figures = [_get_validation(run) if sort == "validation" else _get_test(run) for run in runs]
+        present = [figure for figure in figures if figure]
+        if len(present) < len(figures):
+            return True, first.stage.partition(".")[0], 0, str(first.path)
+        sign = -1 if present[0][0].higher_is_better else 1
+        mean = sign * statistics.fmean(value for _, value in present)
+        return False, first.stage.partition(".")[0], mean, str(first.path)
+    return {"checkpoint": "", "stage": first.stage, "data": first.data}[sort], str(first.path)

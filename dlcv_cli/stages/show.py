@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from dlcv_cli.errors import DlcvError, FileError
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON, as_object, hash_file, parse_json, replace_ending, require_file
 from dlcv_cli.files.exchange import read_onnx_record, read_torchscript_record
+from dlcv_cli.files.recipes import RunOf, identify_run
 from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import SCHEMA as EVALUATION
 from dlcv_cli.results.evaluation import AnyEvaluation
@@ -50,6 +51,7 @@ class Described:
     tensors: dict[str, tuple[str, list[int]]]  # type and shape by name
     evaluations: dict[str, AnyEvaluation]  # of a checkpoint, by part; or the file itself
     best: Record | None  # of a training
+    siblings: list[Run]  # the runs of a checkpoint's recipe in its folder
 
     @property
     def parameters(self) -> int:
@@ -65,7 +67,7 @@ def describe(path: Path) -> Described:
     """
     document, content = _read(path)
     if document is None:
-        return Described(path, None, {}, [], (), content, {}, None)
+        return Described(path, None, {}, [], (), content, {}, None, [])
     schema = str(document.get("schema"))
     try:
         best = msgspec.convert(document["best"], Record) if document.get("best") else None
@@ -78,7 +80,8 @@ def describe(path: Path) -> Described:
         own = read_evaluation(path)
         evaluations = {own.data.part: own}
     settings, sources = list_settings(document), trace_sources(path, document)
-    return Described(path, schema, document, settings, sources, content, evaluations, best)
+    siblings = find_siblings(path, document) if schema == tensors.CHECKPOINT else []
+    return Described(path, schema, document, settings, sources, content, evaluations, best, siblings)
 
 
 def _read(path: Path) -> tuple[JSON | None, dict[str, tuple[str, list[int]]]]:
@@ -153,6 +156,25 @@ class Run:
     settings: list[Setting]  # that differ from the defaults
     best: JSON  # the record whose weights were kept
     evaluations: dict[str, AnyEvaluation]
+    identity: RunOf
+
+
+def group_by_recipe(runs: Iterable[Run]) -> list[list[Run]]:
+    """Return the runs of each recipe in each folder, in the order in which they come first."""
+    groups: dict[tuple[Path, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.path.parent, run.identity.recipe), []).append(run)
+    return list(groups.values())
+
+
+def find_siblings(path: Path, metadata: JSON) -> list[Run]:
+    """Return the runs in a checkpoint's folder that are of its recipe, itself among them, without damaged files."""
+    recipe, runs = identify_run(metadata).recipe, []
+    for name in sorted(os.listdir(path.parent)):
+        with contextlib.suppress(DlcvError, OSError, ValueError):
+            if name.endswith(".safetensors") and not name.startswith("."):
+                runs.append(_read_run(path.parent, path.parent / name))
+    return [run for run in runs if run.identity.recipe == recipe]
 
 
 def find_runs(folder: Path, reporter: Reporter) -> Iterator[Run]:
@@ -202,5 +224,6 @@ def _read_run(folder: Path, path: Path) -> Run:
     changed = [setting for setting in list_settings(metadata) if not setting.is_default]
     best = as_object(metadata.get("best"))
     return Run(
-        path.relative_to(folder), str(metadata.get("stage")), data, changed, best, find_evaluations(path, sha256)
-    )
+        path.relative_to(folder), str(metadata.get("stage")), data, changed, best, find_evaluations(path, sha256),
+        identify_run(metadata),
+    )  # fmt: skip
