@@ -340,6 +340,26 @@ def test_folds_are_compared_by_the_corrected_resampled_t() -> None:
         compare([*a, *b], common=True)
 
 
+def test_failed_runs_are_seen_by_ranks() -> None:
+    """Where failed runs blur the means, the verdict says that the runs of one recipe are better than the other's."""
+    rng = np.random.default_rng(0)
+    good = [evaluate_cell(f"g.seed{s}", 0.05 * rng.normal(0, 1, 60), seed=s) for s in range(32)]
+    failed = [
+        evaluate_cell(f"f.seed{s}", scale * rng.normal(0, 1, 60), seed=s) for s, scale in enumerate((1, 3, 9, 99))
+    ]
+    comparison = compare([*good, *failed])
+    better = comparison["pairs"][0]["improvement"]
+    values = [[run.evaluation.metrics["mse"] for run in runs] for runs in (failed, good)]
+    exact = stats.mannwhitneyu(*values, method="exact").pvalue
+    assert exact == pytest.approx(3.4e-5, rel=0.01)
+    assert better["p_rank"] == pytest.approx(exact)
+    assert better["p_rank_holm"] == pytest.approx(2 * exact), "of three tests the second smallest p"
+    sentence = comparison["pairs"][0]["sentence"]
+    assert sentence.startswith("no evidence of a difference between f and g in mean MSE (")
+    assert ", but a run of g is better than one of f with a probability of 100 % (" in sentence
+    assert "rank test" not in " ".join(comparison["pairs"][0]["details"])
+
+
 def test_equivalence_needs_a_margin() -> None:
     """Two one-sided tests say whether a difference is within the margin, in points of a metric in percent."""
     a, b = (evaluate_images(n, draw_logits(s, LABELS, 0.9), LABELS, draw_keys(400)) for n, s in (("a", 0), ("b", 1)))
@@ -381,7 +401,9 @@ def test_collapsed_runs_are_counted() -> None:
 
     comparison = compare_networks([fell(a[0]), *a[1:], *b])
     assert (comparison.rows[0].collapsed, comparison.rows[0].best[:1]) == (False, ["mse"])
-    assert comparison.collapses[0].startswith("1 of 4 runs of a has collapsed: the same answer; ")
+    assert comparison.collapses[0].startswith(
+        "1 of 4 runs of a has collapsed (success rate 75 %, 95 % interval 30 to 95 %): the same answer; "
+    )
     assert comparison.pairs[0].sentence.endswith("; 1 of 4 runs of a collapsed")
     low, high = stats.binomtest(3, 4).proportion_ci(method="wilson")
     assert msgspec.to_builtins(comparison.rows[0].success) == pytest.approx((low, high))

@@ -101,8 +101,9 @@ def _make_notes(comparison: Comparison) -> list[str]:
         notes[0] += ", among networks that have not collapsed"
     notes.append(comparison.describe_intervals())
     notes += dict.fromkeys(pair.question for pair in shown)
-    if len(comparison.pairs) > 1:
-        notes.append(f"Corrected for all {len(comparison.pairs)} tests of this comparison (Holm).")
+    tests = len(comparison.pairs) + sum(pair.improvement is not None for pair in comparison.pairs)
+    if tests > 1:
+        notes.append(f"Corrected for all {tests} tests of this comparison (Holm).")
     if comparison.common:
         counts = ", ".join(f"{name} {count:,}" for name, count in comparison.common.items())
         notes.append(f"Compared on the {comparison.data.n:,} examples that all share; each had: {counts}.")

@@ -123,6 +123,7 @@ class Improvement(Struct, frozen=True, kw_only=True, omit_defaults=True):
     probability: Share  # that a run of the row is better than one of the reference
     interval: Interval
     p_rank: Share  # of a rank test, which failed runs cannot blur
+    p_rank_holm: Share | None = None  # corrected with the p of all pairs
     effect: Finite | None = None  # Hedges' g; None: no side varies
 
 
@@ -135,12 +136,13 @@ class Pair(Struct, frozen=True, kw_only=True, omit_defaults=True):
     difference: Finite
     interval: Interval
     p: Share
-    p_holm: Share  # corrected for the number of all pairs
+    p_holm: Share  # corrected for the number of all tests
     test: str
     over: Over
     n: Count  # examples; of one fold on average
     runs: tuple[Count, Count]  # of the row, of the reference; 0: a baseline
     folds: Count = 0  # that both have
+    folds_won: Count | None = None  # in which the row is better
     paired: bool = False  # by seed, or by fold
     p_exact: Share | None = None  # McNemar: without the mid-p correction
     only_row: Count | None = None  # examples that only the row gets right
@@ -186,7 +188,11 @@ class Comparison(Document, frozen=True, kw_only=True):
             if row.fallen:
                 count, all_runs, why = len(row.fallen), len(row.runs), row.fallen[0].collapsed
                 who = row.name if all_runs == 1 else f"{count} of {all_runs} runs of {row.name}"
-                sentences.append(f"{who} {'has' if count == 1 else 'have'} collapsed: {why}.")
+                rate = ""
+                if ends := row.success:
+                    rate = f" (success rate {100 * (1 - count / all_runs):.0f} %, 95 % interval "
+                    rate += f"{100 * ends.low:.0f} to {100 * ends.high:.0f} %)"
+                sentences.append(f"{who} {'has' if count == 1 else 'have'} collapsed{rate}: {why}.")
         return sentences
 
     @property

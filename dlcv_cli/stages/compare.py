@@ -235,37 +235,60 @@ class _Table:
             for row in self.rows:
                 if row is not base and not (row.recipe and row.recipe == base.recipe):
                     pending.append((metric, row, compare_samples(_sample(row, metric), sample, folds)))
-        corrected = correct_by_holm([difference.p for _, _, difference in pending])
-        return [self._make_pair(*own, p_holm) for own, p_holm in zip(pending, corrected, strict=True)]
+        pairs = [self._make_pair(*own) for own in pending]
+        ranked = [place for place, pair in enumerate(pairs) if pair.improvement]
+        ranks = [own.improvement.p_rank for own in pairs if own.improvement]
+        corrected = correct_by_holm([*(pair.p for pair in pairs), *ranks])
+        of_ranks = dict(zip(ranked, corrected[len(pairs) :], strict=True))
+        return [
+            self._describe(metric, row, pair, corrected[place], of_ranks.get(place))
+            for place, ((metric, row, _), pair) in enumerate(zip(pending, pairs, strict=True))
+        ]
 
-    def _make_pair(self, metric: Metric[Any], row: _Scored, of: Difference, p_holm: float) -> Pair:
+    def _describe(
+        self, metric: Metric[Any], row: _Scored, pair: Pair, p_holm: float, p_rank_holm: float | None
+    ) -> Pair:
+        """Return a pair with its corrected p and its sentences."""
+        pair = msgspec.structs.replace(pair, p_holm=p_holm)
+        if pair.improvement:
+            improvement = msgspec.structs.replace(pair.improvement, p_rank_holm=p_rank_holm)
+            pair = msgspec.structs.replace(pair, improvement=improvement)
+        fallen = {
+            own.name: sum(network.evaluation.collapse.collapsed for network in own.networks)
+            for own in (row, self.reference)
+        }
+        verdict = Verdict(metric.column, pair, fallen)
+        return msgspec.structs.replace(pair, sentence=describe_verdict(verdict), details=describe_details(verdict))
+
+    def _make_pair(self, metric: Metric[Any], row: _Scored, of: Difference) -> Pair:
         base, tested, column = self.reference, of.tested, metric.column
         is_first = metric is self.metrics[0]
-        improvement = self._improve(metric, row) if len(row.networks) > 1 and len(base.networks) > 1 else None
         margin = self.config.margin if is_first else None
         if margin and column.percent:
             margin /= 100
         aim = margin or (POINT if is_first and column.percent else None)
         certain = not row.networks or not base.networks
         detectable = compute_power_limit(tested) if tested and not certain else None
-        pair = Pair(
+        several = len(row.networks) > 1 and len(base.networks) > 1
+        return Pair(
             name=row.name,
             reference=base.name,
             metric=column.key,
             difference=of.difference,
             interval=Interval(*of.interval),
             p=of.p,
-            p_holm=p_holm,
+            p_holm=of.p,
             test=of.test,
             over=of.over,
             n=of.n,
             runs=(len(row.networks), len(base.networks)),
             folds=of.folds,
+            folds_won=self._count_won(metric, row) if of.over == "splits" else None,
             paired=of.paired,
             p_exact=of.p_exact,
             only_row=of.only_row,
             only_reference=of.only_reference,
-            improvement=improvement,
+            improvement=self._improve(metric, row) if several and of.over != "splits" else None,
             detectable=detectable,
             margin=margin,
             p_equivalent=test_equivalence(tested, margin) if tested and margin else None,
@@ -274,28 +297,27 @@ class _Table:
             question=QUESTIONS[of.over],
             sentence="",
         )
-        fallen = {own.name: [run for run in map(_describe_run, own.networks) if run.collapsed] for own in (row, base)}
-        verdict = Verdict(column, pair, {name: len(runs) for name, runs in fallen.items()})
-        return msgspec.structs.replace(pair, sentence=describe_verdict(verdict), details=describe_details(verdict))
 
-    def _improve(self, metric: Metric[Any], row: _Scored) -> Improvement | None:
-        """Return run against run, on the folds that both have; None where they have too few."""
+    def _improve(self, metric: Metric[Any], row: _Scored) -> Improvement:
+        """Return run against run, on the fold that both have."""
         sign = 1 if metric.column.higher_is_better else -1
         a, b = row.measure(metric), self.reference.measure(metric)
-        shared = [fold for fold in a if fold in b]
-        if len(shared) > 1:  # a run is a fold's: the fold's difficulty is not the recipe's
-            ours, theirs = (np.array([own[fold].mean() for fold in shared]) for own in (a, b))
-        else:
-            ours, theirs = a[shared[0]], b[shared[0]]
-        paired = len(shared) > 1
-        probability, interval = compute_improvement(sign * ours, sign * theirs)
-        effect = sign * compute_effect_size(ours, theirs)
+        fold = next(fold for fold in a if fold in b)
+        ours, theirs = sign * a[fold], sign * b[fold]
+        probability, interval = compute_improvement(ours, theirs)
+        effect = compute_effect_size(ours, theirs)
         return Improvement(
             probability=probability,
             interval=Interval(*interval),
-            p_rank=run_rank_test(ours, theirs, paired),
+            p_rank=run_rank_test(ours, theirs, False),
             effect=effect if math.isfinite(effect) else None,
         )
+
+    def _count_won(self, metric: Metric[Any], row: _Scored) -> int:
+        """Return in how many of the folds that both have the row is better on average."""
+        sign = 1 if metric.column.higher_is_better else -1
+        a, b = row.measure(metric), self.reference.measure(metric)
+        return sum(bool(sign * (a[fold].mean() - b[fold].mean()) > 0) for fold in a if fold in b)
 
 
 def _sample(row: _Scored, metric: Metric[Any]) -> Sample:

@@ -38,6 +38,12 @@ class Verdict:
         return self.pair.p_holm < ALARM
 
     @property
+    def is_ranked(self) -> bool:
+        """Whether the runs of one row are shown to be better than the other's, one by one."""
+        better = self.pair.improvement
+        return better is not None and better.p_rank_holm is not None and better.p_rank_holm < ALARM
+
+    @property
     def is_about_recipes(self) -> bool:
         """Whether both rows have several runs, or are baselines."""
         return self.pair.over != "examples" and 1 not in self.pair.runs
@@ -69,7 +75,9 @@ def describe_verdict(verdict: Verdict) -> str:
     if not verdict.is_significant:
         sign = "+" if value >= 0 else ""
         between = f"no evidence of a difference between {row} and {reference}"
-        return f"{between} in {column.noun} ({sign}{amount}, {details})"
+        mean = f"mean {column.noun}" if verdict.is_ranked else column.noun
+        text = f"{between} in {mean} ({sign}{amount}, {details})"
+        return f"{text}, but {_describe_ranks(pair)}" if verdict.is_ranked else text
     winner, loser = (row, reference) if is_better else (reference, row)
     if verdict.is_about_recipes:
         return f"{winner} beats {loser} by {amount} in {column.noun} ({details})" + "".join(_list_fallen(verdict))
@@ -101,17 +109,10 @@ def describe_details(verdict: Verdict) -> list[str]:
 
 def _list_details(verdict: Verdict) -> Iterator[str]:
     pair, column = verdict.pair, verdict.column
-    if better := pair.improvement:
-        low, high = better.interval.low, better.interval.high
-        first, second, share, sign = pair.name, pair.reference, better.probability, 1
-        if share < 0.5:
-            first, second, share, sign, low, high = second, first, 1 - share, -1, 1 - high, 1 - low
-        what = "fold" if pair.over == "splits" else "run"
-        effect = "" if better.effect is None else f"; effect size g = {sign * better.effect:.2g}"
-        yield (
-            f"a {what} of {first} is better than one of {second} with a probability of {100 * share:.0f} % "
-            f"({100 * low:.0f} to {100 * high:.0f} %); rank test {_describe_p(better.p_rank)}{effect}"
-        )
+    if pair.improvement and (verdict.is_significant or not verdict.is_ranked):  # else the sentence has it
+        yield _describe_ranks(pair)
+    if pair.folds_won is not None:
+        yield f"{pair.name} is better in {pair.folds_won} of {pair.folds} folds"
     if pair.p_equivalent is not None and pair.margin is not None:
         shown = "is" if pair.p_equivalent < ALARM else "is not shown to be"
         margin = _describe_margin(column, pair.margin)
@@ -126,6 +127,21 @@ def _list_details(verdict: Verdict) -> Iterator[str]:
         yield text
     if pair.doubt:
         yield f"interval and p may be off: {pair.doubt}"
+
+
+def _describe_ranks(pair: Pair) -> str:
+    """Return what is known of run against run; the better row comes first."""
+    better = pair.improvement
+    assert better
+    first, second, share, sign = pair.name, pair.reference, better.probability, 1
+    low, high = better.interval.low, better.interval.high
+    if share < 0.5:
+        first, second, share, sign, low, high = second, first, 1 - share, -1, 1 - high, 1 - low
+    effect = "" if better.effect is None else f"; effect size g = {sign * better.effect:.2g}"
+    return (
+        f"a run of {first} is better than one of {second} with a probability of {100 * share:.0f} % "
+        f"({100 * low:.0f} to {100 * high:.0f} %); rank test {_describe_p(better.p_rank, better.p_rank_holm)}{effect}"
+    )
 
 
 def _describe_margin(column: Column, value: float) -> str:
