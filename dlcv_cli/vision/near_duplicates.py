@@ -21,7 +21,7 @@ SIDE = 32  # of a signature, in pixels; smaller images are not judged
 FREQUENCIES = 16  # in each direction
 FLAT = 4.0  # standard deviation of the pixels' values, 0..255, below which nothing can be recognised
 SIMILAR = 0.95  # measured by benchmarks/near_duplicates.py, as is the next
-TILE, DIFFERENT = 4, 0.38  # side of a tile in pixels; its root mean square difference, in standard deviations
+TILE, DIFFERENT = 4, 0.35  # side of a tile in pixels; its root mean square difference, in standard deviations
 MARGIN = 1e-4
 LIMIT = 200_000  # pairs, beyond which images are alike by nature
 BLOCK = 1024  # images, or candidates, that are computed at once
@@ -44,7 +44,7 @@ def make_signature(image: Image.Image) -> Signatures | None:
     """Return an RGB image reduced to (SIDE, SIDE, 3) uint8; None if it is smaller or has one colour: not judged."""
     if min(image.size) < SIDE:
         return None
-    signature = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
+    signature = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
     return signature if signature.std() >= FLAT else None
 
 

@@ -26,6 +26,7 @@ from dlcv_cli.statistics.metrics import Scores, score_logits, score_predictions
 from dlcv_cli.statistics.paired import compare_recalls, compare_shares
 from dlcv_cli.statistics.significance import build_mean, build_proportion
 from dlcv_cli.studies.base import Array, Arrays, Exported, ExportRequest, Measured, Metric, Prediction, Study
+from dlcv_cli.studies.images.near_duplicates import measure_without
 from dlcv_cli.vision.datasets import list_images
 from dlcv_cli.vision.splits import Example
 
@@ -113,13 +114,14 @@ class ImageStudy(Study[Scores]):
         baseline = metrics.find_largest_class(np.array([example.label for example in split.parts["train"]], np.int64))
         predicted = np.bincount(scores.predicted, minlength=len(classes))
         collapse = judge_classes(predicted, images.labels, int(scores.right.sum()), baseline, classes)
+        details = describe_errors(scores, classes, split.parts[part], make_relative(split.root, checkpoint.parent))
         return Measured(
             splits.hash_part(classes, split.parts[part]),
             {"logits": logits, "labels": images.labels, "baselines": np.full((1, len(images.labels)), baseline)},
             [],
             [f"always {classes[baseline]}"],
             collapse,
-            describe_errors(scores, classes, split.parts[part], make_relative(split.root, checkpoint.parent)),
+            msgspec.structs.replace(details, near_duplicates=measure_without(split, part, scores.right)),
             PACKAGES,
             predictor.describe(),
         )
