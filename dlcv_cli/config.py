@@ -53,6 +53,12 @@ class SplitConfig(Config):
     group_column: str | None = setting(
         None, "column of --labels with groups, as --group; group, if there is one", later=True
     )
+    near_duplicates: Literal["keep-together", "report", "ignore"] = setting(
+        "report",
+        "copies of one photo that were saved anew, resized, mirrored or brightened: report them and list them in FILE, "
+        "keep them in one part, or do not look for them",
+        later=True,
+    )
 
     @property
     def per_class(self) -> bool:

@@ -51,13 +51,22 @@ def split(
         bool,
         typer.Option("--download", help="caltech101: download it to ROOT if needed (137 MB).", **IN_FILES),
     ] = False,
+    duplicates_page: Annotated[
+        Path | None,
+        typer.Option("--duplicates-page", metavar="FILE", help="Also show near-duplicates: FILE.html.", **IN_FILES),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Divide images into train, val and test: FILE.split.json. Every image is decoded once, to check it."""
     from dlcv_cli.stages.data import write_split
+    from dlcv_cli.stages.near_duplicates import check_page, write_page
 
+    if duplicates_page:
+        check_page(duplicates_page)
     output = output or Path("runs", f"{root.resolve().name}.split.json")
     outcome = write_split(root, output, config, labels=labels, download=download, context=context)
+    if duplicates_page:
+        write_page(output, duplicates_page, context.force)
     parts = ", ".join(f"{part} {count:,}" for part, count in outcome.summary["counts"].items())
     print_outcome(outcome, as_json, f"{len(outcome.summary['classes'])} classes: {parts}")
 
@@ -91,6 +100,9 @@ _NOTES = {
     "identical": "images under several names",
     "label_conflicts": "images in several classes",
     "in_several_parts": "images in several parts, byte for byte: a leak",
+    "near_duplicates": "pairs of near-duplicates",
+    "near_duplicates_across_parts": "of these pairs in two parts",
+    "near_duplicates_across_classes": "of these pairs in two classes",
 }
 
 

@@ -23,7 +23,12 @@ class Picture:
     @cached_property
     def uri(self) -> str:
         """The thumbnail as an address that holds it."""
-        return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode()}"
+        return embed_jpeg(self.jpeg)
+
+
+def embed_jpeg(content: bytes) -> str:
+    """Return an address that holds a JPEG."""
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
 
 
 @dataclass(frozen=True)

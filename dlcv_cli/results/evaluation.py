@@ -128,7 +128,15 @@ class ByLength(Struct, frozen=True, kw_only=True):
     close: Share
 
 
-class ImageDetails(Struct, frozen=True, kw_only=True):
+class NearDuplicates(Struct, frozen=True, kw_only=True):
+    """How many evaluated images have a near-duplicate among the training images, and the accuracy on the others."""
+
+    n: Count
+    n_without: Count
+    top1_accuracy: Share | None  # of the others; None: there are none
+
+
+class ImageDetails(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where a classifier goes wrong."""
 
     per_class: Annotated[list[PerClass], msgspec.Meta(min_length=1)]
@@ -137,6 +145,7 @@ class ImageDetails(Struct, frozen=True, kw_only=True):
     calibration: list[CalibrationBin]
     highest_loss: list[HighLoss]  # highest first
     root: str  # folder of the images, relative to the evaluation
+    near_duplicates: NearDuplicates | None = None  # None: the split records none of these images
 
     def __post_init__(self) -> None:
         if any(max(cell[:2]) >= len(self.per_class) for cell in self.confusion):

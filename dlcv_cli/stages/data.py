@@ -14,8 +14,10 @@ from dlcv_cli.errors import DlcvError, ExistsError, SettingError, list_names
 from dlcv_cli.files import splits
 from dlcv_cli.files.disk import JSON, as_object, check_output, hash_file, hash_json, read_json, write_folder
 from dlcv_cli.files.locks import claim_outputs
+from dlcv_cli.files.near_duplicates import encode_copies, place_copies, read_copies
 from dlcv_cli.files.recipes import Input, Recipe, is_up_to_date, read_versions
 from dlcv_cli.settings import option_name
+from dlcv_cli.stages.near_duplicates import decode_images, find_near_duplicates, report_copies
 from dlcv_cli.vision import datasets, images
 from dlcv_cli.vision.groups import match_groups
 from dlcv_cli.vision.labels import read_labels
@@ -52,22 +54,28 @@ def write_split(
     if up_to_date and splits.read(output).root.resolve() == root.resolve():  # else the images have moved since
         return Outcome(output, False, describe_split(output))
     with claim_outputs(output):
-        problems = map_in_threads(images.find_problem, [root / e.path for e in scan.examples], "decoding", reporter)
-        bad = scan.bad | {e.path: problem for e, problem in zip(scan.examples, problems, strict=True) if problem}
+        problems, signatures = decode_images(root, scan.examples, config, reporter)
+        bad = scan.bad | problems
         _refuse_or_skip(root, bad, config, reporter)
         examples = [example for example in scan.examples if example.path not in bad]
         identical, conflicts = _find_identical(examples, scan.given, reporter)
-        parts = split_examples(examples, scan.classes, config, scan.given)
+        near = find_near_duplicates(examples, signatures, config, reporter)
+        together = near if config.near_duplicates == "keep-together" else []
+        links = [(first.sha256, second.sha256) for first, second, _ in together]
+        parts = split_examples(examples, scan.classes, config, scan.given, links)
+        copies = place_copies(near, parts)
         metadata = {
             **recipe.to_json(output.parent),
             "skipped": [{"path": path, "problem": problem} for path, problem in sorted(bad.items())],
             "ignored": scan.ignored,
             "identical": identical,
             "label_conflicts": conflicts,
+            **encode_copies(copies),
             "versions": read_versions("pillow"),
         }
         splits.write(output, root, scan.classes, parts, metadata)
         _note_parts(examples, parts, scan.given, reporter)
+        report_copies(copies, scan.given, reporter)
     return Outcome(output, True, describe_split(output))
 
 
@@ -204,6 +212,7 @@ def describe_split(path: Path, root: Path | None = None) -> dict[str, Any]:
     smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
     contents = Counter(sha256 for part in PARTS for sha256 in {e.sha256 for e in file.parts[part]})
     groups = {part: len({e.group for e in file.parts[part] if e.group}) for part in PARTS}
+    copies = read_copies(file)
     return {
         "split": str(path),
         "root": str(file.root),
@@ -216,6 +225,9 @@ def describe_split(path: Path, root: Path | None = None) -> dict[str, Any]:
         "identical": len(file.metadata.get("identical", ())),
         "label_conflicts": len(file.metadata.get("label_conflicts", ())),
         "in_several_parts": sum(count > 1 for count in contents.values()),
+        "near_duplicates": len(copies),
+        "near_duplicates_across_parts": sum(own.across_parts for own in copies),
+        "near_duplicates_across_classes": sum(own.across_classes for own in copies),
         "groups": groups if any(groups.values()) else {},
     }
 

@@ -21,7 +21,7 @@ from dlcv_cli.files.disk import JSON, as_object, check_output, hash_file, read_j
 from dlcv_cli.files.locks import claim_outputs
 from dlcv_cli.files.recipes import Input, Recipe, RunInfo, identify_run, refuse_overwrite
 from dlcv_cli.results.codec import write_document
-from dlcv_cli.results.evaluation import SCHEMA, AnyEvaluation, Contamination, Data, Evaluation, Trained
+from dlcv_cli.results.evaluation import SCHEMA, AnyEvaluation, Contamination, Data, Evaluation, ImageDetails, Trained
 from dlcv_cli.results.metrics import InputFile, OutputFile
 from dlcv_cli.stages.lineage import check_contamination, report_contamination
 from dlcv_cli.stages.training import warn_if_unpaired
@@ -65,13 +65,27 @@ def evaluate(
         if context.root:
             task.study.check_files(task.data, part, context)
         report_contamination(checkpoint, stored.contamination, part, allow_contaminated, reporter)
+        _note_near_duplicates(stored, reporter)
         return Evaluated(task.output, False, stored)
     with claim_outputs(task.output, task.predictions):
         run = RunInfo()
         examples, leak = check_contamination(task.study, checkpoint, task.metadata, task.data, part, allow_contaminated)
         report_contamination(checkpoint, leak, part, allow_contaminated, reporter)
         measured = task.study.measure(checkpoint, task.data, part, task.context)
-        return Evaluated(task.output, True, _write(task, run, measured, examples, leak))
+        evaluation = _write(task, run, measured, examples, leak)
+        _note_near_duplicates(evaluation, reporter)
+        return Evaluated(task.output, True, evaluation)
+
+
+def _note_near_duplicates(evaluation: AnyEvaluation, reporter: Reporter) -> None:
+    """Say how many of the images have a near-duplicate in the training part, and what the others give."""
+    if not isinstance(evaluation.details, ImageDetails) or not (near := evaluation.details.near_duplicates):
+        return
+    share = "" if near.top1_accuracy is None else f"; top-1 accuracy is {100 * near.top1_accuracy:.2f} % on the others"
+    reporter.note(
+        f"{near.n:,} of the {evaluation.data.n:,} {evaluation.data.part} images have a near-duplicate in the training "
+        f"part of {Path(evaluation.data.path).name}{share}"
+    )
 
 
 @dataclass(frozen=True)

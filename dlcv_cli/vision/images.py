@@ -101,12 +101,17 @@ def hash_image_file(path: Path) -> str:
     return hashlib.sha256(read_image_file(path)).hexdigest()
 
 
+def load_image(path: Path) -> Image.Image:
+    """Return an image as `decode_image` does. Raise ValueError, with the reason, if it cannot be used."""
+    data = read_image_file(path)
+    with convert_decoder_errors():
+        return decode_image(open_image(data))
+
+
 def find_problem(path: Path) -> str | None:
     """Return the reason why an image cannot be used, or None if it can be decoded."""
     try:
-        data = read_image_file(path)
-        with convert_decoder_errors():
-            decode_image(open_image(data))
+        load_image(path)
     except ValueError as error:
         return str(error)
     return None

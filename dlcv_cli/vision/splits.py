@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dlcv_cli.config import SplitConfig
@@ -49,10 +49,13 @@ def count_held_out(count: int, fraction: float) -> int:
     return math.ceil(round(count * fraction, 9))
 
 
-def link_examples(examples: Sequence[Example], seed: int) -> list[Group]:
+def link_examples(examples: Sequence[Example], seed: int, links: Iterable[tuple[str, str]] = ()) -> list[Group]:
     """Return the examples that are linked by equal content or equal group, directly or through others.
 
     Their order depends on the seed and the paths alone.
+
+    Args:
+        links: pairs of sha256 that are linked too.
     """
     parents: dict[tuple[str, str], tuple[str, str]] = {}
 
@@ -64,6 +67,8 @@ def link_examples(examples: Sequence[Example], seed: int) -> list[Group]:
     for example in examples:
         if example.group:
             parents[root_of(("group", example.group))] = root_of(("sha256", example.sha256))
+    for first, second in links:
+        parents[root_of(("sha256", first))] = root_of(("sha256", second))
     linked: dict[tuple[str, str], list[Example]] = defaultdict(list)
     for example in sorted(examples, key=lambda e: e.path):
         linked[root_of(("sha256", example.sha256))].append(example)
@@ -124,13 +129,18 @@ def _list_lacking(classes: Sequence[str], parts: Mapping[str, Sequence[Example]]
 
 
 def split_examples(
-    examples: Sequence[Example], classes: Sequence[str], config: SplitConfig, given: Mapping[str, str] | None = None
+    examples: Sequence[Example],
+    classes: Sequence[str],
+    config: SplitConfig,
+    given: Mapping[str, str] | None = None,
+    links: Sequence[tuple[str, str]] = (),
 ) -> dict[str, list[Example]]:
     """Return the examples of train, val and test, each sorted by path.
 
     Args:
         given: path of every image: its part, which it keeps, unless it is train and a part is missing. That part is
             taken from train. If empty, all images are divided.
+        links: pairs of sha256 of images that stay in one part.
 
     Raises:
         DlcvError: a class has too few images or groups, or is missing in a part; the error names it.
@@ -140,10 +150,10 @@ def split_examples(
     check_examples(examples, classes, config, given)
     staying = {part: [e for e in examples if given.get(e.path) == part] for part in PARTS[1:]}
     others = [e for e in examples if given.get(e.path, "train") == "train"]
-    groups, missing = link_examples(others, config.seed), [part for part in HELD_OUT if not staying[part]]
+    groups, missing = link_examples(others, config.seed, links), [part for part in HELD_OUT if not staying[part]]
     if config.per_class:
         parts = _split_per_class(groups, classes, config)
-    elif any(e.group for e in others):
+    elif any(e.group for e in others) or links:
         parts = _divide_groups(groups, classes, config, missing)
     else:
         parts = _divide(groups, classes, config, missing)

@@ -27,6 +27,7 @@ from dlcv_cli.statistics.metrics import Scores, score_logits, score_predictions
 from dlcv_cli.statistics.recalls import compute_recall_interval
 from dlcv_cli.statistics.significance import estimate_share
 from dlcv_cli.studies.base import Array, Arrays, Exported, ExportRequest, Measured, Metric, Prediction, Study
+from dlcv_cli.studies.images.near_duplicates import measure_without
 from dlcv_cli.vision.datasets import list_images
 from dlcv_cli.vision.splits import Example
 
@@ -118,13 +119,14 @@ class ImageStudy(Study[Scores]):
         predicted = np.bincount(scores.predicted, minlength=len(classes))
         right = np.bincount(images.labels[scores.right], minlength=len(classes))
         collapse = judge_classes(predicted, right, images.labels, baseline, classes)
+        details = describe_errors(scores, classes, split.parts[part], make_relative(split.root, checkpoint.parent))
         return Measured(
             splits.hash_part(classes, split.parts[part]),
             len(split.parts["train"]),
             {"logits": logits, "labels": images.labels, "baselines": np.full((1, len(images.labels)), baseline)},
             [f"always {classes[baseline]}"],
             collapse,
-            describe_errors(scores, classes, split.parts[part], make_relative(split.root, checkpoint.parent)),
+            msgspec.structs.replace(details, near_duplicates=measure_without(split, part, scores.right)),
             PACKAGES,
             predictor.describe(),
         )
