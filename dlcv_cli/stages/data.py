@@ -17,9 +17,10 @@ from dlcv_cli.files.locks import claim_outputs
 from dlcv_cli.files.recipes import Input, Recipe, is_up_to_date, read_versions
 from dlcv_cli.settings import option_name
 from dlcv_cli.vision import datasets, images
+from dlcv_cli.vision.folds import check_folds, fold_examples
 from dlcv_cli.vision.groups import match_groups
 from dlcv_cli.vision.labels import read_labels
-from dlcv_cli.vision.splits import PARTS, Example, check_examples, split_examples
+from dlcv_cli.vision.splits import PARTS, Example, check_examples
 
 FOLDER = "dlcv.folder/1"
 
@@ -48,8 +49,8 @@ def write_split(
     inputs = {"labels": Input(hash_file(labels), labels)} if labels else {}
     root, scan = _scan(root, labels, config, download, reporter)
     recipe = Recipe("data.split", config, {"images": scan.identify(), **inputs})
-    up_to_date = is_up_to_date(output, recipe, lambda path: read_json(path, splits.SCHEMA), context.force)
-    if up_to_date and splits.read(output).root.resolve() == root.resolve():  # else the images have moved since
+    up_to_date = is_up_to_date(output, recipe, splits.read_metadata, context.force)
+    if up_to_date and splits.read_each(output)[0].root.resolve() == root.resolve():  # else the images have moved since
         return Outcome(output, False, describe_split(output))
     with claim_outputs(output):
         problems = map_in_threads(images.find_problem, [root / e.path for e in scan.examples], "decoding", reporter)
@@ -57,7 +58,7 @@ def write_split(
         _refuse_or_skip(root, bad, config, reporter)
         examples = [example for example in scan.examples if example.path not in bad]
         identical, conflicts = _find_identical(examples, scan.given, reporter)
-        parts = split_examples(examples, scan.classes, config, scan.given)
+        folds = fold_examples(examples, scan.classes, config, scan.given)
         metadata = {
             **recipe.to_json(output.parent),
             "skipped": [{"path": path, "problem": problem} for path, problem in sorted(bad.items())],
@@ -66,8 +67,11 @@ def write_split(
             "label_conflicts": conflicts,
             "versions": read_versions("pillow"),
         }
-        splits.write(output, root, scan.classes, parts, metadata)
-        _note_parts(examples, parts, scan.given, reporter)
+        if config.folds or len(folds) > 1:
+            splits.write_folds(output, root, scan.classes, folds, config.folds, metadata)
+        else:
+            splits.write(output, root, scan.classes, folds[0], metadata)
+        _note_parts(examples, folds[0], scan.given, reporter)
     return Outcome(output, True, describe_split(output))
 
 
@@ -116,6 +120,7 @@ def _scan(
     examples = [Example(path, label, "", listing.groups.get(path)) for path, label in listing.images]
     try:
         check_examples(examples, listing.classes, config, listing.parts)
+        check_folds(config, listing.parts)
     except DlcvError as error:
         raise type(error)(f"{labels or root}: {error}") from None
     hashes = map_in_threads(_hash_image, [root / path for path, _ in listing.images], "hashing", reporter)
@@ -197,8 +202,13 @@ def _find_identical(
 
 
 def describe_split(path: Path, root: Path | None = None) -> dict[str, Any]:
-    """Return what a split file holds: counts per part and class, smallest and largest class."""
-    file = splits.read(path, root)
+    """Return what a split file holds: counts per part and class, smallest and largest class.
+
+    Of a file with folds, `counts` is a list of them, one for each fold, and `classes` has the images of each class.
+    """
+    file, *others = splits.read_each(path, root)
+    if file.folds:
+        return _describe_folds([file, *others])
     per_part = {part: Counter(e.label for e in file.parts[part]) for part in PARTS}
     sizes = {c: sum(per_part[part][i] for part in PARTS) for i, c in enumerate(file.classes)}
     smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
@@ -217,6 +227,24 @@ def describe_split(path: Path, root: Path | None = None) -> dict[str, Any]:
         "label_conflicts": len(file.metadata.get("label_conflicts", ())),
         "in_several_parts": sum(count > 1 for count in contents.values()),
         "groups": groups if any(groups.values()) else {},
+    }
+
+
+def _describe_folds(folds: Sequence[splits.Split]) -> dict[str, Any]:
+    file = folds[0]
+    examples = {e.path: e for fold in folds for own in fold.parts.values() for e in own}
+    sizes = Counter(e.label for e in examples.values())
+    return {
+        "split": str(file.path),
+        "root": str(file.root),
+        "fingerprint": file.metadata["fingerprint"],
+        "folds": file.folds,
+        "folds_per_repeat": file.metadata["folds_per_repeat"],
+        "images": len(examples),
+        "counts": [{part: len(fold.parts[part]) for part in PARTS} for fold in folds],
+        "classes": {name: sizes[label] for label, name in enumerate(file.classes)},
+        "groups": len({e.group for e in examples.values() if e.group}),
+        **{key: len(file.metadata.get(key, ())) for key in ("skipped", "identical", "label_conflicts")},
     }
 
 

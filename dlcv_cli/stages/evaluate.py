@@ -18,7 +18,7 @@ from dlcv_cli.errors import DlcvError, ExistsError, FileError, list_names
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON, as_object, check_output, hash_file, read_json, replace_ending, write_whole
 from dlcv_cli.files.locks import claim_outputs
-from dlcv_cli.files.recipes import Input, Recipe, RunInfo, refuse_overwrite
+from dlcv_cli.files.recipes import Input, Recipe, RunInfo, identify_run, refuse_overwrite
 from dlcv_cli.results.codec import write_document
 from dlcv_cli.results.evaluation import SCHEMA, AnyEvaluation, Contamination, Data, Evaluation
 from dlcv_cli.results.metrics import InputFile, OutputFile
@@ -62,7 +62,7 @@ def evaluate(
     stored = None if context.force else _load_current(task, reporter)
     if stored:
         if context.root:
-            task.study.check_files(task.data, part, context)
+            task.study.check_files(task.data, identify_run(task.metadata).fold, part, context)
         report_contamination(checkpoint, stored.contamination, part, allow_contaminated, reporter)
         return Evaluated(task.output, False, stored)
     with claim_outputs(task.output, task.predictions):
@@ -193,7 +193,9 @@ def write_tables(result: Evaluated, per_class: Path | None, per_image: Path | No
     if per_image:
         arrays = read_predictions(result.output, evaluation)
         data = result.output.parent / evaluation.data.path
-        _write_csv(per_image, study.list_examples(data, evaluation, arrays), force)
+        checkpoint = result.output.parent / str(evaluation.inputs["checkpoint"].path)
+        fold = identify_run(tensors.read_metadata(checkpoint, tensors.CHECKPOINT)).fold
+        _write_csv(per_image, study.list_examples(data, fold, evaluation, arrays), force)
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]], force: bool) -> None:

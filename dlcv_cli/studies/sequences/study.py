@@ -89,7 +89,7 @@ class SequenceStudy(Study[Predicted]):
     step = "iteration"
     log_loss = True
 
-    def digest_examples(self, data: Path) -> dict[str, list[str]]:
+    def digest_examples(self, data: Path, fold: int | None) -> dict[str, list[str]]:
         """Return the sha256 of each sequence of each part."""
         parts = sequences.read(data).parts
         return {part: [digest.hex() for digest in sequences.hash_examples(content)] for part, content in parts.items()}
