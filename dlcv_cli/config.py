@@ -6,6 +6,7 @@ The command line makes its options from these fields, the files record them, the
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +19,7 @@ Fit = Literal["crop", "squash", "pad"]
 Schedule = Literal["exponential", "cosine", "constant", "one-cycle"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
+FOLDS = re.compile(r"all|[1-9]\d{0,5}(-[1-9]\d{0,5})?(,[1-9]\d{0,5}(-[1-9]\d{0,5})?)*")
 SEED: dict[str, Any] = {"low": 0, "high": 2**32 - 1}
 
 
@@ -185,6 +187,8 @@ class TrainConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_last_seed(self.seed, self.seeds, "--seeds")
+        if self.fold is not None and not FOLDS.fullmatch(self.fold):
+            raise SettingError(f"--fold is {self.fold!r}: give a number from 1, several (1,3 or 1-3), or all")
         if self.views and self.augment == "none":
             raise SettingError("--views needs --augment: without it every image has one view")
         for name in ("erase", "crop_area", "color_jitter"):

@@ -62,7 +62,8 @@ def split(
     if folds := outcome.summary.get("folds"):
         ranges = {part: sorted(own[part] for own in counts) for part in counts[0]}
         text = ", ".join(f"{part} {_format_range(own)}" for part, own in ranges.items())
-        text = f"{folds} folds of {outcome.summary['images']:,} images in {len(outcome.summary['classes'])} classes: {text}"
+        classes, images = len(outcome.summary["classes"]), outcome.summary["images"]
+        text = f"{folds} folds of {images:,} images in {classes} classes: {text}"
     else:
         parts = ", ".join(f"{part} {count:,}" for part, count in counts.items())
         text = f"{len(outcome.summary['classes'])} classes: {parts}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from dlcv_cli.config import SeqTrainConfig, TrainConfig
 from dlcv_cli.errors import DivergedError, SettingError, list_names
@@ -13,7 +13,7 @@ from dlcv_cli.files import splits
 from dlcv_cli.files.disk import JSON, check_output, replace_ending
 from dlcv_cli.files.splits import Split
 
-C = TypeVar("C", TrainConfig, SeqTrainConfig)
+C = TypeVar("C", bound=TrainConfig | SeqTrainConfig)
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def list_runs(config: C, output: Path, folds: Sequence[int | None] = (None,)) ->
                 **({"fold": fold} if len(folds) > 1 else {}),
                 **({"seed": seed} if config.seeds > 1 else {}),
             }
-            own = {"fold": None if fold is None else str(fold)} if isinstance(config, TrainConfig) else {}
+            own: dict[str, Any] = {"seed": seed, "seeds": 1, **({} if fold is None else {"fold": str(fold)})}
             file = name_run(output, labels.get("fold"), labels.get("seed"))
-            runs.append(PlannedRun(replace(config, seed=seed, seeds=1, **own), file, labels))
+            runs.append(PlannedRun(replace(config, **own), file, labels))
     return runs
 
 

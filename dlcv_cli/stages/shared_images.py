@@ -43,14 +43,16 @@ class SharedImages:
         """Return the sources of both parts, and what the metrics say of the features. See `open_sources`."""
         if train.augment not in ("none", "flip") or not len(frozen.split.frozen):
             return self._open(frozen, (train,), val, epochs)[0]
-        seeds = self.seeds if train.augment == "flip" else [train.seed]
-        changing = (train.augment, train.views, train.seed if train.augment == "flip" else None, epochs)
-        place = frozen.place_keys(train)[-1]
-        if (place, *changing) not in self._sources:
-            trains = [replace(train, seed=seed) for seed in seeds]
+        place, mirrors = frozen.place_keys(train)[-1], train.augment == "flip"
+
+        def key(seed: int) -> object:
+            return place, train.augment, train.views, seed if mirrors else None, epochs
+
+        if key(train.seed) not in self._sources:
+            trains = [replace(train, seed=seed) for seed in (self.seeds if mirrors else [train.seed])]
             for own, opened in zip(trains, self._open(frozen, trains, val, epochs), strict=True):
-                self._sources[(place, *changing[:2], own.seed if len(seeds) > 1 else changing[2], epochs)] = opened
-        return self._sources[(place, *changing)]
+                self._sources[key(own.seed)] = opened
+        return self._sources[key(train.seed)]
 
     def _open(
         self, frozen: FrozenLayers, trains: Sequence[Images], val: Images, epochs: int
