@@ -113,7 +113,7 @@ def check_contamination(
             except FileError as error:
                 problem = str(error).removeprefix(f"{source.path}: ")
             else:
-                checked.append(source.name)
+                checked.append(source.name if fold is None else f"{source.name} (fold {fold})")
                 for name, digests in seen.items():
                     digests.update(parts[name])
         if problem:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import platform
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -54,13 +55,14 @@ def train_sequences(data: Path, output: Path, config: SeqTrainConfig, *, context
         DivergedError: a loss was no longer finite: the best weights before that are written all the same.
     """
     require_one(list_runs(config, output), "train_sequence_runs")
-    return train_sequence_runs(data, output, config, context=context)[0]
+    [outcome] = train_sequence_runs(data, output, config, context=context)
+    return outcome
 
 
 def train_sequence_runs(
     data: Path, output: Path, config: SeqTrainConfig, *, context: Context = Context()
-) -> list[Outcome]:
-    """Train one cell once for each seed, side by side on the processors; return the outcomes in that order.
+) -> Iterator[Outcome]:
+    """Train one cell once for each seed, side by side on the processors; then yield the outcomes in that order.
 
     Each run writes what its own command would write, under its name by `name_run`. What exists is checked before the
     first training starts.
@@ -93,8 +95,10 @@ def train_sequence_runs(
             run.require_finite()
         except DivergedError as error:
             diverged.append((run.output, error))
+        else:
+            if outcome := outcomes[run.seed]:
+                yield outcome
     raise_diverged(diverged, len(runs))
-    return [outcome for outcome in outcomes.values() if outcome]
 
 
 def _announce(setup: SeedSetup, count: int, context: Context) -> None:
