@@ -6,6 +6,7 @@ The command line makes its options from these fields, the files record them, the
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +19,7 @@ Fit = Literal["crop", "squash", "pad"]
 Schedule = Literal["exponential", "cosine", "constant", "one-cycle"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
+FOLDS = re.compile(r"all|[1-9]\d{0,5}(-[1-9]\d{0,5})?(,[1-9]\d{0,5}(-[1-9]\d{0,5})?)*")
 SEED: dict[str, Any] = {"low": 0, "high": 2**32 - 1}
 
 
@@ -59,6 +61,16 @@ class SplitConfig(Config):
         "keep them in one part, or do not look for them",
         later=True,
     )
+    folds: int | None = setting(
+        None, "number of folds: every image is a test image in one of them", low=2, high=1000, later=True
+    )
+    repeats: int = setting(
+        1,
+        "number of divisions, with the seeds SEED, SEED + 1 and so on; each gives a fold, or --folds of them",
+        low=1,
+        high=100,
+        later=True,
+    )
 
     @property
     def per_class(self) -> bool:
@@ -71,6 +83,16 @@ class SplitConfig(Config):
             raise SettingError("--no-stratify contradicts --train-per-class, --val-per-class and --test-per-class")
         if self.group and self.group_column:
             raise SettingError("--group and --group-column both name the groups: give one of them")
+        if self.folds and self.per_class:
+            raise SettingError("--folds contradicts --train-per-class, --val-per-class and --test-per-class")
+        if self.folds and self.test_fraction != SplitConfig.test_fraction:
+            raise SettingError("--folds contradicts --test-fraction: each fold holds out its share for test")
+        _require_last_seed(self.seed, self.repeats, "--repeats")
+
+
+def _require_last_seed(seed: int, count: int, option: str) -> None:
+    if seed + count - 1 > SEED["high"]:
+        raise SettingError(f"--seed {seed} and {option} {count}: the last seed would exceed {SEED['high']:,}")
 
 
 @dataclass(frozen=True)
@@ -157,9 +179,22 @@ class TrainConfig(Config):
         "auto", "precision of the arithmetic; auto takes bfloat16 if the device supports it natively"
     )
     seed: int = setting(0, "seed of initial weights, order, dropout and augmentation", **SEED)
+    seeds: int = setting(
+        1,
+        "independent runs, with the seeds SEED, SEED + 1 and so on, each in a file of its own",
+        low=1,
+        high=100_000,
+        later=True,
+    )
+    fold: str | None = setting(
+        None, "of a split with folds: the fold to train on, several (1,3 or 1-3), or all of them", later=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require_last_seed(self.seed, self.seeds, "--seeds")
+        if self.fold is not None and not FOLDS.fullmatch(self.fold):
+            raise SettingError(f"--fold is {self.fold!r}: give a number from 1, several (1,3 or 1-3), or all")
         if self.views and self.augment == "none":
             raise SettingError("--views needs --augment: without it every image has one view")
         for name in ("erase", "crop_area", "color_jitter"):
@@ -336,15 +371,14 @@ class SeqTrainConfig(Config):
         low=3,
     )
     record_every: int = setting(500, "iterations between two validation passes", low=1)
-    seeds: int = setting(1, "independent runs, with the seeds SEED, SEED + 1 and so on", low=1, high=100_000)
+    seeds: int = setting(
+        1, "independent runs, with the seeds SEED, SEED + 1 and so on, each in a file of its own", low=1, high=100_000
+    )
     seed: int = setting(0, "seed of the first run's initial weights and order", **SEED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seed + self.seeds - 1 > SEED["high"]:
-            raise SettingError(
-                f"--seed {self.seed} and --seeds {self.seeds}: the last seed would exceed {SEED['high']:,}"
-            )
+        _require_last_seed(self.seed, self.seeds, "--seeds")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,42 @@ class Reporter:
         """Keep a record: every one of a training, also of several seeds, and of the part before it was stopped."""
 
 
+class Relay(Reporter):
+    """Passes everything on to another reporter. Subclasses change some of it."""
+
+    def __init__(self, to: Reporter) -> None:
+        self.to = to
+
+    def note(self, text: str) -> None:
+        self.to.note(text)
+
+    def detail(self, text: str) -> None:
+        self.to.detail(text)
+
+    def warn(self, text: str) -> None:
+        self.to.warn(text)
+
+    def record(self, fields: dict[str, Any]) -> None:
+        self.to.record(fields)
+
+    def log(self, fields: dict[str, Any]) -> None:
+        self.to.log(fields)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        self.to.progress(what, done, total)
+
+
+class Labelled(Relay):
+    """Adds to each record that is kept which run of several it is of."""
+
+    def __init__(self, to: Reporter, labels: Mapping[str, Any]) -> None:
+        super().__init__(to)
+        self.labels = labels
+
+    def log(self, fields: dict[str, Any]) -> None:
+        self.to.log({**self.labels, **fields})
+
+
 @dataclass(frozen=True)
 class Context:
     """Where a stage computes, what it may replace, and who hears of its progress. No result depends on it."""

@@ -22,9 +22,9 @@ from test_cli import list_commands
 from test_resume import stop_after
 
 from dlcv_cli.cli.app import app
-from dlcv_cli.cli.console import Relay, Terminal
+from dlcv_cli.cli.console import Terminal
 from dlcv_cli.config import HeadConfig
-from dlcv_cli.context import Outcome
+from dlcv_cli.context import Outcome, Relay
 from dlcv_cli.files import tensors
 
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]

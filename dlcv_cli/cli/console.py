@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -134,31 +134,6 @@ class Terminal(Reporter):
         cls.bar = None
 
 
-class Relay(Reporter):
-    """Passes everything on to another reporter. Subclasses change some of it."""
-
-    def __init__(self, to: Reporter) -> None:
-        self.to = to
-
-    def note(self, text: str) -> None:
-        self.to.note(text)
-
-    def detail(self, text: str) -> None:
-        self.to.detail(text)
-
-    def warn(self, text: str) -> None:
-        self.to.warn(text)
-
-    def record(self, fields: dict[str, Any]) -> None:
-        self.to.record(fields)
-
-    def log(self, fields: dict[str, Any]) -> None:
-        self.to.log(fields)
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        self.to.progress(what, done, total)
-
-
 def _make_bar() -> Progress:
     """Return a progress bar on stderr, with count, speed and remaining time."""
     from rich import console, progress, text
@@ -182,16 +157,25 @@ def print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=1, ensure_ascii=True))
 
 
+def _describe_outcome(outcome: Outcome) -> dict[str, Any]:
+    status = "made" if outcome.made else "up to date"
+    return {"status": status, "output": str(outcome.output), **outcome.summary}
+
+
 def print_outcome(outcome: Outcome, as_json: bool, text: str = "") -> None:
     """Print a stage's result: its file, and whether it was written or up to date."""
     if as_json:
-        status = "made" if outcome.made else "up to date"
-        print_json({"status": status, "output": str(outcome.output), **outcome.summary})
+        print_json(_describe_outcome(outcome))
     else:
         details = f" ({text})" if text else ""
         say(f"wrote {outcome.output}{details}" if outcome.made else f"{outcome.output}: up to date{details}")
 
 
-def print_training(outcome: Outcome, as_json: bool) -> None:
-    """Print a training's result, with its best record."""
-    print_outcome(outcome, as_json, f"best {describe_record(outcome.summary)}")
+def print_trainings(outcomes: Iterable[Outcome], as_json: bool) -> None:
+    """Print the result of each run of a training as it comes, with its best record; as JSON, all at the end."""
+    if as_json:
+        documents = [_describe_outcome(outcome) for outcome in outcomes]
+        print_json(documents[0] if len(documents) == 1 else {"runs": documents})
+        return
+    for outcome in outcomes:
+        print_outcome(outcome, False, f"best {describe_record(outcome.summary)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -67,21 +67,58 @@ def split(
     outcome = write_split(root, output, config, labels=labels, download=download, context=context)
     if duplicates_page:
         write_page(output, duplicates_page, context.force)
-    parts = ", ".join(f"{part} {count:,}" for part, count in outcome.summary["counts"].items())
-    print_outcome(outcome, as_json, f"{len(outcome.summary['classes'])} classes: {parts}")
+    counts = outcome.summary["counts"]
+    if folds := outcome.summary.get("folds"):
+        ranges = {part: sorted(own[part] for own in counts) for part in counts[0]}
+        text = ", ".join(f"{part} {_format_range(own)}" for part, own in ranges.items())
+        classes, images = len(outcome.summary["classes"]), outcome.summary["images"]
+        text = f"{folds} folds of {images:,} images in {classes} classes: {text}"
+    else:
+        parts = ", ".join(f"{part} {count:,}" for part, count in counts.items())
+        text = f"{len(outcome.summary['classes'])} classes: {parts}"
+    print_outcome(outcome, as_json, text)
+
+
+def _format_range(ordered: list[int]) -> str:
+    low, high = f"{ordered[0]:,}", f"{ordered[-1]:,}"
+    return low if low == high else f"{low} to {high}"
 
 
 @app.command("show", epilog=example("dlcv data show photos.split.json"))
 def show(split_file: SplitFile, root: Root = None, as_json: Json = False, config_file: ConfigFile = None) -> None:
     """Print a split file's classes with the number of images in each part."""
-    from tabulate import tabulate
-
     from dlcv_cli.stages.data import describe_split
 
     summary = describe_split(split_file, root)
     if as_json:
         print_json(summary)
-        return
+    elif "folds" in summary:
+        _show_folds(summary)
+    else:
+        _show_parts(summary)
+    notes = [f"{summary[key]} {text}" for key, text in _NOTES.items() if summary.get(key)]
+    if notes and not as_json:
+        say("; ".join(notes))
+
+
+def _show_folds(summary: dict[str, Any]) -> None:
+    """Print the images of each class, and the counts of each fold."""
+    from tabulate import tabulate
+
+    count, per_repeat = summary["folds"], summary["folds_per_repeat"]
+    repeats = f"{count // per_repeat} divisions into {per_repeat}" if per_repeat else "each a random division"
+    say(tabulate([*summary["classes"].items(), ("all", summary["images"])], headers=["class", "images"]))
+    say(f"{count} folds: {repeats}")
+    rows = [[number, *own.values()] for number, own in enumerate(summary["counts"], 1)]
+    say(tabulate(rows, headers=["fold", *summary["counts"][0]]))
+    if groups := summary["groups"]:
+        say(f"{groups:,} groups")
+
+
+def _show_parts(summary: dict[str, Any]) -> None:
+    """Print the images of each class in each part."""
+    from tabulate import tabulate
+
     rows = [[name, *counts.values(), sum(counts.values())] for name, counts in summary["classes"].items()]
     total = ["all", *summary["counts"].values(), sum(summary["counts"].values())]
     say(tabulate([*rows, total], headers=["class", *summary["counts"], "all"]))
@@ -90,9 +127,6 @@ def show(split_file: SplitFile, root: Root = None, as_json: Json = False, config
         say(f"{which} class: {extreme['name']} ({extreme['count']:,})")
     if groups := summary["groups"]:
         say(f"{sum(groups.values()):,} groups: {', '.join(f'{part} {count:,}' for part, count in groups.items())}")
-    notes = [f"{summary[key]} {text}" for key, text in _NOTES.items() if summary[key]]
-    if notes:
-        say("; ".join(notes))
 
 
 _NOTES = {

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlcv_cli.cli.console import print_training
+from dlcv_cli.cli.console import print_trainings
 from dlcv_cli.cli.options import (
     FORCE,
     LOGS,
@@ -46,9 +46,9 @@ def head(
     as_json: Json = False,
 ) -> None:
     """Train only a new classification layer on pretrained weights."""
-    from dlcv_cli.stages.train_images import train_head
+    from dlcv_cli.stages.train_images import train_image_runs
 
-    print_training(train_head(split, output, config, weights=weights, context=context), as_json)
+    print_trainings(train_image_runs(split, output, config, weights=weights, context=context), as_json)
 
 
 @app.command(
@@ -59,14 +59,22 @@ def finetune(
     config: FinetuneConfig,
     context: Context,
     split: SplitFile,
-    start: Annotated[Path, typer.Option("--from", metavar="FILE", help="Checkpoint to start from.", **UNCHECKED)],
+    start: Annotated[
+        Path,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Checkpoint to start from; of several runs, also the name that their own follow from.",
+            **UNCHECKED,
+        ),
+    ],
     output: OutputFile = Path("runs/finetune.safetensors"),
     as_json: Json = False,
 ) -> None:
     """Train more layers of a checkpoint, by default its last stage and its classifier."""
-    from dlcv_cli.stages.train_images import train_finetune
+    from dlcv_cli.stages.train_images import train_image_runs
 
-    print_training(train_finetune(split, output, config, start=start, context=context), as_json)
+    print_trainings(train_image_runs(split, output, config, start=start, context=context), as_json)
 
 
 @app.command("scratch", epilog=example("dlcv image scratch photos.split.json -o scratch.safetensors"))
@@ -79,6 +87,6 @@ def scratch(
     as_json: Json = False,
 ) -> None:
     """Train all layers from random weights, for comparison."""
-    from dlcv_cli.stages.train_images import train_scratch
+    from dlcv_cli.stages.train_images import train_image_runs
 
-    print_training(train_scratch(split, output, config, context=context), as_json)
+    print_trainings(train_image_runs(split, output, config, context=context), as_json)

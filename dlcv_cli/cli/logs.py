@@ -7,11 +7,10 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from dlcv_cli.cli.console import Relay
-from dlcv_cli.context import Reporter
+from dlcv_cli.context import Relay, Reporter
 
 STEPS = ("epoch", "iteration")  # what a record is at
-RUNS = ("seed", "try")  # what tells the records of several trainings apart
+RUNS = ("fold", "seed", "try")  # what tells the records of several trainings apart
 BOARD = "tensorboard"  # the folder below of TensorBoard's files, which the next training replaces
 
 

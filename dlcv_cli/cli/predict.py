@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from dlcv_cli.cli.console import Relay, say
+from dlcv_cli.cli.console import say
 from dlcv_cli.cli.options import FORCE, IN_FILES, UNCHECKED, CacheFolder, configured
 from dlcv_cli.config import Machine, PredictConfig
-from dlcv_cli.context import Context
+from dlcv_cli.context import Context, Relay
 from dlcv_cli.errors import DlcvError
 
 Rows = Iterable[dict[str, Any]]  # `file`, then what is predicted, or `error`

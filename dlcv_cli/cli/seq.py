@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlcv_cli.cli.console import print_outcome, print_training
+from dlcv_cli.cli.console import print_outcome, print_trainings
 from dlcv_cli.cli.options import FORCE, LOGS, UNCHECKED, CacheFolder, Json, configured, example, output_option
 from dlcv_cli.config import GenConfig, Saving, SeqTrainConfig
 from dlcv_cli.context import Context
@@ -49,8 +49,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one cell on a sequence file and keep the weights of the lowest validation loss."""
-    from dlcv_cli.stages.train_sequences import train_sequences
+    from dlcv_cli.stages.train_sequences import train_sequence_runs
 
     output = output or Path(f"runs/{config.cell}.safetensors")
-    outcome = train_sequences(data, output, config, context=context)
-    print_training(outcome, as_json)
+    print_trainings(train_sequence_runs(data, output, config, context=context), as_json)

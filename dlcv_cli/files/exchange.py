@@ -53,7 +53,8 @@ def start_torchscript(data: bytes) -> Call:
 
     def compute(values: NDArray[Any]) -> list[NDArray[Any]]:
         with torch.no_grad():
-            return [output.numpy() for output in module(torch.from_numpy(values))]
+            outputs = module(torch.from_numpy(values))
+        return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
     return compute
 

@@ -38,15 +38,17 @@ class Copies:
 
 
 def place_copies(
-    pairs: Iterable[tuple[Example, Example, float]], parts: Mapping[str, Sequence[Example]]
+    pairs: Iterable[tuple[Example, Example, float]], folds: Sequence[Mapping[str, Sequence[Example]]]
 ) -> list[Copies]:
-    """Return the pairs of which both images are in a part."""
-    part_of = {e.path: part for part, own in parts.items() for e in own}
-    return [
-        Copies(first, second, (part_of[first.path], part_of[second.path]), similarity)
-        for first, second, similarity in pairs
-        if first.path in part_of and second.path in part_of
-    ]
+    """Return the pairs of which both images are in a part: in two parts, if any of the folds has them so."""
+    placed = []
+    parts_of = [{e.path: part for part, own in parts.items() for e in own} for parts in folds]
+    for first, second, similarity in pairs:
+        both = [(own[first.path], own[second.path]) for own in parts_of if {first.path, second.path} <= own.keys()]
+        if both:
+            parts = next((pair for pair in both if pair[0] != pair[1]), both[0])
+            placed.append(Copies(first, second, parts, similarity))
+    return placed
 
 
 def encode_copies(copies: Sequence[Copies]) -> JSON:
@@ -54,17 +56,23 @@ def encode_copies(copies: Sequence[Copies]) -> JSON:
     return {KEY: [[own.first.path, own.second.path, own.similarity] for own in copies]} if copies else {}
 
 
-def read_copies(split: Split) -> list[Copies]:
-    """Return the pairs that a split file records. Raise FileError if they are damaged."""
-    examples = {e.path: e for part in split.parts.values() for e in part}
+def read_copies(split: Split, *others: Split) -> list[Copies]:
+    """Return the pairs that a split file records, as its folds place them. Raise FileError if they are damaged.
+
+    Args:
+        split, others: the folds that count.
+    """
+    folds = [split.parts, *(other.parts for other in others)]
+    examples = {e.path: e for parts in folds for part in parts.values() for e in part}
     recorded = split.metadata.get(KEY, [])
     if not isinstance(recorded, list):
         raise FileError(split.path, f"damaged: {KEY} must be a list")
     for entry in recorded:
-        if not _is_pair(entry) or not examples.keys() >= {*entry[:2]}:
+        # a fold need not have all images
+        if not _is_pair(entry) or not (split.folds or examples.keys() >= {*entry[:2]}):
             raise FileError(split.path, f"damaged: {KEY} must hold pairs of its images, each with a similarity")
-    pairs = ((examples[first], examples[second], float(similarity)) for first, second, similarity in recorded)
-    return place_copies(pairs, split.parts)
+    known = (entry for entry in recorded if examples.keys() >= {*entry[:2]})
+    return place_copies(((examples[a], examples[b], float(similarity)) for a, b, similarity in known), folds)
 
 
 def _is_pair(entry: Any) -> bool:

@@ -1,4 +1,4 @@
-"""ONNX graphs of cells. Letters: N sequences, T steps, F inputs a step, D hidden size, G gates, K runs."""
+"""ONNX graphs of cells. Letters: N sequences, T steps, F inputs a step, D hidden size, G gates."""
 
 from __future__ import annotations
 
@@ -41,23 +41,22 @@ def has_operation(cell: Cell) -> bool:
     return cell.module is None or (cell.module in OPERATIONS and not cell.options)
 
 
-def build_graph(cell: Cell, runs: Sequence[Parameters], inputs: int, texts: Mapping[str, str]) -> bytes:
-    """Return the ONNX file from `sequences` (N, T, F) to `predictions` (N,), the mean over `runs` (N, K).
+def build_graph(cell: Cell, parameters: Parameters, inputs: int, texts: Mapping[str, str]) -> bytes:
+    """Return the ONNX file from `sequences` (N, T, F) to `predictions` (N,).
 
     Args:
         texts: metadata of the file.
     """
     graph, value = _Graph(), helper.make_tensor_value_info
-    add = _add_constant if cell.module is None else _add_run
+    add = _add_constant if cell.module is None else _add_network
     graph.add("Transpose", ["sequences"], ["steps"], perm=[1, 0, 2])
-    names = [add(graph, cell, parameters, f"run_{k}") for k, parameters in enumerate(runs)]
-    graph.add("Concat", names, ["runs"], axis=1)
-    graph.add("ReduceMean", ["runs", graph.constant(np.array([1]))], ["predictions"], keepdims=0)
+    column = add(graph, cell, parameters, "prediction")
+    graph.add("Squeeze", [column, graph.constant(np.array([1]))], ["predictions"])
     made = helper.make_graph(
         graph.nodes,
         "cell",
         [value("sequences", TensorProto.FLOAT, ["n", "steps", inputs])],
-        [value("predictions", TensorProto.FLOAT, ["n"]), value("runs", TensorProto.FLOAT, ["n", len(runs)])],
+        [value("predictions", TensorProto.FLOAT, ["n"])],
         graph.constants,
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
@@ -74,8 +73,8 @@ def _add_constant(graph: _Graph, cell: Cell, parameters: Parameters, name: str) 
     return graph.add("Expand", [graph.constant(parameters["constant"]), shape], [name])
 
 
-def _add_run(graph: _Graph, cell: Cell, parameters: Parameters, name: str) -> str:
-    """Add one run's network on `steps` (T, N, F); return the name of its predictions (N, 1)."""
+def _add_network(graph: _Graph, cell: Cell, parameters: Parameters, name: str) -> str:
+    """Add the network on `steps` (T, N, F); return the name of its predictions (N, 1)."""
     operation, order, attributes = OPERATIONS[str(cell.module)]
     hidden = parameters["head.weight"].shape[1]
 

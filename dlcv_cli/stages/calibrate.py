@@ -12,7 +12,7 @@ from dlcv_cli.context import Context, Outcome
 from dlcv_cli.errors import DlcvError, SettingError
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON, as_object, check_output, hash_file
-from dlcv_cli.files.recipes import Input, Recipe, RunInfo
+from dlcv_cli.files.recipes import Input, Recipe, RunInfo, identify_run
 from dlcv_cli.results import metrics
 from dlcv_cli.results.calibration import Calibration, Measures
 from dlcv_cli.stages.evaluate import locate_data
@@ -45,7 +45,8 @@ def calibrate(checkpoint: Path, output: Path, *, data: Path | None = None, conte
         raise SettingError(f"{checkpoint}: is calibrated already; calibrate the checkpoint that it was made from")
     source, context = locate_data(checkpoint, metadata, data, context)
     examples = Input(hash_file(source), source, root=context.root)
-    inputs = {"checkpoint": Input(hash_file(checkpoint), checkpoint), study.data_role: examples}
+    origin = identify_run(metadata)
+    inputs = {"checkpoint": Input(hash_file(checkpoint), checkpoint, recipe=origin.recipe), study.data_role: examples}
     recipe = Recipe(STAGE, {}, inputs)
     check_output(output, ".safetensors")
     if find_finished(output, recipe, context):

@@ -109,7 +109,10 @@ def _list_sections(name: str, classifies: bool, described: Described, data: str)
     ]
     yield f"Settings that differ from the defaults: {', '.join(changed) or 'none'}."
     if tries := document.get("tries"):
-        yield f"They are the best of {tries} that were tried on the validation part."
+        whose = (
+            "They" if "chosen" in (document.get("training") or document) else "Those of the checkpoint it starts from"
+        )
+        yield f"{whose} are the best of {tries} that were tried on the validation part."
     if calibration := as_object(document.get("calibration")):
         yield (
             f"Its logits are divided by {calibration['temperature']:.4g}, a temperature that was fitted to the "

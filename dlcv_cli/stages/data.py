@@ -19,9 +19,10 @@ from dlcv_cli.files.recipes import Input, Recipe, is_up_to_date, read_versions
 from dlcv_cli.settings import option_name
 from dlcv_cli.stages.near_duplicates import decode_images, find_near_duplicates, report_copies
 from dlcv_cli.vision import datasets, images
+from dlcv_cli.vision.folds import check_folds, fold_examples
 from dlcv_cli.vision.groups import match_groups
 from dlcv_cli.vision.labels import read_labels
-from dlcv_cli.vision.splits import PARTS, Example, check_examples, split_examples
+from dlcv_cli.vision.splits import PARTS, Example, check_examples
 
 FOLDER = "dlcv.folder/1"
 
@@ -50,8 +51,8 @@ def write_split(
     inputs = {"labels": Input(hash_file(labels), labels)} if labels else {}
     root, scan = _scan(root, labels, config, download, reporter)
     recipe = Recipe("data.split", config, {"images": scan.identify(), **inputs})
-    up_to_date = is_up_to_date(output, recipe, lambda path: read_json(path, splits.SCHEMA), context.force)
-    if up_to_date and splits.read(output).root.resolve() == root.resolve():  # else the images have moved since
+    up_to_date = is_up_to_date(output, recipe, splits.read_metadata, context.force)
+    if up_to_date and splits.read_each(output)[0].root.resolve() == root.resolve():  # else the images have moved since
         return Outcome(output, False, describe_split(output))
     with claim_outputs(output):
         problems, signatures = decode_images(root, scan.examples, config, reporter)
@@ -62,8 +63,8 @@ def write_split(
         near = find_near_duplicates(examples, signatures, config, reporter)
         together = near if config.near_duplicates == "keep-together" else []
         links = [(first.sha256, second.sha256) for first, second, _ in together]
-        parts = split_examples(examples, scan.classes, config, scan.given, links)
-        copies = place_copies(near, parts)
+        folds = fold_examples(examples, scan.classes, config, scan.given, links)
+        copies = place_copies(near, folds)
         metadata = {
             **recipe.to_json(output.parent),
             "skipped": [{"path": path, "problem": problem} for path, problem in sorted(bad.items())],
@@ -73,8 +74,11 @@ def write_split(
             **encode_copies(copies),
             "versions": read_versions("pillow"),
         }
-        splits.write(output, root, scan.classes, parts, metadata)
-        _note_parts(examples, parts, scan.given, reporter)
+        if config.folds or len(folds) > 1:
+            splits.write_folds(output, root, scan.classes, folds, config.folds, metadata)
+        else:
+            splits.write(output, root, scan.classes, folds[0], metadata)
+        _note_parts(examples, folds[0], scan.given, reporter)
         report_copies(copies, scan.given, reporter)
     return Outcome(output, True, describe_split(output))
 
@@ -124,6 +128,7 @@ def _scan(
     examples = [Example(path, label, "", listing.groups.get(path)) for path, label in listing.images]
     try:
         check_examples(examples, listing.classes, config, listing.parts)
+        check_folds(config, listing.parts)
     except DlcvError as error:
         raise type(error)(f"{labels or root}: {error}") from None
     hashes = map_in_threads(_hash_image, [root / path for path, _ in listing.images], "hashing", reporter)
@@ -205,8 +210,13 @@ def _find_identical(
 
 
 def describe_split(path: Path, root: Path | None = None) -> dict[str, Any]:
-    """Return what a split file holds: counts per part and class, smallest and largest class."""
-    file = splits.read(path, root)
+    """Return what a split file holds: counts per part and class, smallest and largest class.
+
+    Of a file with folds, `counts` is a list of them, one for each fold, and `classes` has the images of each class.
+    """
+    file, *others = splits.read_each(path, root)
+    if file.folds:
+        return _describe_folds([file, *others])
     per_part = {part: Counter(e.label for e in file.parts[part]) for part in PARTS}
     sizes = {c: sum(per_part[part][i] for part in PARTS) for i, c in enumerate(file.classes)}
     smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
@@ -229,6 +239,24 @@ def describe_split(path: Path, root: Path | None = None) -> dict[str, Any]:
         "near_duplicates_across_parts": sum(own.across_parts for own in copies),
         "near_duplicates_across_classes": sum(own.across_classes for own in copies),
         "groups": groups if any(groups.values()) else {},
+    }
+
+
+def _describe_folds(folds: Sequence[splits.Split]) -> dict[str, Any]:
+    file = folds[0]
+    examples = {e.path: e for fold in folds for own in fold.parts.values() for e in own}
+    sizes = Counter(e.label for e in examples.values())
+    return {
+        "split": str(file.path),
+        "root": str(file.root),
+        "fingerprint": file.metadata["fingerprint"],
+        "folds": file.folds,
+        "folds_per_repeat": file.metadata["folds_per_repeat"],
+        "images": len(examples),
+        "counts": [{part: len(fold.parts[part]) for part in PARTS} for fold in folds],
+        "classes": {name: sizes[label] for label, name in enumerate(file.classes)},
+        "groups": len({e.group for e in examples.values() if e.group}),
+        **{key: len(file.metadata.get(key, ())) for key in ("skipped", "identical", "label_conflicts")},
     }
 
 

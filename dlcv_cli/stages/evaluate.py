@@ -63,7 +63,7 @@ def evaluate(
     stored = None if context.force else _load_current(task, reporter)
     if stored:
         if context.root:
-            task.study.check_files(task.data, part, context)
+            task.study.check_files(task.data, identify_run(task.metadata).fold, part, context)
         report_contamination(checkpoint, stored.contamination, part, allow_contaminated, reporter)
         _note_near_duplicates(stored, reporter)
         return Evaluated(task.output, False, stored)
@@ -213,7 +213,9 @@ def write_tables(result: Evaluated, per_class: Path | None, per_image: Path | No
     if per_image:
         arrays = read_predictions(result.output, evaluation)
         data = result.output.parent / evaluation.data.path
-        _write_csv(per_image, study.list_examples(data, evaluation, arrays), force)
+        checkpoint = result.output.parent / str(evaluation.inputs["checkpoint"].path)
+        fold = identify_run(tensors.read_metadata(checkpoint, tensors.CHECKPOINT)).fold
+        _write_csv(per_image, study.list_examples(data, fold, evaluation, arrays), force)
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]], force: bool) -> None:

@@ -17,15 +17,21 @@ from dlcv_cli.context import Context, Outcome, Reporter, list_facts
 from dlcv_cli.errors import DivergedError
 from dlcv_cli.files.disk import JSON, as_object
 from dlcv_cli.files.recipes import Recipe, RunInfo
-from dlcv_cli.files.splits import Split
 from dlcv_cli.results.metrics import Try
 from dlcv_cli.stages.search import Search, list_fields, report_event
-from dlcv_cli.stages.snapshots import Caught, SnapshotFile, State, hold_signals, raise_if_signalled
+from dlcv_cli.stages.shared_images import SharedImages
+from dlcv_cli.stages.snapshots import (
+    Caught,
+    SnapshotFile,
+    State,
+    hold_signals,
+    raise_if_signalled,
+)
 from dlcv_cli.stages.training import TrainingResult, claim_training, find_finished, write_training
 from dlcv_cli.statistics.collapse import judge_classes
 from dlcv_cli.statistics.metrics import find_largest_class
-from dlcv_cli.studies.images.features import FrozenLayers, open_sources
-from dlcv_cli.studies.images.predictor import PACKAGES, describe_arithmetic, load_part, place_and_split, prepare
+from dlcv_cli.studies.images.features import FrozenLayers
+from dlcv_cli.studies.images.predictor import PACKAGES, describe_arithmetic, place_and_split, prepare
 from dlcv_cli.vision.hints import list_hints
 from dlcv_cli.vision.inference import resolve_precision
 from dlcv_cli.vision.models import count_parameters
@@ -41,6 +47,7 @@ class Start:
     arch: str
     preprocessing: Preprocessing
     trained: tuple[str, ...]  # names of the layers that are to train
+    tries: int = 0  # settings of what it starts from that were tried on the validation part
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,15 @@ class Plan:
 
     recipe: Recipe
     config: TrainConfig
-    split: Split
+    images: SharedImages
     output: Path
     context: Context
     start: Callable[[], Start]
     evaluate_start: bool = False  # as epoch 0, which can be the best
+
+    @property
+    def classes(self) -> list[str]:
+        return self.images.split.classes
 
 
 def train(plan: Plan) -> Outcome:
@@ -83,9 +94,9 @@ def train(plan: Plan) -> Outcome:
                 plan.context.reporter.log(list_fields(record))
         with hold_signals() as caught:
             if not prepared.tries:
-                _run_epochs(training, snapshots, plan.split.classes, caught, plan.context.reporter)
+                _run_epochs(training, snapshots, plan.classes, caught, plan.context.reporter)
             machine = {"device": str(device), "threads": threads, **prepared.run}
-            result = _collect_result(prepared, start, plan.split.classes, machine)
+            result = _collect_result(prepared, start, plan.classes, machine)
             outcome = write_training(plan.output, plan.recipe, result, info, snapshots)
             raise_if_signalled(caught, plan.output)
     return outcome
@@ -107,20 +118,20 @@ def _prepare(plan: Plan, start: Start, frozen: FrozenLayers, snapshots: Snapshot
     config, reporter = plan.config, plan.context.reporter
     count = count_parameters(start.network)
     parameters = f"{count['trainable']:,} of {count['total']:,} parameters"
-    network = f"{start.arch}, {len(plan.split.classes)} classes"
+    network = f"{start.arch}, {len(plan.classes)} classes"
     reporter.note(f"trains {parameters} ({network}) on {frozen.device} in {frozen.precision}")
-    train = load_part(plan.split, "train", start.preprocessing, reporter)
+    train = plan.images.load("train", start.preprocessing)
     varying = ("augment", "views", "seed", "erase", "crop_area", "color_jitter")
     train = replace(train, **{name: getattr(config, name) for name in varying})
-    val = load_part(plan.split, "val", start.preprocessing, reporter)
+    val = plan.images.load("val", start.preprocessing)
     # of what trains: weights, best weights, and what the optimizer remembers, about twice as much
     snapshots.require_space(4 * 4 * count["trainable"], 4 * count["total"])
     if isinstance(config, HeadConfig) and config.to_try:
-        search = Search(frozen, train, val, config, len(plan.split.classes), plan.context)
+        search = Search(frozen, plan.images, train, val, config, plan.context.reporter)
         training, best = search.run()
         run = {"features": best.features, "seconds_per_try": search.seconds}
         return _Prepared(training, best.preprocessing, run, search.tries, search.describe(training, best))
-    (source, val_source), features = open_sources(frozen, (train, val), (config.epochs, 1), plan.context)
+    (source, val_source), features = plan.images.open(frozen, train, val, config.epochs)
     training = Training(frozen.split, source, val_source, config, frozen.precision, plan.evaluate_start)
     return _Prepared(training, start.preprocessing, {"features": features})
 
@@ -162,6 +173,8 @@ def _collect_result(prepared: _Prepared, start: Start, classes: list[str], machi
         del record["val_predicted"], record["val_right"]
     metadata: JSON = {"classes": classes, "preprocessing": prepared.preprocessing.to_json(), "trained": start.trained}
     metrics: JSON = {}
+    if start.tries:
+        metadata["tries"] = start.tries
     if prepared.tries:
         metadata |= {"tries": len(prepared.tries), "chosen": prepared.chosen}
         metrics = {"tries": msgspec.to_builtins(prepared.tries), "chosen": prepared.chosen}

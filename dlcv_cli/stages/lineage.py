@@ -11,7 +11,8 @@ import msgspec
 from dlcv_cli.context import Reporter
 from dlcv_cli.errors import DlcvError, FileError, list_names
 from dlcv_cli.files import splits, tensors
-from dlcv_cli.files.disk import JSON, as_object, hash_file, hash_json, read_json
+from dlcv_cli.files.disk import JSON, as_object, hash_file, hash_json
+from dlcv_cli.files.recipes import identify_run
 from dlcv_cli.report.kinds import FigureGroup, Graph, Node
 from dlcv_cli.report.reported import Reported
 from dlcv_cli.results.codec import encode
@@ -64,7 +65,7 @@ def _read_metadata(role: str, path: Path) -> JSON:
     if role == "labels":
         return {}
     if path.suffix == ".json":
-        return read_json(path, splits.SCHEMA)
+        return splits.read_metadata(path)
     try:
         return tensors.read_metadata(path, tensors.SEQUENCES if role in DATA else tensors.CHECKPOINT)
     except FileError:
@@ -73,12 +74,16 @@ def _read_metadata(role: str, path: Path) -> JSON:
         raise
 
 
-def _walk(sources: Iterable[Source], data_role: str) -> Iterator[Source]:
-    """Yield all files that a checkpoint comes from, back to the data, whose own sources are no examples."""
+def _walk(sources: Iterable[Source], owner: JSON, data_role: str) -> Iterator[tuple[Source, int | None]]:
+    """Yield all files that a checkpoint comes from, back to the data, whose own sources are no examples.
+
+    Each comes with the fold of the checkpoint that was made from it, by that checkpoint's metadata, `owner`.
+    """
+    fold = identify_run(owner).fold
     for source in sources:
-        yield source
+        yield source, fold
         if source.role != data_role:
-            yield from _walk(source.sources, data_role)
+            yield from _walk(source.sources, source.metadata, data_role)
 
 
 def check_contamination(
@@ -92,22 +97,23 @@ def check_contamination(
     Raises:
         FileError: `data` is not what the checkpoint's study needs.
     """
-    examples = study.digest_examples(data)[part]
+    examples = study.digest_examples(data, identify_run(metadata).fold)[part]
     seen: dict[str, set[str]] = {"train": set(), "val": set()}  # validation examples decided which weights to keep
     checked: list[str] = []
     unchecked: list[Unchecked] = []
     unrecorded: list[str] = []
-    for source in _walk(trace_sources(checkpoint, metadata, {hash_file(data): data}), study.data_role):
+    sources = trace_sources(checkpoint, metadata, {hash_file(data): data})
+    for source, fold in _walk(sources, metadata, study.data_role):
         problem = source.problem
         if source.path is None or (source.role == "weights" and not problem and not source.metadata):
             unrecorded.append(source.name)
         elif source.role == study.data_role and not problem:
             try:
-                parts = study.digest_examples(source.path)
+                parts = study.digest_examples(source.path, fold)
             except FileError as error:
                 problem = str(error).removeprefix(f"{source.path}: ")
             else:
-                checked.append(source.name)
+                checked.append(source.name if fold is None else f"{source.name} (fold {fold})")
                 for name, digests in seen.items():
                     digests.update(parts[name])
         if problem:

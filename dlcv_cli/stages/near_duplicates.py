@@ -99,8 +99,8 @@ def write_page(split_file: Path, page: Path, force: bool = False) -> None:
         DlcvError: `page` is no name for a page, or exists with other content (unless `force`).
     """
     check_page(page)
-    split = splits.read(split_file)
-    copies = read_copies(split)
+    split, *others = splits.read_each(split_file)
+    copies = read_copies(split, *others)
     kinds = {
         "In two parts": [own for own in copies if own.across_parts],
         "In one part and two classes": [own for own in copies if own.across_classes and not own.across_parts],

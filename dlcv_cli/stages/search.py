@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dlcv_cli.config import HeadConfig
-from dlcv_cli.context import Context, Reporter
+from dlcv_cli.context import Reporter
 from dlcv_cli.files.disk import JSON
 from dlcv_cli.results.metrics import Try
-from dlcv_cli.studies.images.features import FrozenLayers, open_sources
+from dlcv_cli.stages.shared_images import SharedImages
+from dlcv_cli.studies.images.features import FrozenLayers
 from dlcv_cli.vision.batches import Source
 from dlcv_cli.vision.linear import LinearHead, Solution, list_decays, solve
 from dlcv_cli.vision.preprocessing import Preprocessing
@@ -55,15 +56,16 @@ class Search:
     """The choice of the settings `config.to_try`, for a head behind frozen layers.
 
     Args:
+        images: of the split, whose features are opened here.
         train, val: the images of both parts, with the preprocessing of the weights.
     """
 
     frozen: FrozenLayers
+    images: SharedImages
     train: Images
     val: Images
     config: HeadConfig
-    classes: int
-    context: Context
+    reporter: Reporter
     tries: list[Try] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)  # of each try
 
@@ -98,14 +100,14 @@ class Search:
         train = replace(self.train, preprocessing=preprocessing, augment=augment)
         val = replace(self.val, preprocessing=preprocessing)
         epochs = self.config.epochs
-        sources, features = open_sources(self.frozen, (train, val), (epochs, 1), self.context)
+        sources, features = self.images.open(self.frozen, train, val, epochs)
         head = LinearHead.of(self.frozen.split)
         x, labels = _pool(head, sources[0], train, epochs if train.repeats else 1)
         val_x, val_labels = _pool(head, sources[1], val, 1)
         candidates = []
         begun = time.perf_counter()
         decays = self._list("weight_decay", tuple(list_decays(x, DECAYS)), self.config.weight_decay)
-        for solution in solve(x, labels, self.classes, decays, self._make_loss(train)):
+        for solution in solve(x, labels, len(self.images.split.classes), decays, self._make_loss(train)):
             logits = F.linear(val_x, solution.weight, solution.bias)
             tried = Try(
                 resize=preprocessing.fit,
@@ -115,14 +117,15 @@ class Search:
                 val_accuracy=int((logits.argmax(1) == val_labels).sum()) / len(val_labels),
             )
             begun = self._record(tried, begun)
-            candidates.append(Candidate(tried, solution, preprocessing, (sources[0], sources[1]), features))
+            candidates.append(Candidate(tried, solution, preprocessing, sources, features))
         best = min(candidates, key=_get_loss)
         self._report(f"{len(candidates)} linear heads; the best", best.tried)
         return best
 
     def _make_loss(self, train: Images) -> Callable[[Tensor, Tensor], Tensor]:
         smoothing, how = self.config.label_smoothing, self.config.class_weights
-        weights = None if how == "none" else weigh_classes(train.labels, self.classes, how).to(self.frozen.device)
+        classes = len(self.images.split.classes)
+        weights = None if how == "none" else weigh_classes(train.labels, classes, how).to(self.frozen.device)
         return partial(F.cross_entropy, weight=weights, label_smoothing=smoothing)
 
     def _train(self, start: Candidate, lr: float) -> Training:
@@ -136,7 +139,7 @@ class Search:
         training = Training(self.frozen.split, train, val, config, self.frozen.precision, evaluate_start=True)
         number = len(self.tries) + 1
         for event in training:
-            report_event(event, config.epochs, self.context.reporter, {"try": number})
+            report_event(event, config.epochs, self.reporter, {"try": number})
         best = training.best_record
         scores = {"val_loss": best.val_loss, "val_accuracy": best.val_accuracy}
         tried = msgspec.structs.replace(tried, lr=lr, epochs=training.epoch, **scores)
@@ -154,7 +157,7 @@ class Search:
     def _report(self, what: str, best: Try) -> None:
         settings = f"resize {best.resize}, augment {best.augment}, weight decay {best.weight_decay:g}"
         scores = f"val loss {best.val_loss:.4g}  accuracy {100 * best.val_accuracy:.2f} %"
-        self.context.reporter.note(f"tried {what}: {settings}  {scores}")
+        self.reporter.note(f"tried {what}: {settings}  {scores}")
 
 
 def _get_loss(candidate: Candidate) -> float:

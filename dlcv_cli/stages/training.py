@@ -18,7 +18,7 @@ from dlcv_cli.files.locks import claim_outputs, list_leftovers
 from dlcv_cli.files.recipes import Recipe, RunInfo, is_up_to_date, read_versions, refuse_overwrite
 from dlcv_cli.results import metrics
 from dlcv_cli.results.codec import write_document
-from dlcv_cli.stages.snapshots import SnapshotFile, snapshot_path
+from dlcv_cli.stages.snapshots import SnapshotFile, refuse_other_training, snapshot_path
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,15 @@ class TrainingResult:
 
 
 def find_finished(output: Path, recipe: Recipe, context: Context) -> Outcome | None:
-    """Return the outcome if checkpoint and metrics exist and belong together; None if it has to be trained."""
+    """Return the outcome if checkpoint and metrics exist and belong together; None if it has to be trained.
+
+    Raises:
+        DlcvError: they, or a snapshot, were made by another recipe.
+    """
     refuse_overwrite(metrics.metrics_path(output), recipe, lambda path: read_json(path, metrics.SCHEMA), context.force)
     if not is_up_to_date(output, recipe, lambda path: tensors.read_metadata(path, tensors.CHECKPOINT), context.force):
+        if not context.force and snapshot_path(output).exists():
+            refuse_other_training(snapshot_path(output), recipe)
         return None
     if not metrics.belongs_to(output, hash_file(output)):
         context.reporter.note(f"{output}: its metrics are missing or belong to another checkpoint; training again")

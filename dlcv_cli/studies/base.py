@@ -112,14 +112,21 @@ class Study(ABC, Generic[S]):
     log_loss: ClassVar[bool] = False  # whether losses span orders of magnitude
 
     @abstractmethod
-    def digest_examples(self, data: Path) -> dict[str, list[str]]:
-        """Return the sha256 of each example of each part of a data file. FileError: it is no data of this study."""
+    def digest_examples(self, data: Path, fold: int | None) -> dict[str, list[str]]:
+        """Return the sha256 of each example of each part of a data file, or of a fold of it.
+
+        Args:
+            fold: that a checkpoint was trained on; of data without folds it says nothing.
+
+        Raises:
+            FileError: it is no data of this study.
+        """
 
     def repeats_examples(self, metadata: Mapping[str, Any]) -> bool:
         """Return whether the checkpoint's data has so few different examples that equal ones are no leak."""
         return False
 
-    def check_files(self, data: Path, part: str, context: Context) -> None:
+    def check_files(self, data: Path, fold: int | None, part: str, context: Context) -> None:
         """Raise FileError unless the files that the data consists of are as they were."""
 
     @abstractmethod
@@ -160,7 +167,9 @@ class Study(ABC, Generic[S]):
         """Return the names of the classes that predictions number."""
         return []
 
-    def list_examples(self, data: Path, evaluation: AnyEvaluation, arrays: Arrays) -> list[dict[str, Any]]:
+    def list_examples(
+        self, data: Path, fold: int | None, evaluation: AnyEvaluation, arrays: Arrays
+    ) -> list[dict[str, Any]]:
         """Return a row for each evaluated example: what it is, and what was predicted. FileError: the data is gone."""
         raise SettingError(f"examples are listed of images, and this checkpoint is of {self.name}")
 

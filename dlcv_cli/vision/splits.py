@@ -49,7 +49,7 @@ def count_held_out(count: int, fraction: float) -> int:
     return math.ceil(round(count * fraction, 9))
 
 
-def link_examples(examples: Sequence[Example], seed: int, links: Iterable[tuple[str, str]] = ()) -> list[Group]:
+def link_examples(examples: Sequence[Example], seed: int | str, links: Iterable[tuple[str, str]] = ()) -> list[Group]:
     """Return the examples that are linked by equal content or equal group, directly or through others.
 
     Their order depends on the seed and the paths alone.
@@ -111,14 +111,14 @@ def check_examples(
                 f"group {example.group!r} is in two of the parts that are given: {given[first.path]} "
                 f"({first.path}) and {given[example.path]} ({example.path}); each group is expected in one part"
             )
-    if lacking := _list_lacking(classes, {part: [e for e in examples if given[e.path] == part] for part in parts}):
+    if lacking := list_lacking(classes, {part: [e for e in examples if given[e.path] == part] for part in parts}):
         raise DlcvError(
             f"the parts that are given differ in their classes: {list_names(lacking)}; each part is expected to have "
             "images of every class, under the same name"
         )
 
 
-def _list_lacking(classes: Sequence[str], parts: Mapping[str, Sequence[Example]]) -> list[str]:
+def list_lacking(classes: Sequence[str], parts: Mapping[str, Sequence[Example]]) -> list[str]:
     """Return clauses about the parts that lack a class."""
     lacking = {part: set(range(len(classes))) - {e.label for e in own} for part, own in parts.items()}
     return [
@@ -153,12 +153,26 @@ def split_examples(
     groups, missing = link_examples(others, config.seed, links), [part for part in HELD_OUT if not staying[part]]
     if config.per_class:
         parts = _split_per_class(groups, classes, config)
-    elif any(e.group for e in others) or links:
-        parts = _divide_groups(groups, classes, config, missing)
     else:
-        parts = _divide(groups, classes, config, missing)
+        parts = divide(groups, classes, config, missing, bool(links))
     divided = {part: [e for group in own for e in group.examples] for part, own in parts.items()}
     return {part: sorted(divided.get(part) or staying.get(part, []), key=lambda e: e.path) for part in PARTS}
+
+
+def divide(
+    groups: Sequence[Group], classes: Sequence[str], config: SplitConfig, missing: Sequence[str], linked: bool = False
+) -> dict[str, list[Group]]:
+    """Return train and the missing parts, each with its fraction.
+
+    Args:
+        linked: images of several classes may be linked, also without groups.
+
+    Raises:
+        DlcvError: a class has too few images or groups.
+    """
+    if linked or any(e.group for group in groups for e in group.examples):
+        return _divide_groups(groups, classes, config, missing)
+    return _divide(groups, classes, config, missing)
 
 
 def _divide(
@@ -169,7 +183,7 @@ def _divide(
     if len(groups) < needed:
         raise DlcvError(f"at least {needed} different images are needed, one each for {_list_parts(missing)}")
     counts = Counter(group.label for group in groups)
-    _require_groups(counts, classes, dict.fromkeys(range(len(classes)), needed if config.stratify else 1))
+    require_groups(counts, classes, dict.fromkeys(range(len(classes)), needed if config.stratify else 1))
     parts, others = {}, list(groups)
     for keep, part in zip(range(len(missing), 0, -1), missing, strict=True):
         count = count_held_out(sum(len(group.examples) for group in others), _fraction_of(part, config))
@@ -185,7 +199,7 @@ def _divide_groups(
     if len(groups) < needed:
         raise DlcvError(f"there are {len(groups)} groups, and {needed} are needed, one each for {_list_parts(missing)}")
     counts = Counter(label for group in groups for label in {e.label for e in group.examples})
-    _require_groups(counts, classes, dict.fromkeys(range(len(classes)), needed if config.stratify else 1), "groups")
+    require_groups(counts, classes, dict.fromkeys(range(len(classes)), needed if config.stratify else 1), "groups")
     shares, rest = {}, 1.0
     for part in missing:
         shares[part] = rest * _fraction_of(part, config)
@@ -194,7 +208,7 @@ def _divide_groups(
     assigned = assign_groups(sizes, {"train": rest, **shares})
     parts = {part: [g for g, own in zip(groups, assigned, strict=True) if own == part] for part in ("train", *missing)}
     examples = {part: [e for group in own for e in group.examples] for part, own in parts.items()}
-    if config.stratify and (lacking := _list_lacking(classes, examples)):
+    if config.stratify and (lacking := list_lacking(classes, examples)):
         raise DlcvError(
             f"the groups cannot be divided so that every part has every class: {list_names(lacking)} in the best of "
             f"{TRIES} tries; add images of other groups, choose smaller groups, or try another --seed"
@@ -212,7 +226,7 @@ def _list_parts(missing: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}"
 
 
-def _require_groups(
+def require_groups(
     counts: Mapping[int, int], classes: Sequence[str], minimum: Mapping[int, int], noun: str = "different images"
 ) -> None:
     """Raise DlcvError if the number of groups with a label is below the minimum for it."""
@@ -294,5 +308,5 @@ def _split_per_class(groups: Sequence[Group], classes: Sequence[str], config: Sp
         parts["test"] += pool[:test]
         parts["val"] += pool[test : test + val]
         parts["train"] += pool[test + val : test + val + train]
-    _require_groups(Counter(group.label for group in groups), classes, minimum)
+    require_groups(Counter(group.label for group in groups), classes, minimum)
     return parts

@@ -5,8 +5,6 @@ Letters: n sequences of one length, T steps, F inputs a step, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -51,28 +49,11 @@ class Constant(nn.Module):
         return self.constant.expand(x.shape[0])
 
 
-class Ensemble(nn.Module):
-    """Several runs side by side."""
-
-    def __init__(self, runs: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.runs = nn.ModuleList(runs)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, T, F) -> the mean over the runs (n,), and the predictions of each (n, runs)."""
-        runs = torch.stack([run(x) for run in self.runs], 1)
-        return runs.mean(1), runs
-
-
-def build_ensemble(cell: Cell, runs: Sequence[Parameters], inputs: int) -> nn.Module:
-    """Return the networks with these weights as one module."""
-    modules: list[nn.Module] = []
-    for parameters in runs:
-        hidden = parameters["head.weight"].shape[1] if cell.module else 0
-        module = Recurrent(cell, inputs, hidden) if cell.module else Constant()
-        module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in parameters.items()})
-        modules.append(module.eval())
-    return Ensemble(modules)
+def build_module(cell: Cell, parameters: Parameters, inputs: int) -> nn.Module:
+    """Return the network with these weights: (n, T, F) -> (n,)."""
+    module = Recurrent(cell, inputs, parameters["head.weight"].shape[1]) if cell.module else Constant()
+    module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in parameters.items()})
+    return module.eval()
 
 
 class Reference:

@@ -64,14 +64,14 @@ def export(request: ExportRequest) -> Exported:
     stored = open_checkpoint(request.checkpoint)
     build = {"onnx": _build_onnx, "torchscript": _build_torchscript, "timm": _build_timm}[request.config.format]
     built = build(stored, request)
-    shown, pictures = _list_examples(request)
+    shown, pictures = _list_examples(request, stored.fold)
     return Exported(built.files, _compare(stored, built, request, pictures), shown)
 
 
-def _list_examples(request: ExportRequest) -> tuple[str, Iterator[Tensor]]:
+def _list_examples(request: ExportRequest, fold: int | None) -> tuple[str, Iterator[Tensor]]:
     """Return what the check is made with, in words, and the images (3, H, W) uint8: of validation, or drawn ones."""
     if request.data:
-        split = splits.read(request.data, request.context.root)
+        split = splits.read_for(request.data, request.context.root, fold)
         paths = [split.root / example.path for example in split.parts["val"]]
         chosen = paths[:: max(1, len(paths) // CHECKED)][:CHECKED]
         if chosen and all(path.is_file() for path in chosen):

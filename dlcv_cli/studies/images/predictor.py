@@ -20,7 +20,7 @@ from dlcv_cli.context import Context, Reporter, count_processors, list_facts
 from dlcv_cli.errors import DlcvError, FileError, list_names
 from dlcv_cli.files import tensors
 from dlcv_cli.files.disk import JSON
-from dlcv_cli.files.recipes import read_versions
+from dlcv_cli.files.recipes import identify_run, read_versions
 from dlcv_cli.files.splits import Split
 from dlcv_cli.results.calibration import Calibration, read_calibration
 from dlcv_cli.studies.images.features import FrozenLayers, open_sources
@@ -52,6 +52,7 @@ class ImageCheckpoint:
     preprocessing: Preprocessing
     calibration: Calibration | None = None
     tries: int = 0  # settings that were tried on the validation part
+    fold: int | None = None  # of the split, where that has several
 
     @property
     def temperature(self) -> float:
@@ -78,7 +79,7 @@ def open_checkpoint(path: Path) -> ImageCheckpoint:
     tries = metadata.get("tries")
     return ImageCheckpoint(
         path, network, arch, tuple(trained), precision, classes, preprocessing, calibration,
-        tries if type(tries) is int else 0,
+        tries if type(tries) is int else 0, identify_run(metadata).fold,
     )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from dlcv_cli.files import splits
+from dlcv_cli.files import splits, tensors
+from dlcv_cli.files.recipes import identify_run
 from dlcv_cli.report.kinds import Axis, Bars, FigureGroup, Matrix, Reliability
 from dlcv_cli.report.reported import Gallery, Picture, Reported, Row
 from dlcv_cli.results.evaluation import Evaluation, HighLoss, ImageDetails
@@ -106,7 +107,9 @@ def _load_confused(network: Reported, root: Path, data: Path | None) -> Gallery:
     evaluation: ImageEvaluation = network.evaluation
     predictions = read_predictions(network.file, evaluation)
     scores = score_logits(predictions["logits"], predictions["labels"])
-    examples = splits.read(data or network.file.parent / evaluation.data.path).parts[evaluation.data.part]
+    fold = identify_run(tensors.read_metadata(network.checkpoint, tensors.CHECKPOINT)).fold
+    path = data or network.file.parent / evaluation.data.path
+    examples = splits.read_for(path, None, fold).parts[evaluation.data.part]
     classes = [row.name for row in evaluation.details.per_class]
     numbers = {name: number for number, name in enumerate(classes)}
     rows = []

@@ -95,19 +95,21 @@ class ImageStudy(Study[Scores]):
     step = "epoch"
     classifies = True
 
-    def digest_examples(self, data: Path) -> dict[str, list[str]]:
+    def digest_examples(self, data: Path, fold: int | None) -> dict[str, list[str]]:
         """Return the sha256 of each image's file."""
-        return {part: [example.sha256 for example in own] for part, own in splits.read(data).parts.items()}
+        parts = splits.read_for(data, None, fold).parts
+        return {part: [example.sha256 for example in own] for part, own in parts.items()}
 
-    def check_files(self, data: Path, part: str, context: Context) -> None:
+    def check_files(self, data: Path, fold: int | None, part: str, context: Context) -> None:
         """Raise FileError unless each image of a part exists unchanged in the context's root."""
-        require_images(splits.read(data, context.root), part, context.reporter)
+        require_images(splits.read_for(data, context.root, fold), part, context.reporter)
 
     def measure(self, checkpoint: Path, data: Path, part: str, context: Context) -> Measured:
         """Compute the logits of each image of a part."""
         from dlcv_cli.studies.images.predictor import PACKAGES, Predictor, load_part, open_checkpoint, require_classes
 
-        stored, split = open_checkpoint(checkpoint), splits.read(data, context.root)
+        stored = open_checkpoint(checkpoint)
+        split = splits.read_for(data, context.root, stored.fold)
         require_classes(checkpoint, stored.classes, data, split.classes)
         predictor = Predictor(stored, context)
         images = load_part(split, part, stored.preprocessing, context.reporter)
@@ -179,10 +181,12 @@ class ImageStudy(Study[Scores]):
             "baselines": Array(np.int64, (len(evaluation.baselines), n), axis=-1, below=classes),
         }
 
-    def list_examples(self, data: Path, evaluation: AnyEvaluation, arrays: Arrays) -> list[dict[str, Any]]:
+    def list_examples(
+        self, data: Path, fold: int | None, evaluation: AnyEvaluation, arrays: Arrays
+    ) -> list[dict[str, Any]]:
         """Return file, class, predicted class with its probability, and loss in nats, of each image."""
         scores, classes = score_logits(arrays["logits"], arrays["labels"]), self.class_names(evaluation)
-        examples = splits.read(data).parts[evaluation.data.part]
+        examples = splits.read_for(data, None, fold).parts[evaluation.data.part]
         if [example.sha256 for example in examples] != [digest.tobytes().hex() for digest in arrays["examples"]]:
             raise FileError(data, "has other images than those that were evaluated; evaluate again with --force")
         return [

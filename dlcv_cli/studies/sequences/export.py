@@ -1,4 +1,4 @@
-"""Cells for other programs: ONNX and TorchScript. Letters: N sequences, F inputs a step, K runs."""
+"""Cells for other programs: ONNX and TorchScript. Letters: N sequences, F inputs a step."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import numpy as np
 
 from dlcv_cli.errors import DlcvError, FileError, SettingError
 from dlcv_cli.files import sequences, tensors
-from dlcv_cli.files.disk import as_object
 from dlcv_cli.files.exchange import RECORD, require_packages, script_to_bytes, start_onnx, start_torchscript
-from dlcv_cli.sequences.cells import CELLS, Cell, Parameters, check_parameters
+from dlcv_cli.sequences.cells import Cell, Parameters, check_parameters
 from dlcv_cli.sequences.tasks import Sequences
 from dlcv_cli.studies.base import Exported, ExportRequest
-from dlcv_cli.studies.sequences.study import predict_runs, read_runs
+from dlcv_cli.studies.sequences.study import predict_sequences, read_cell
 
 CHECKED = 200  # sequences that an export is compared on
 LARGEST = 1e-3  # difference of predictions
@@ -27,11 +26,11 @@ def export(request: ExportRequest) -> Exported:
     if request.config.input == "tensor":
         raise SettingError("--input is of images, and this checkpoint is of sequences")
     stored = tensors.read(request.checkpoint, tensors.CHECKPOINT)
-    cell, runs = _read_cell(stored)
-    inputs = runs[0]["rnn.weight_ih_l0"].shape[1] if cell.module else 2  # the baseline takes any
-    data = _build(form, cell, runs, inputs, {"task": "regress", RECORD: json.dumps(request.record)})
+    cell, weights = _read_weights(stored)
+    inputs = weights["rnn.weight_ih_l0"].shape[1] if cell.module else 2  # the baseline takes any
+    data = _build(form, cell, weights, inputs, {"task": "regress", RECORD: json.dumps(request.record)})
     shown, examples = _list_examples(request, inputs)
-    expected = np.stack([*predict_runs(stored, examples, request.context)[0].values()]).mean(0)
+    expected, _, _ = predict_sequences(stored, examples, request.context)
     compute = (start_onnx if form == "onnx" else start_torchscript)(data)
     rows = np.split(examples.inputs, np.cumsum(examples.lengths)[:-1])
     difference = float(np.abs(np.concatenate([compute(x[None])[0] for x in rows]) - expected).max())
@@ -43,31 +42,26 @@ def export(request: ExportRequest) -> Exported:
     return Exported({"": data}, {"predictions": difference}, shown)
 
 
-def _read_cell(stored: tensors.Tensors) -> tuple[Cell, list[Parameters]]:
-    """Return the cell of a checkpoint, and the weights of its runs. FileError: it is damaged, or of another cell."""
-    name = as_object(stored.metadata.get("config")).get("cell")
-    if not isinstance(name, str) or name not in CELLS:
-        raise FileError(stored.path, f"is no checkpoint of a cell that this version knows ({name})")
+def _read_weights(stored: tensors.Tensors) -> tuple[Cell, Parameters]:
+    """Return the cell of a checkpoint and its weights. FileError: it is damaged, or of another cell."""
+    cell, own = read_cell(stored), stored.arrays
     try:
-        return CELLS[name], [
-            check_parameters(CELLS[name], own, own.get("rnn.weight_ih_l0", np.empty((0, 0))).shape[-1])
-            for own in read_runs(stored).values()
-        ]
+        return cell, check_parameters(cell, own, own.get("rnn.weight_ih_l0", np.empty((0, 0))).shape[-1])
     except ValueError as error:
         raise FileError(stored.path, f"damaged: {error}") from None
 
 
-def _build(form: str, cell: Cell, runs: list[Parameters], inputs: int, texts: dict[str, str]) -> bytes:
+def _build(form: str, cell: Cell, weights: Parameters, inputs: int, texts: dict[str, str]) -> bytes:
     if form == "torchscript":
-        from dlcv_cli.sequences.engines.reference import build_ensemble
+        from dlcv_cli.sequences.engines.reference import build_module
 
-        return script_to_bytes(build_ensemble(cell, runs, inputs), texts)
+        return script_to_bytes(build_module(cell, weights, inputs), texts)
     require_packages("--format onnx", "export", "onnx", "onnxruntime")
     from dlcv_cli.sequences.onnx_graph import build_graph, has_operation
 
     if not has_operation(cell):
         raise SettingError("--format onnx: ONNX has no operation for this cell; take --format torchscript")
-    return build_graph(cell, runs, inputs, texts)
+    return build_graph(cell, weights, inputs, texts)
 
 
 def _list_examples(request: ExportRequest, inputs: int) -> tuple[str, Sequences]:

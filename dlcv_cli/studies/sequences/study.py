@@ -1,4 +1,4 @@
-"""The sequence study: cells that learn a number from a sequence. Letters: N sequences, K runs."""
+"""The sequence study: cells that learn a number from a sequence. Letters: N sequences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dlcv_cli.report.kinds import Axis, Curves, Density, FigureGroup, Line, span
 from dlcv_cli.report.reported import Reported
 from dlcv_cli.results.comparison import Column, format_number
 from dlcv_cli.results.evaluation import AnyEvaluation, ByLength, Evaluation, SequenceDetails
-from dlcv_cli.sequences.cells import CELLS, Parameters, check_parameters
+from dlcv_cli.sequences.cells import CELLS, Cell, check_parameters
 from dlcv_cli.sequences.engines import ENGINES, build_engine
 from dlcv_cli.sequences.tasks import TASKS, Sequences, Task
 from dlcv_cli.statistics import metrics
@@ -91,7 +91,7 @@ class SequenceStudy(Study[Predicted]):
     step = "iteration"
     log_loss = True
 
-    def digest_examples(self, data: Path) -> dict[str, list[str]]:
+    def digest_examples(self, data: Path, fold: int | None) -> dict[str, list[str]]:
         """Return the sha256 of each sequence of each part."""
         parts = sequences.read(data).parts
         return {part: [digest.hex() for digest in sequences.hash_examples(content)] for part, content in parts.items()}
@@ -102,26 +102,25 @@ class SequenceStudy(Study[Predicted]):
         return isinstance(task, str) and task in TASKS and TASKS[task].finite
 
     def measure(self, checkpoint: Path, data: Path, part: str, context: Context) -> Measured:
-        """Predict each sequence of a part with each run of a checkpoint."""
+        """Predict each sequence of a part."""
         stored, file = tensors.read(checkpoint, tensors.CHECKPOINT), sequences.read(data)
         if stored.metadata.get("task") != file.task:
             trained = stored.metadata.get("task")
             raise DlcvError(f"{checkpoint} was trained on the task {trained!r}, but {data} is of {file.task!r}")
         examples, task = file.parts[part], look_up_task(file)
-        runs, engine, learns = predict_runs(stored, examples, context)
-        predictions = np.stack(list(runs.values()))  # (K, N)
+        predictions, engine, learns = predict_sequences(stored, examples, context)
         if not np.isfinite(predictions).all():
             raise FileError(checkpoint, "its predictions are not finite numbers: damaged, or diverged in training")
         try:
             halves = [task.guess(x) for x in np.split(examples.inputs, np.cumsum(examples.lengths)[:-1])]
         except IndexError:
             raise FileError(data, "damaged: a sequence in which nothing is marked") from None
-        collapse = judge_numbers(predictions, examples.targets, task.constant, learns)
+        collapse = judge_numbers(predictions[None], examples.targets, task.constant, learns)
         return Measured(
             sequences.hash_part(examples),
             len(file.parts["train"].lengths),
             {
-                "predictions": predictions[0] if len(runs) == 1 else predictions,
+                "predictions": predictions,
                 "targets": examples.targets,
                 "lengths": examples.lengths,
                 "baselines": np.array([np.full_like(halves, task.constant), halves], np.float32),
@@ -135,12 +134,13 @@ class SequenceStudy(Study[Predicted]):
     def predict(
         self, checkpoint: Path, files: Iterable[Path], config: PredictConfig, explain: Path | None, context: Context
     ) -> Iterator[Prediction]:
-        """Predict the number of each `sequence` of CSV or JSON files; of several runs their mean and its `std`."""
+        """Predict the number of each `sequence` of CSV or JSON files."""
         if explain:
             raise SettingError("--explain draws heat maps of images, and this checkpoint is of sequences")
         if config.abstain:
             raise SettingError("--abstain is of classes, and this checkpoint is of sequences")
         stored = tensors.read(checkpoint, tensors.CHECKPOINT)
+        read_cell(stored)
         weight = stored.arrays.get("rnn.weight_ih_l0")
         for path in files:
             try:
@@ -155,10 +155,9 @@ class SequenceStudy(Study[Predicted]):
             lengths = np.array([len(steps) for steps in new.values()])
             inputs = np.concatenate([*new.values()])
             examples = Sequences(inputs, lengths, np.zeros(len(new), np.float32))
-            runs = np.stack([*predict_runs(stored, examples, context)[0].values()]).astype(float)  # (K, N)
-            for name, own in zip(new, runs.T, strict=True):
-                spread = {"std": float(own.std(ddof=1))} if len(own) > 1 else {}
-                yield Prediction(path, {"sequence": name, "prediction": float(own.mean()), **spread})
+            predictions, _, _ = predict_sequences(stored, examples, context)
+            for name, prediction in zip(new, predictions.tolist(), strict=True):
+                yield Prediction(path, {"sequence": name, "prediction": prediction})
 
     def export(self, request: ExportRequest) -> Exported:
         """Return a cell as ONNX or TorchScript, checked on sequences of the validation part."""
@@ -167,7 +166,7 @@ class SequenceStudy(Study[Predicted]):
         return export(request)
 
     def expected_arrays(self, evaluation: AnyEvaluation) -> dict[str, Array]:
-        """Return predictions (N,) or (K, N), targets, lengths and baselines."""
+        """Return predictions (N,), targets, lengths and baselines."""
         n = evaluation.data.n
         return {
             "predictions": Array(np.float32, (n,)),
@@ -199,41 +198,36 @@ class SequenceStudy(Study[Predicted]):
         ]
 
 
-def predict_runs(stored: tensors.Tensors, examples: Sequences, context: Context) -> tuple[dict[int, Floats], str, bool]:
-    """Return the predictions (N,) of each run by seed, the engine's name, and whether the cell learns at all.
+def predict_sequences(stored: tensors.Tensors, examples: Sequences, context: Context) -> tuple[Floats, str, bool]:
+    """Return the predictions (N,), the engine's name, and whether the cell learns at all.
 
     Raises:
         FileError: the checkpoint is damaged, or of a cell that this version lacks.
     """
     from dlcv_cli.studies.sequences.compiled_kernels import prepare_kernels
 
-    name = as_object(stored.metadata.get("config")).get("cell")
-    if not isinstance(name, str) or name not in CELLS:
-        raise FileError(stored.path, f"is no checkpoint of a cell that this version knows ({name})")
-    cell = CELLS[name]
+    cell = read_cell(stored)
     settings = SeqTrainConfig(engine="compiled" if cell.compiled else "torch")
     if cell.compiled:
         prepare_kernels(context.cache, context.reporter)
     try:
-        runs = read_runs(stored)
-        for weights in runs.values():
-            check_parameters(cell, weights, examples.inputs.shape[1])
-        predictions = {seed: build_engine(cell, weights, settings).predict(examples) for seed, weights in runs.items()}
+        weights = check_parameters(cell, stored.arrays, examples.inputs.shape[1])
+        predictions = build_engine(cell, weights, settings).predict(examples)
     except ValueError as error:
         raise FileError(stored.path, f"damaged: {error}") from None
     return predictions, settings.engine, cell.module is not None
 
 
 def measure_by_length(predictions: Floats, targets: Floats, lengths: NDArray[np.int64]) -> list[ByLength]:
-    """Return the metrics of predictions (K, N) for the sequences of each length.
+    """Return the metrics of predictions (N,) for the sequences of each length.
 
     Without R2, which says little within a length and nothing about a single sequence.
     """
     errors, rows = metrics.compute_absolute_errors(predictions, targets), []
     for length in np.unique(lengths):
-        own = errors[:, lengths == length]
+        own = errors[lengths == length]
         means = {"mse": np.mean(own**2), "mae": np.mean(own), "close": np.mean(own < metrics.CLOSE)}
-        rows.append(ByLength(length=int(length), n=own.shape[1], **{key: float(mean) for key, mean in means.items()}))
+        rows.append(ByLength(length=int(length), n=len(own), **{key: float(mean) for key, mean in means.items()}))
     return rows
 
 
@@ -247,22 +241,27 @@ def look_up_task(file: SequenceFile) -> Task:
     return task
 
 
-def read_runs(file: tensors.Tensors) -> dict[int, Parameters]:
-    """Return the weights of each run of a checkpoint, by seed. ValueError: they are not all in it."""
-    seeds = file.metadata.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
-        raise ValueError("its metadata lists no seeds")
-    if len(seeds) == 1:
-        return {seeds[0]: file.arrays}
-    if any(array.shape[:1] != (len(seeds),) for array in file.arrays.values()):
-        raise ValueError(f"its tensors are not those of {len(seeds)} runs")
-    return {seed: {name: array[k] for name, array in file.arrays.items()} for k, seed in enumerate(seeds)}
+def read_cell(stored: tensors.Tensors) -> Cell:
+    """Return a checkpoint's cell.
+
+    Raises:
+        FileError: this version does not know the cell, or the file holds several runs, as those of dlcv 0.1 could.
+    """
+    name, seeds = as_object(stored.metadata.get("config")).get("cell"), stored.metadata.get("seeds")
+    if not isinstance(name, str) or name not in CELLS:
+        raise FileError(stored.path, f"is no checkpoint of a cell that this version knows ({name})")
+    if isinstance(seeds, list) and len(seeds) > 1:
+        raise FileError(
+            stored.path,
+            f"holds {len(seeds)} runs in one file, as dlcv 0.1 wrote them: train again with --seeds {len(seeds)}, "
+            "which writes one file a run",
+        )
+    return CELLS[name]
 
 
 def draw_predictions(name: str, predictions: NDArray[np.floating], targets: NDArray[np.floating]) -> Density:
-    """Return predictions (N,) or (runs, N) against true values (N,); those beyond an axis are counted at its end."""
-    true = np.broadcast_to(targets, predictions.shape).ravel().astype(float)
-    predicted = predictions.ravel().astype(float)
+    """Return predictions (N,) against true values (N,); those beyond an axis are counted at its end."""
+    true, predicted = targets.astype(float), predictions.astype(float)
     low, high = float(targets.min()), float(targets.max())
     margin = 0.1 * (high - low) or 0.5
     x = Axis("true value", low, high if high > low else low + 1)
