@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from numpy.random import default_rng
 from scipy import stats
-from sklearn.metrics import recall_score
+from sklearn.metrics import r2_score, recall_score
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
@@ -74,6 +74,24 @@ def test_many_examples_are_grouped() -> None:
     half = 1.96 * values.std() / math.sqrt(len(values))
     expected = values.mean() - half, values.mean() + half
     assert means.compute_mean_interval(values) == pytest.approx(expected, abs=0.1 * half)
+
+
+def test_r2_intervals() -> None:
+    """The interval of R2 is around scikit-learn's, as wide as the bootstrap says, and does not change with the unit."""
+    for seed in range(20):
+        rng = default_rng(seed)
+        targets = rng.random(400) + 100 * (seed % 2)
+        answers = targets + rng.normal(0, 0.1 + 0.02 * seed, 400)
+        low, high = means.compute_r2_interval(answers, targets)
+        chosen = rng.integers(0, 400, (600, 400))
+        drawn = np.array([r2_score(targets[row], answers[row]) for row in chosen])
+        assert low < r2_score(targets, answers) < high <= 1
+        assert high - low == pytest.approx(2 * 1.96 * drawn.std(), rel=0.15)
+        scaled = means.compute_r2_interval(7 * answers + 3, 7 * targets + 3)
+        assert scaled == pytest.approx((low, high), rel=1e-6)
+    flat = np.full(40, 0.1)
+    assert means.compute_r2_interval(flat, flat) == (1, 1)
+    assert means.compute_r2_interval(flat + 0.1, flat) == (0, 0)
 
 
 def test_heavy_tails_are_named() -> None:
