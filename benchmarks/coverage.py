@@ -334,8 +334,7 @@ def main() -> None:
     cases = [case for case in list_cases() if options.only in case.table]
     begun = time.perf_counter()
     with ProcessPoolExecutor(options.processes) as pool:
-        numbers = range(len(cases))
-        results = list(pool.map(count, cases, numbers, [options.comparisons] * len(cases)))
+        results = list(pool.map(count, cases, range(len(cases)), [options.comparisons] * len(cases)))
     for table in dict.fromkeys(case.table for case in cases):
         cells = {(c.law, what, c.column): value for c, r in zip(cases, results, strict=True) if c.table == table
                  for what, value in r.items()}  # fmt: skip
