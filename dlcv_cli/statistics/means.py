@@ -29,6 +29,22 @@ def compute_mean_interval(values: Array) -> Interval:
     return test_mean(values)[1]
 
 
+def compute_r2_interval(predictions: Array, targets: Array) -> Interval:
+    """Return the 95 % interval of R2 of predictions (N,) for targets (N,), at most 1.
+
+    R2 is 1 - mean square / variance. Its linear part is a mean over examples, whose interval test_mean has. If the
+    targets do not vary, it has no width. Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, 21.
+    """
+    t = np.asarray(targets, np.float64) - np.mean(targets, dtype=np.float64)
+    squares = (np.asarray(predictions, np.float64) - targets) ** 2
+    variance, unexplained = float(np.mean(t**2)), float(squares.mean())
+    if variance <= 1e-12 * float(np.max(np.asarray(targets, np.float64) ** 2)):
+        return (1.0, 1.0) if unexplained == 0 else (0.0, 0.0)
+    share = unexplained / variance
+    low, high = compute_mean_interval(1 - share - (squares - share * t**2) / variance)
+    return low, min(1.0, high)
+
+
 def test_mean(differences: Array) -> tuple[float, Interval, float]:
     """Return (mean, its 95 % interval, two-sided p) of paired differences (N,).
 

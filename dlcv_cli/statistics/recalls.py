@@ -58,6 +58,8 @@ def measure_strata(rows: Floats, weights: Floats, classes: Labels) -> Part:
     several = np.bincount(classes) > 1
     freedom = np.where(several, total**2 / add(weights**4) - 1, 0)
     own = np.divide(squares, unit, out=np.zeros_like(squares), where=several)
+    if not several.any():  # a single example
+        return Part(0.0, 0.0)
     pooled = (own * freedom).sum() / freedom.sum()
     parts = total * (own * freedom + PRIOR * pooled) / (freedom + PRIOR)
     variance = float(parts.sum())

@@ -44,7 +44,8 @@ def compute_power(difference: float, error: float, freedom: float) -> float:
     border, shift = float(stdtrit(freedom, 1 - TAIL)), abs(difference) / error
     if shift > border + 40:  # certain; the noncentral distribution is not computed so far out
         return 1.0
-    return float(1 - nctdtr(freedom, shift, border) + nctdtr(freedom, shift, -border))
+    wrong = nctdtr(freedom, shift, -border) if shift < 5 else 0.0  # of the other sign; further out it is not computed
+    return float(1 - nctdtr(freedom, shift, border) + wrong)
 
 
 def compute_power_limit(tested: Tested, power: float = 0.8) -> float:
