@@ -412,7 +412,7 @@ def test_page_shows_pairs_in_two_parts(run: Run, scenes: Path, tmp_path: Path) -
 
 def test_page_of_images_that_are_gone(run: Run, scenes: Path, tmp_path: Path) -> None:
     """An image that changed since is shown by its name, with the reason."""
-    from dlcv_cli.stages.near_duplicates import write_page
+    from dlcv_cli.stages.duplicates_page import write_page
 
     output, page = tmp_path / "scenes.split.json", tmp_path / "pairs.html"
     run_dlcv("data", "split", scenes, "-o", output)

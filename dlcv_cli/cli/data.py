@@ -59,9 +59,10 @@ def split(
 ) -> None:
     """Divide images into train, val and test: FILE.split.json. Every image is decoded once, to check it."""
     from dlcv_cli.stages.data import write_split
-    from dlcv_cli.stages.near_duplicates import check_page, write_page
 
     if duplicates_page:
+        from dlcv_cli.stages.duplicates_page import check_page, write_page
+
         check_page(duplicates_page)
     output = output or Path("runs", f"{root.resolve().name}.split.json")
     outcome = write_split(root, output, config, labels=labels, download=download, context=context)

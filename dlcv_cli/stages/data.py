@@ -222,7 +222,6 @@ def describe_split(path: Path, root: Path | None = None) -> dict[str, Any]:
     smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
     contents = Counter(sha256 for part in PARTS for sha256 in {e.sha256 for e in file.parts[part]})
     groups = {part: len({e.group for e in file.parts[part] if e.group}) for part in PARTS}
-    copies = read_copies(file)
     return {
         "split": str(path),
         "root": str(file.root),
@@ -235,9 +234,7 @@ def describe_split(path: Path, root: Path | None = None) -> dict[str, Any]:
         "identical": len(file.metadata.get("identical", ())),
         "label_conflicts": len(file.metadata.get("label_conflicts", ())),
         "in_several_parts": sum(count > 1 for count in contents.values()),
-        "near_duplicates": len(copies),
-        "near_duplicates_across_parts": sum(own.across_parts for own in copies),
-        "near_duplicates_across_classes": sum(own.across_classes for own in copies),
+        **_count_copies(file),
         "groups": groups if any(groups.values()) else {},
     }
 
@@ -257,6 +254,17 @@ def _describe_folds(folds: Sequence[splits.Split]) -> dict[str, Any]:
         "classes": {name: sizes[label] for label, name in enumerate(file.classes)},
         "groups": len({e.group for e in examples.values() if e.group}),
         **{key: len(file.metadata.get(key, ())) for key in ("skipped", "identical", "label_conflicts")},
+        **_count_copies(*folds),
+    }
+
+
+def _count_copies(*folds: splits.Split) -> dict[str, int]:
+    """Return the numbers of pairs of near-duplicates; those of folds are across parts if they are in any fold."""
+    copies = read_copies(*folds)
+    return {
+        "near_duplicates": len(copies),
+        "near_duplicates_across_parts": sum(own.across_parts for own in copies),
+        "near_duplicates_across_classes": sum(own.across_classes for own in copies),
     }
 
 

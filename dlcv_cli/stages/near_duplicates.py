@@ -1,4 +1,4 @@
-"""What `data split` does about near-duplicates: find them, say where they are, and show them on a page."""
+"""What `data split` does about near-duplicates: find them, and say where they are."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ from pathlib import Path
 from dlcv_cli.config import SplitConfig
 from dlcv_cli.context import Reporter, map_in_threads
 from dlcv_cli.errors import DlcvError, list_names
-from dlcv_cli.files import splits
-from dlcv_cli.files.disk import check_output
-from dlcv_cli.files.near_duplicates import Copies, read_copies
-from dlcv_cli.report.duplicates import MOST, Copy, Section, Shown, render_page
-from dlcv_cli.stages.evaluate import write_text
-from dlcv_cli.studies.images.report import make_thumbnail
+from dlcv_cli.files.near_duplicates import Copies
 from dlcv_cli.vision.images import load_image
 from dlcv_cli.vision.near_duplicates import Signatures, find_pairs, make_signature
 from dlcv_cli.vision.splits import Example
@@ -85,37 +80,3 @@ def report_copies(copies: Sequence[Copies], given: Mapping[str, str], reporter: 
             f"label conflict: {len(conflicts):,} pairs of near-duplicates are in different classes: "
             f"{list_names(conflicts, 3)}; remove the wrong ones"
         )
-
-
-def check_page(page: Path) -> None:
-    """Raise DlcvError if this is no name for a page."""
-    check_output(page, ".html")
-
-
-def write_page(split_file: Path, page: Path, force: bool = False) -> None:
-    """Write the near-duplicates that a split file records, side by side, as one HTML file.
-
-    Raises:
-        DlcvError: `page` is no name for a page, or exists with other content (unless `force`).
-    """
-    check_page(page)
-    split, *others = splits.read_each(split_file)
-    copies = read_copies(split, *others)
-    kinds = {
-        "In two parts": [own for own in copies if own.across_parts],
-        "In one part and two classes": [own for own in copies if own.across_classes and not own.across_parts],
-    }
-    sections = [Section(kind, len(own), [_load(split, pair) for pair in own[:MOST]]) for kind, own in kinds.items()]
-    write_text(page, render_page(split_file.name, sections, len(copies)), force)
-
-
-def _load(split: splits.Split, copies: Copies) -> Shown:
-    """Return a pair with thumbnails, or with the reasons why it has none."""
-    pictures = []
-    for example, part in zip((copies.first, copies.second), copies.parts, strict=True):
-        where = (example.path, split.classes[example.label], part)
-        try:
-            pictures.append(Copy(*where, *make_thumbnail(split.root / example.path, example.sha256)))
-        except ValueError as error:
-            pictures.append(Copy(*where, problem=str(error)))
-    return Shown(pictures[0], pictures[1], copies.similarity)

@@ -25,7 +25,7 @@ TILE, DIFFERENT = 4, 0.35  # side of a tile in pixels; its root mean square diff
 MARGIN = 1e-4
 LIMIT = 200_000  # pairs, beyond which images are alike by nature
 BLOCK = 1024  # images, or candidates, that are computed at once
-COLUMNS = 16 * BLOCK
+COLUMNS = 4 * BLOCK
 
 Signatures = NDArray[np.uint8]
 Floats = NDArray[np.float64]
@@ -44,15 +44,16 @@ def make_signature(image: Image.Image) -> Signatures | None:
     """Return an RGB image reduced to (SIDE, SIDE, 3) uint8; None if it is smaller or has one colour: not judged."""
     if min(image.size) < SIDE:
         return None
-    signature = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    # in two steps, which takes half the time and changes little
+    signature = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0))
     return signature if signature.std() >= FLAT else None
 
 
 def find_pairs(signatures: Sequence[Signatures]) -> list[Pair]:
     """Return the pairs of near-duplicates among N signatures, in order.
 
-    Time grows with N squared: 0.5 s for 8,677 images and 70 s for 100,000 on two cores. 4 KB of memory an image, and
-    150 MB.
+    Time grows with N squared: on one core 0.7 s for 8,677 images and 6.5 s for 30,000, so 75 s for 100,000. Memory
+    grows with N: 7 KB an image beside the signatures themselves, and 100 MB.
 
     Raises:
         DlcvError: there are more than LIMIT.
@@ -83,7 +84,9 @@ def _propose(signatures: Signatures) -> Iterator[tuple[NDArray[np.intp], NDArray
     for row in range(0, count, BLOCK):
         for column in range(row, count, COLUMNS):
             rows, columns = slice(row, row + BLOCK), slice(column, column + COLUMNS)
-            i, j = np.nonzero(even[rows] @ even[columns].T + np.abs(odd[rows] @ odd[columns].T) >= SIMILAR - MARGIN)
+            similarities, of_odd = even[rows] @ even[columns].T, odd[rows] @ odd[columns].T
+            similarities += np.abs(of_odd, out=of_odd)
+            i, j = np.nonzero(similarities >= SIMILAR - MARGIN)
             later = i + row < j + column
             yield i[later] + row, j[later] + column
 
