@@ -51,6 +51,7 @@ STAGES = {
     "finetune": ["vgg", "finetune", SPLIT, "--from", START, "--epochs", "8", *COMMON],
     "scratch": ["vgg", "scratch", SPLIT, *MINI, "--epochs", "3", "--augment", "crop-flip", *COMMON[:-2]],
     "tuned": ["vgg", "finetune", SPLIT, "--from", START, "--epochs", "5", *EVERYTHING, *COMMON],
+    "heads": ["vgg", "head", SPLIT, *MINI, "--seeds", "2", "--epochs", "6", *COMMON],
     "seq": ["seq", "train", DATA, "--seeds", "2", "--epochs", "30", "--cache", "{cache}"],
 }
 MAKERS = {

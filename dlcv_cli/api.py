@@ -12,8 +12,9 @@ MODULES = {
     for module, names in {
         "dlcv_cli.stages.predict": "Checkpoint open_checkpoint",
         "dlcv_cli.stages.data": "describe_split write_digits write_drawings write_split",
-        "dlcv_cli.stages.train_images": "train_finetune train_head train_scratch",
-        "dlcv_cli.stages.train_sequences": "generate_sequences train_sequences",
+        "dlcv_cli.stages.train_images": "train_finetune train_head train_image_runs train_scratch",
+        "dlcv_cli.stages.train_sequences": "generate_sequences train_sequence_runs train_sequences",
+        "dlcv_cli.stages.repeats": "name_run",
         "dlcv_cli.stages.evaluate": "Evaluated evaluate",
         "dlcv_cli.stages.calibrate": "calibrate",
         "dlcv_cli.stages.card": "write_card",
@@ -70,12 +71,15 @@ if TYPE_CHECKING:
     from dlcv_cli.stages.export import export as export
     from dlcv_cli.stages.predict import Checkpoint as Checkpoint
     from dlcv_cli.stages.predict import open_checkpoint as open_checkpoint
+    from dlcv_cli.stages.repeats import name_run as name_run
     from dlcv_cli.stages.report import ReportOptions as ReportOptions
     from dlcv_cli.stages.report import write_report as write_report
     from dlcv_cli.stages.train_images import train_finetune as train_finetune
     from dlcv_cli.stages.train_images import train_head as train_head
+    from dlcv_cli.stages.train_images import train_image_runs as train_image_runs
     from dlcv_cli.stages.train_images import train_scratch as train_scratch
     from dlcv_cli.stages.train_sequences import generate_sequences as generate_sequences
+    from dlcv_cli.stages.train_sequences import train_sequence_runs as train_sequence_runs
     from dlcv_cli.stages.train_sequences import train_sequences as train_sequences
     from dlcv_cli.studies.base import Prediction as Prediction
     from dlcv_cli.studies.stored import read_evaluation as read_evaluation

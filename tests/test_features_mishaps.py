@@ -17,6 +17,7 @@ from PIL import Image
 
 from dlcv_cli.files import feature_cache
 from dlcv_cli.stages import image_training as vgg
+from dlcv_cli.stages import shared_images
 from dlcv_cli.stages import snapshots as resume
 from dlcv_cli.studies.images import features as image_features
 
@@ -132,13 +133,13 @@ def test_image_changed_during_training_is_refused(
 ) -> None:
     """An image that changes between check and decoding is refused by name and not cached."""
     name = json.loads((photo_folder / "photos.split.json").read_text())["parts"]["val"][0]["path"]
-    open_sources = vgg.open_sources
+    open_sources = shared_images.open_sources
 
     def change_late(*args: Any) -> Any:
         Image.new("RGB", (64, 64)).save(photo_folder / "photos" / name)
         return open_sources(*args)
 
-    monkeypatch.setattr(vgg, "open_sources", change_late)
+    monkeypatch.setattr(shared_images, "open_sources", change_late)
     args = (photo_folder / "photos.split.json", "--arch", "vgg16_mini", *COMMON, "-o", photo_folder / "new.safetensors")
     result = run("vgg", "head", *args, *more)
     assert (result.exit_code, result.stdout) == (1, "")

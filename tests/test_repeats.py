@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from conftest import THREADS, Run, assert_refused, make_photos, read_files, read_metrics, run_dlcv
 from test_resume import stop_after
 
+import dlcv_cli
 from dlcv_cli.config import HeadConfig, SeqTrainConfig
 from dlcv_cli.errors import DivergedError, SettingError
 from dlcv_cli.files import tensors
@@ -290,7 +292,8 @@ def test_killed_cells_go_on(place: Path, run: Run, signal_number: signal.Signals
     """A process that is killed leaves whole files; the same command ends with the bytes of an uninterrupted one."""
     cell = (*CELL[:3], "--hidden-size", 4, "--record-every", 200, "--epochs", 300, "--seeds", 4, "--save-every", 0)
     words = [str(word) for word in (*cell, "-o", "gru.safetensors")]
-    process = subprocess.Popen([sys.executable, "-m", "dlcv_cli", *words], stderr=subprocess.DEVNULL)
+    env = {**os.environ, "PYTHONPATH": str(Path(dlcv_cli.__file__).parents[1])}
+    process = subprocess.Popen([sys.executable, "-m", "dlcv_cli", *words], stderr=subprocess.DEVNULL, env=env)
     deadline = time.monotonic() + 120
     while not [*place.glob("gru.*.snapshot")] and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)

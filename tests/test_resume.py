@@ -34,7 +34,6 @@ STAGES: dict[str, tuple[object, ...]] = {
     "scratch": ("vgg", "scratch", "photos.split.json", *MINI, *COMMON, "--augment", "crop-flip", "--lr", 0.001),
     "seq": ("seq", "train", "data.safetensors", "--hidden-size", 5, "--record-every", 20, "--epochs", 2),
     "torch": ("seq", "train", "data.safetensors", "--hidden-size", 3, "--record-every", 20, "--engine", "torch"),
-    "seeds": ("seq", "train", "data.safetensors", "--hidden-size", 5, "--record-every", 20, "--seeds", 3),
 }
 INPUTS = ("photos", "photos.split.json", "start.safetensors", "data.safetensors")
 
@@ -121,7 +120,7 @@ def test_image_training_resumes(
 
 
 @pytest.mark.usefixtures("slow_training")
-@pytest.mark.parametrize("name", ["head", "scratch", "seq", "torch", "seeds"])
+@pytest.mark.parametrize("name", ["head", "scratch", "seq", "torch"])
 def test_training_resumes_at_every_step(
     run: Run, place: Path, expected_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -169,7 +168,7 @@ def test_snapshot_of_another_training_is_refused(
 
 
 @pytest.mark.usefixtures("slow_training")
-@pytest.mark.parametrize("name", ["head", "seeds"])
+@pytest.mark.parametrize("name", ["head", "seq"])
 def test_damaged_snapshot_is_refused(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A truncated, changed, foreign or resealed snapshot is refused in one line and kept."""
     command = (*STAGES[name], "-o", f"{name}.safetensors")

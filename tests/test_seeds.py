@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import signal
 import threading
@@ -32,13 +31,12 @@ SETTINGS = ("--hidden-size", 4, "--record-every", 40, "--lr", 0.02)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with data, the GRU's single runs of seeds 5, 6 and 7, and all three in one file."""
+    """Return a folder with data, and the GRU's single runs of seeds 5, 6 and 7."""
     folder = tmp_path_factory.mktemp("seeds")
     data = folder / "data.safetensors"
     run_dlcv("seq", "gen", "--count", 100, "-o", data)
     for seed in (5, 6, 7):
         run_dlcv("seq", "train", data, *SETTINGS, "--seed", seed, "-o", folder / f"gru{seed}.safetensors")
-    run_dlcv("seq", "train", data, *SETTINGS, "--seed", 5, "--seeds", 3, "-o", folder / "all.safetensors")
     return folder
 
 
@@ -47,152 +45,27 @@ def read_arrays(path: Path) -> dict[str, Any]:
     return tensors.read(path, tensors.CHECKPOINT).arrays
 
 
-def assert_same_runs(combined: Path, singles: list[Path]) -> None:
-    """Assert that the runs in a file equal those of these files, byte for byte and record for record."""
-    stacked, records = read_arrays(combined), read_metrics(combined)["records"]
-    for k, single in enumerate(singles):
-        alone = read_arrays(single)
-        assert list(alone) == list(stacked)
-        for name, array in alone.items():
-            assert (stacked[name][k].dtype, stacked[name][k].tobytes()) == (array.dtype, array.tobytes()), name
-    assert records == [record for single in singles for record in read_metrics(single)["records"]]
-
-
-@pytest.mark.parametrize("cpus", [1, 2, 64])
-def test_seed_runs_match_single_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int) -> None:
-    """Run k equals the single run of seed + k, for any number of runs and cores."""
-    for module in (seed_runs, seq):
-        monkeypatch.setattr(module, "count_processors", lambda: cpus)
-    for count in (2, 3):
-        output = tmp_path / f"{count}.safetensors"
-        run_dlcv("seq", "train", folder / "data.safetensors", *SETTINGS, "--seed", 5, "--seeds", count, "-o", output)
-        assert_same_runs(output, [folder / f"gru{seed}.safetensors" for seed in (5, 6, 7)[:count]])
-        assert read_metrics(output)["run"]["threads"] == min(cpus, count)
-        if count == 3:
-            assert read_arrays(output).keys() == read_arrays(folder / "all.safetensors").keys()
-
-
-@pytest.mark.parametrize("cell", ["elman", "lstm", "baseline"])
-@pytest.mark.parametrize("engine", ["compiled", "torch"])
-def test_seed_runs_of_other_cells_and_engine(folder: Path, tmp_path: Path, cell: str, engine: str) -> None:
-    """Seed runs of other cells and of the other engine equal single runs."""
-    settings = (folder / "data.safetensors", *SETTINGS, "--cell", cell, "--engine", engine, "-o")
-    for seed in (0, 1):
-        run_dlcv("seq", "train", *settings, tmp_path / f"{seed}.safetensors", "--seed", seed)
-    run_dlcv("seq", "train", *settings, tmp_path / "both.safetensors", "--seeds", 2)
-    assert_same_runs(tmp_path / "both.safetensors", [tmp_path / f"{seed}.safetensors" for seed in (0, 1)])
-    assert read_run_keys(tmp_path / "both.safetensors") == ["mse", "mae", "close", "r2"]
-
-
-def read_run_keys(checkpoint: Path) -> list[str]:
-    """Return the keys of the runs in the evaluation."""
-    run_dlcv("eval", checkpoint)
-    return list(json.loads(checkpoint.with_suffix(".test.eval.json").read_text())["seed_spread"])
-
-
-def test_metadata_of_seed_runs(folder: Path) -> None:
-    """The metadata has the seeds, `best` is the lowest of all runs, and a single run has the older form."""
-    several, one = (tensors.read(folder / name, tensors.CHECKPOINT) for name in ("all.safetensors", "gru5.safetensors"))
-    assert list(several.metadata) == [
-        "schema",
-        "sha256",
-        "stage",
-        "config",
-        "inputs",
-        "task",
-        "seeds",
-        "best",
-        "versions",
-    ]
-    assert (several.metadata["seeds"], one.metadata["seeds"]) == ([5, 6, 7], [5])
-    records = read_metrics(folder / "all.safetensors")["records"]
-    assert [record["seed"] for record in records] == sorted(record["seed"] for record in records)
-    assert several.metadata["best"] == min(records, key=lambda record: record["val_loss"])
-    assert {n: a.shape for n, a in several.arrays.items()} == {n: (3, *a.shape) for n, a in one.arrays.items()}
-    assert (
-        read_metrics(folder / "all.safetensors")["parameters"]
-        == read_metrics(folder / "gru5.safetensors")["parameters"]
-    )
-
-
-def test_seed_runs_load_into_torch(folder: Path, run: Run) -> None:
-    """Each slice loads strictly into torch.nn and gives the predictions; their mean metrics are recorded."""
-    path = folder / "all.safetensors"
-    assert run("eval", path).exit_code == 0
-    actual = json.loads((folder / "all.test.eval.json").read_text())
-    predictions = tensors.read(folder / "all.test.predictions.safetensors", tensors.PREDICTIONS).arrays
-    test = sequences.read(folder / "data.safetensors").parts["test"]
-    assert predictions["predictions"].shape == (3, 20)
-    assert actual["data"]["n"] == 20
-    by_run: dict[str, list[float]] = {"mse": [], "mae": [], "close": []}
-    for k in range(3):
-        rnn, head = torch.nn.GRU(2, 4), torch.nn.Linear(4, 1)
-        chosen = {name: torch.from_numpy(array[k].copy()) for name, array in read_arrays(path).items()}
-        for part, module in (("rnn.", rnn), ("head.", head)):
-            module.load_state_dict({n.removeprefix(part): t for n, t in chosen.items() if n.startswith(part)})
-        with torch.no_grad():
-            xs = np.split(test.inputs, np.cumsum(test.lengths)[:-1])
-            expected = np.array([head(rnn(torch.from_numpy(x))[0][-1]).item() for x in xs])
-        np.testing.assert_allclose(predictions["predictions"][k], expected, atol=2e-6)
-        errors = np.abs(predictions["predictions"][k].astype(np.float64) - test.targets)
-        for key, value in (("mse", errors**2), ("mae", errors), ("close", errors < 0.04)):
-            by_run[key].append(float(np.mean(value)))
-        of_run = {key: values[-1] for key, values in by_run.items()}
-        r2 = 1 - of_run["mse"] / np.var(test.targets.astype(np.float64))
-        assert actual["per_seed"][k]["seed"] == 5 + k
-        assert actual["per_seed"][k]["metrics"] == pytest.approx({**of_run, "r2": r2})
-    assert np.ptp(by_run["mse"]) > 1e-4, "the runs differ"
-    assert [run["seed"] for run in actual["per_seed"]] == [5, 6, 7]
-    for key, values in by_run.items():
-        assert actual["metrics"][key] == pytest.approx(np.mean(values))
-        assert list(actual["seed_spread"][key]) == ["mean", "std", "min", "max"]
-        expected_runs = [np.mean(values), np.std(values, ddof=1), min(values), max(values)]
-        assert [*actual["seed_spread"][key].values()] == pytest.approx(expected_runs)
-        total = sum(row["n"] * row[key] for row in actual["details"]["by_length"])
-        assert total / 20 == pytest.approx(actual["metrics"][key])
-
-
 def test_summarize_runs() -> None:
     """Mean, sample standard deviation, minimum and maximum; a single run has no spread."""
     assert summarize_runs([1.0, 2.0, 6.0]) == {"mean": 3, "std": pytest.approx(7**0.5), "min": 1, "max": 6}
     assert summarize_runs([0.5]) == {"mean": 0.5, "std": 0, "min": 0.5, "max": 0.5}
 
 
-def test_tables_of_seed_runs(folder: Path, run: Run) -> None:
-    """The table has the number of runs and csv their spread; single runs and baselines have none."""
-    paths = (folder / "all.safetensors", folder / "gru5.safetensors")
-    document = json.loads(run("eval", "--compare", *paths, "--json").stdout)
-    rows, pairs = document["rows"], document["pairs"]
-    assert ["seed_spread" in row for row in rows] == [True, False, False, False]
-    assert [row.get("intervals_over") for row in rows] == ["seeds", "examples", "examples", "examples"]
-    assert [pair["over"] for pair in pairs] == ["examples", "seeds", "seeds"], "one run against several: no other seeds"
-    header, _, several, one, constant, *_ = run("eval", "--compare", *paths, "--format", "github").stdout.splitlines()
-    assert [cell.strip() for cell in header.split("|")[1:-1]] == [
-        "test, n = 20", "MSE", "95 % interval", "MAE", "within 0.04 %", "R2", "seeds", "MSE - all",
-        "95 % interval", "p",
-    ]  # fmt: skip
-    low, high, spread = (rows[0]["seed_spread"]["mse"][key] for key in ("min", "max", "std"))
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (several, one, constant)]
-    assert [row[6] for row in cells] == ["3", "1", ""]
-    assert [row[9].split()[-1] for row in cells[1:]] == ["examples", "seeds"], "which question each p answers"
-    lines = list(csv.DictReader(run("eval", "--compare", *paths, "--format", "csv").stdout.splitlines()))
-    spreads = ["seeds", "mse_std", "mse_min", "mse_max"]
-    assert [float(lines[0][key]) for key in spreads] == [3, spread, low, high]
-    assert [lines[1][key] for key in spreads] == ["1", "", "", ""]
-    alone = run("eval", "--compare", paths[1], "--format", "csv").stdout.splitlines()[0]
-    assert "mse_std" not in alone, "one run has the table it always had"
-
-
-def test_messages_of_seed_runs(folder: Path, tmp_path: Path, run: Run) -> None:
-    """Each run has a line with its seed, in the order of the seeds; --json has the best of all."""
-    output = tmp_path / "all.safetensors"
-    result = run(
-        "seq", "train", folder / "data.safetensors", *SETTINGS, "--seed", 5, "--seeds", 3, "-o", output, "--json"
-    )
+@pytest.mark.parametrize("cpus", [1, 2, 64])
+def test_runs_do_not_depend_on_the_cores(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, cpus: int) -> None:
+    """For any number of cores a seed's file is that of its own command; each has a line, and its outcome another."""
+    for module in (seed_runs, seq):
+        monkeypatch.setattr(module, "count_processors", lambda: cpus)
+    output = folder / f"cpus{cpus}.safetensors"
+    result = run("seq", "train", folder / "data.safetensors", *SETTINGS, "--seed", 5, "--seeds", 3, "-o", output)
     first, *lines = result.stderr.splitlines()
     assert first == "training 101 parameters (gru) on 64 sequences, 3 times"
-    assert [line.split()[:3] for line in lines] == [["seed", str(seed), "iteration"] for seed in (5, 6, 7)]
-    assert json.loads(result.stdout) == {"status": "made", "output": str(output), **read_metrics(output)["best"]}
+    assert sorted(line.split()[:3] for line in lines) == [["seed", str(seed), "iteration"] for seed in (5, 6, 7)]
+    names = [folder / f"cpus{cpus}.seed{seed}.safetensors" for seed in (5, 6, 7)]
+    assert [line.split()[1] for line in result.stdout.splitlines()] == [str(name) for name in names]
+    for seed, name in zip((5, 6, 7), names, strict=True):
+        assert name.read_bytes() == (folder / f"gru{seed}.safetensors").read_bytes()
+        assert read_metrics(name)["run"]["threads"] == 1
 
 
 # ------------------------------------------------------------------------------------------------- batches and engines
@@ -332,8 +205,8 @@ def test_failing_worker_saves_the_others(
     context = Context(save_every=0)
     monkeypatch.setattr(seed_runs, "count_processors", lambda: 2)
     with pytest.raises((MemoryError, KeyboardInterrupt)):
-        seq.train_sequences(folder / "data.safetensors", output, config, context=context)
+        list(seq.train_sequence_runs(folder / "data.safetensors", output, config, context=context))
     assert died.is_set()
-    snapshot = tensors.read(tmp_path / "two.snapshot", tensors.SNAPSHOT)
+    snapshot = tensors.read(tmp_path / "two.seed0.snapshot", tensors.SNAPSHOT)
     assert "0" in snapshot.metadata["state"]["runs"]
-    assert [path.name for path in tmp_path.iterdir()] == ["two.snapshot"]
+    assert [path.name for path in tmp_path.iterdir()] == ["two.seed0.snapshot"]

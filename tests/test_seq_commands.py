@@ -256,7 +256,6 @@ def test_up_to_date(run: Run, folder: Path) -> None:
         (("--hidden-size", 8), "--hidden-size was 4, now 8"),
         (("--cell", "lstm"), "--cell was gru, now lstm"),
         (("--seed", 3, "--lr", 0.1), "--lr was 0.003, now 0.1 and --seed was 0, now 3"),
-        (("--seeds", 2), "--seeds was 1, now 2"),
         (("--batch-size", 5, "--clip-norm", 1), "--batch-size was 1, now 5 and --clip-norm was not set, now 1.0"),
         (("--engine", "torch"), "--engine was compiled, now torch"),
     ],

@@ -40,10 +40,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         actual.append((args, kwargs))
         return Outcome(Path("x"), True, {"counts": {}, "classes": [], "images": 0})
 
-    for name in ("train_images.train_head", "train_images.train_finetune", "train_images.train_scratch"):
+    def stage_of_runs(*args: Any, **kwargs: Any) -> list[Outcome]:
+        return [stage(*args, **kwargs)]
+
+    for name in ("train_sequences.generate_sequences", "report.write_report"):
         monkeypatch.setattr(f"dlcv_cli.stages.{name}", stage)
-    for name in ("train_sequences.train_sequences", "train_sequences.generate_sequences", "report.write_report"):
-        monkeypatch.setattr(f"dlcv_cli.stages.{name}", stage)
+    for name in ("train_images.train_image_runs", "train_sequences.train_sequence_runs"):
+        monkeypatch.setattr(f"dlcv_cli.stages.{name}", stage_of_runs)
     for name in ("write_split", "write_digits", "write_drawings"):
         monkeypatch.setattr(f"dlcv_cli.stages.data.{name}", stage)
     return actual
@@ -225,7 +228,7 @@ AGAIN: dict[str, tuple[object, ...]] = {
         "image", "scratch", "photos.split.json", "--recipe", "modern", "--arch", "vgg16_mini", "--image-size", 64,
         "--label-smoothing", 0, "--optimizer", "adam", *COMMON,
     ),
-    "gru": ("seq", "train", "data.safetensors", "--engine", "torch", "--hidden-size", 3, "--seeds", 2),
+    "gru": ("seq", "train", "data.safetensors", "--engine", "torch", "--hidden-size", 3, "--seed", 2),
 }  # fmt: skip
 
 
@@ -442,7 +445,8 @@ def test_log_of_sequences(run: Run, seeds: int) -> None:
     assert run("seq", "gen", "--count", 200, "-o", "data.safetensors").exit_code == 0
     settings = ("--engine", "torch", "--hidden-size", 3, "--record-every", 40, "--seeds", seeds, "--log-dir", "log")
     assert run("seq", "train", "data.safetensors", *settings).exit_code == 0
-    expected = read_records("runs/gru.safetensors")
+    names = ["gru"] if seeds == 1 else [f"gru.seed{seed}" for seed in range(seeds)]
+    expected = [record for name in names for record in read_records(f"runs/{name}.safetensors")]
     rows = read_log("log")
     if seeds == 1:
         expected = [{key: value for key, value in record.items() if key != "seed"} for record in expected]

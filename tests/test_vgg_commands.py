@@ -134,8 +134,8 @@ def test_metadata_keys(trained: Path, stage: str) -> None:
     start = {"scratch": {}, "head": {"weights": "scratch"}, "finetune": {"checkpoint": "head"}}[stage]
     files = {"split": "photos.split.json"} | {role: f"{name}.safetensors" for role, name in start.items()}
     assert {role: source["path"] for role, source in record["inputs"].items()} == files
-    for source in record["inputs"].values():
-        assert list(source) == ["path", "sha256"]
+    for role, source in record["inputs"].items():
+        assert list(source) == ["path", "sha256", *(["recipe"] if role == "checkpoint" else [])]
         assert source["sha256"] == hashlib.sha256((trained / source["path"]).read_bytes()).hexdigest()
 
 

@@ -54,7 +54,7 @@ def start_torchscript(data: bytes) -> Call:
     def compute(values: NDArray[Any]) -> list[NDArray[Any]]:
         with torch.no_grad():
             outputs = module(torch.from_numpy(values))
-        return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
+        return [output.detach().numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
     return compute
 

@@ -94,6 +94,6 @@ def raise_diverged(diverged: Sequence[tuple[Path, DivergedError]], count: int) -
     path, error = diverged[0]
     if count == 1:
         raise error
-    others = f" (and in {list_names(path for path, _ in diverged[1:])})" if len(diverged) > 1 else ""
+    others = f" (and {list_names(path for path, _ in diverged[1:])})" if len(diverged) > 1 else ""
     reason = str(error).removeprefix(f"{path}: ")
-    raise DivergedError(f"{len(diverged)} of {count} runs diverged: in {path}{others} {reason}")
+    raise DivergedError(f"{len(diverged)} of {count} runs diverged: {path}{others}: {reason}")

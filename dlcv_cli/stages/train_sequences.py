@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 from dlcv_cli.config import GenConfig, SeqTrainConfig
@@ -79,11 +80,11 @@ def train_sequence_runs(
     waiting = {run.seed: run for run in runs if not outcomes[run.seed]}
     diverged: list[tuple[Path, DivergedError]] = []
     if waiting:
-        _announce(setup, len(waiting), context)
+        announce = cache(lambda: _announce(setup, len(waiting), context))  # once
         with hold_signals() as caught, contextlib.ExitStack() as claims:
 
             def begin(seed: int) -> SeedRun:
-                return waiting[seed].begin(claims)
+                return waiting[seed].begin(claims, announce)
 
             def end(run: SeedRun) -> None:
                 outcomes[run.seed] = waiting[run.seed].end(run)
@@ -137,14 +138,19 @@ class _RunFiles:
         self.error: DivergedError | None = None
         self.claim = contextlib.ExitStack()
 
-    def begin(self, claims: contextlib.ExitStack) -> SeedRun:
-        """Claim the files, and return the run as its snapshot has it, or at its beginning."""
+    def begin(self, claims: contextlib.ExitStack, announce: Callable[[], None]) -> SeedRun:
+        """Claim the files, and return the run as its snapshot has it, or at its beginning.
+
+        Args:
+            announce: called once nothing stands in the way.
+        """
         claims.enter_context(self.claim).enter_context(claim_training(self.output))
         self.info = RunInfo()
         snapshot = SnapshotFile(self.output, self.recipe, _describe_machine(self.config), self.context)
         saved = snapshot.load()
         count = _count_parameters(self.setup)
         snapshot.require_space(16 * count, 4 * count)
+        announce()
         run = SeedRun(self.setup, self.seed, snapshot)
         if saved:
             run.restore(saved)
