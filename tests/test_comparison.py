@@ -136,7 +136,7 @@ def evaluate_cell(name: str, errors: Any, fingerprint: str = "f" * 64, **run: An
     predictions = (targets + errors).astype(np.float32)
     arrays = {"predictions": predictions, "targets": targets, "lengths": np.full(n, 5)}
     arrays |= {"baselines": np.ones((1, n), np.float32), "examples": draw_keys(n)}
-    details = SequenceStudy.details(by_length=measure_by_length(predictions[None], targets, arrays["lengths"]))
+    details = SequenceStudy.details(by_length=measure_by_length(predictions, targets, arrays["lengths"]))
     trained = describe_training(name, **run)
     return store_evaluation(SequenceStudy(), name, arrays, details, "constant 1", fingerprint, trained)
 

@@ -554,10 +554,6 @@ DAMAGE: dict[str, Change] = {
     "scalars": lambda record, arrays: arrays.update({n: np.float32(0).reshape(()) for n in arrays}),
     "scalars of two": lambda record, arrays: (record.update(seeds=[0, 1]), DAMAGE["scalars"](record, arrays)),
     "two seeds of one": lambda record, arrays: record.update(seeds=[0, 1]),
-    "no seeds": lambda record, arrays: record.update(seeds=[]),
-    "seed is a text": lambda record, arrays: record.update(seeds=["0"]),
-    "seed is a list": lambda record, arrays: record.update(seeds=[[0]]),
-    "seeds is a number": lambda record, arrays: record.update(seeds=0),
     "one of two runs": lambda record, arrays: arrays.update({n: a[None] for n, a in arrays.items()}),
 }
 
