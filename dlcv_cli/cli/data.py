@@ -107,7 +107,10 @@ def _show_folds(summary: dict[str, Any]) -> None:
     from tabulate import tabulate
 
     count, per_repeat = summary["folds"], summary["folds_per_repeat"]
-    repeats = f"{count // per_repeat} divisions into {per_repeat}" if per_repeat else "each a random division"
+    divisions = count // per_repeat if per_repeat else 0
+    repeats = "each a random division" if not divisions else "every image is a test image in one of them"
+    if divisions > 1:
+        repeats = f"{divisions} divisions into {per_repeat}"
     say(tabulate([*summary["classes"].items(), ("all", summary["images"])], headers=["class", "images"]))
     say(f"{count} folds: {repeats}")
     rows = [[number, *own.values()] for number, own in enumerate(summary["counts"], 1)]

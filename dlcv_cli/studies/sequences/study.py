@@ -25,8 +25,8 @@ from dlcv_cli.sequences.engines import ENGINES, build_engine
 from dlcv_cli.sequences.tasks import TASKS, Sequences, Task
 from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import judge_numbers
-from dlcv_cli.statistics.means import compute_mean_interval
-from dlcv_cli.statistics.significance import bootstrap, estimate_share
+from dlcv_cli.statistics.means import compute_mean_interval, compute_r2_interval
+from dlcv_cli.statistics.significance import estimate_share
 from dlcv_cli.studies.base import Array, Arrays, Exported, ExportRequest, Measured, Metric, Prediction, Study
 from dlcv_cli.studies.stored import read_predictions
 
@@ -74,7 +74,7 @@ METRICS: tuple[Metric[Predicted], ...] = (
         Column("r2", "R2", "R2", higher_is_better=True, small=False),
         value=lambda p: metrics.compute_explained_variance(p.predictions, p.targets),
         range=(-np.inf, 1),
-        interval=lambda p: bootstrap([metrics.build_r2(p.predictions, p.targets)])[0],
+        interval=lambda p: compute_r2_interval(p.predictions, p.targets),
     ),
 )
 
