@@ -194,6 +194,17 @@ def _finalize(value: Any) -> Any:
 
 def write_page(sections: Sequence[Section], recipe: Mapping[str, Any]) -> str:
     """Return the whole page; `recipe` is kept in it, so that a later run knows what it was made from."""
+    return render_page(
+        "page.html.j2",
+        sections=sections,
+        names=[network.name for section in sections for network in section.networks],
+        recipe=json.dumps(recipe, separators=(",", ":")),
+        recipe_name=RECIPE,
+    )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Return a page of a template of this package, with these values, the style sheet and the version."""
     loader = jinja2.PackageLoader("dlcv_cli.report")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, finalize=_finalize, undefined=jinja2.StrictUndefined,
@@ -204,15 +215,8 @@ def write_page(sections: Sequence[Section], recipe: Mapping[str, Any]) -> str:
     environment.globals |= {"fills_screen": fills_screen, "is_wide": is_wide, "place_bar": place_bar}
     environment.globals |= {"format_number": format_number, "is_lineage": lambda figure: isinstance(figure, Graph)}
     css, _, _ = loader.get_source(environment, "page.css")
-    text = environment.get_template("page.html.j2").render(
-        sections=sections,
-        names=[network.name for section in sections for network in section.networks],
-        recipe=json.dumps(recipe, separators=(",", ":")),
-        recipe_name=RECIPE,
-        css=Markup(css),  # a file of this package
-        version=__version__,
-    )
-    return re.sub(r"\n\s*\n+", "\n", text).lstrip()  # blank lines of macros
+    page = environment.get_template(template).render(**values, css=Markup(css), version=__version__)  # css is ours
+    return re.sub(r"\n\s*\n+", "\n", page).lstrip()  # blank lines of macros
 
 
 def read_recipe(path: Path) -> JSON:

@@ -61,13 +61,18 @@ def train_head(
         sha256 = file.fetch(context.reporter)
 
     def start() -> Start:
-        return _start_head(file, config, len(data.classes), context.reporter)
+        return start_head(file, config, len(data.classes), context.reporter)
 
     return train(Plan(make_recipe(sha256), config, data, output, context, start))
 
 
-def _start_head(file: WeightsFile, config: HeadConfig, classes: int, reporter: Reporter) -> Start:
-    """Return a network with these weights and a random head, which is to train."""
+def start_head(file: WeightsFile, config: HeadConfig, classes: int, reporter: Reporter) -> Start:
+    """Return a network with these weights and a random head, which is to train.
+
+    Raises:
+        FileError: the weights lack more than the head, or do not fit the network.
+        SettingError: the network cannot take images of the size that the user asks for.
+    """
     architecture = ARCHITECTURES[config.arch]
     file.fetch(reporter)
     weights = read_weights(file)
