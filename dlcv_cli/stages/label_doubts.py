@@ -60,7 +60,6 @@ class Judged:
             "suggested": self.classes[suggested],
             "class_probability": float(self.probabilities[i, label]),
             "suggested_probability": float(self.probabilities[i, suggested]),
-            "score": round(float(self.doubts.scores[i]), DIGITS),
             "doubt": int(self.doubts.doubted[i]),
         }
 

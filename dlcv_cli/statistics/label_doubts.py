@@ -20,31 +20,48 @@ NO_CLASS = -1  # of an example that is confidently in no class
 
 @dataclass(frozen=True)
 class LabelDoubts:
-    """What is said of each label: a doubt or not, how good it is, and which other class is the most probable."""
+    """What is said of each label: how good it is, whether it is in doubt, and the most probable other class."""
 
+    scores: Floats  # (N,) in 0..1, the probability of the label: the lowest are the most doubtful
     doubted: NDArray[np.bool_]  # (N,)
-    scores: Floats  # (N,) in 0..1; the lowest are the most doubtful
     suggested: Ints  # (N,)
 
 
 def find_doubts(probabilities: Floats, labels: Ints) -> LabelDoubts:
-    """Return which labels are in doubt.
+    """Return which labels are in doubt: of each class, as many as the confident joint says are wrong.
 
-    A label is in doubt if its example is confidently in another class, and the label is not its most probable class.
-    The score is the normalised margin: (1 + p(label) - the largest p of another class) / 2.
+    They are those of the lowest probability (the source's prune by class), unless the label is the most probable class.
 
     Args:
         probabilities: (N, K), each row with the sum 1, from a model that was not trained on that example.
         labels: (N,) in 0..K-1.
     """
     rows = np.arange(len(labels))
+    scores = probabilities[rows, labels]
     others = probabilities.copy()
     others[rows, labels] = -np.inf
     suggested = others.argmax(1)
-    margins = probabilities[rows, labels] - probabilities[rows, suggested]
+    doubted = np.zeros(len(labels), bool)
+    for label, count in enumerate(count_wrong(probabilities, labels)):
+        own = np.flatnonzero(labels == label)
+        doubted[own[np.argsort(scores[own], kind="stable")[: round(count)]]] = True
+    return LabelDoubts(scores, doubted & (scores < others.max(1)), suggested)
+
+
+def count_wrong(probabilities: Floats, labels: Ints) -> Floats:
+    """Return how many examples with each label are of another class (K,), estimated.
+
+    The estimate is the label's number of examples times the share of those confidently in a class that are confidently
+    in another: a row of the confident joint, calibrated to the number of examples.
+    """
+    classes = probabilities.shape[1]
     confident = find_confident_classes(probabilities, find_thresholds(probabilities, labels))
-    doubted = (confident != NO_CLASS) & (confident != labels) & (margins < 0)
-    return LabelDoubts(doubted, (1 + margins) / 2, suggested)
+    in_any, in_other = confident != NO_CLASS, (confident != NO_CLASS) & (confident != labels)
+    counts, of_any, of_other = (
+        np.bincount(labels[chosen], minlength=classes) for chosen in (labels >= 0, in_any, in_other)
+    )
+    wrong: Floats = counts * of_other / np.maximum(of_any, 1)
+    return wrong
 
 
 def find_thresholds(probabilities: Floats, labels: Ints) -> Floats:
@@ -62,10 +79,7 @@ def find_thresholds(probabilities: Floats, labels: Ints) -> Floats:
 
 
 def find_confident_classes(probabilities: Floats, thresholds: Floats) -> Ints:
-    """Return the most probable class of those that reach their thresholds, or NO_CLASS: (N,).
-
-    With the labels, these count the confident joint: how many examples of a label are confidently in each class.
-    """
+    """Return the most probable class of those that reach their thresholds, or NO_CLASS: (N,)."""
     reached = np.where(probabilities >= thresholds, probabilities, -np.inf)
     classes: Ints = np.where(np.isfinite(reached.max(1)), reached.argmax(1), NO_CLASS)
     return classes
