@@ -204,8 +204,8 @@ def _read_probabilities(table: _Table, rows: Sequence[Row], classes: Sequence[st
         raise FileError(
             table.path,
             f"row {rows[wrong[0]][0]}: the columns of the classes have the sum {sums[wrong[0]]:.6g} and the lowest "
-            f"value {values[wrong[0]].min():.6g}; probabilities are expected, from 0 on and with the sum 1 (of logits, take "
-            "the softmax)",
+            f"value {values[wrong[0]].min():.6g}; probabilities are expected, from 0 on and with the sum 1 (of "
+            "logits, take the softmax)",
         )
     return np.asarray(values / sums[:, None])
 
