@@ -305,6 +305,24 @@ class ScratchConfig(TrainConfig):
 
 
 @dataclass(frozen=True)
+class DoubtsConfig(Config):
+    """`data doubts`."""
+
+    PANEL = "How to judge"
+    WHAT = PANEL
+
+    part: Part | None = setting(None, "judge the images of this part alone; default: all parts together")
+    arch: str = setting("vgg16", "the network whose frozen layers give the features")
+    resize: Fit | None = RESIZE
+    image_size: int | None = IMAGE_SIZE
+    folds: int = setting(5, "each image is judged by a linear head that is trained on the other folds", low=2, high=100)
+    precision: Precision = setting(
+        "auto", "precision of the frozen layers; auto takes bfloat16 if the device supports it natively"
+    )
+    seed: int = setting(0, "seed of the division into folds", **SEED)
+
+
+@dataclass(frozen=True)
 class Machine(Config):
     """Where a stage computes. Recorded under `run`: no part of what is computed."""
 

@@ -65,6 +65,7 @@ class Config:
     """Base of the stages' settings: checks each value against its field's range."""
 
     PANEL: ClassVar[str] = "Settings"  # heading of the options in a command's help
+    WHAT: ClassVar[str] = "What to train"  # heading of those that choose a recipe, or an entry of a table
     RECIPES: ClassVar[Recipes] = {}
 
     @classmethod

@@ -10,20 +10,26 @@ import typer
 from dlcv_cli.cli.console import print_json, print_outcome, say
 from dlcv_cli.cli.options import (
     IN_FILES,
+    PLACES,
     UNCHECKED,
     ConfigFile,
     Json,
+    OutputFile,
     OutputFolder,
     Root,
     SplitFile,
+    Weights,
     configured,
     example,
     output_option,
 )
-from dlcv_cli.config import DrawConfig, SplitConfig
+from dlcv_cli.config import DoubtsConfig, DrawConfig, Machine, SplitConfig
 from dlcv_cli.context import Context
+from dlcv_cli.vision.architectures import ARCHITECTURES
 
-app = typer.Typer(no_args_is_help=True, help="Divide images into parts; write built-in images.")
+TOP_PAIRS = 5  # of classes that are listed on the screen
+
+app = typer.Typer(no_args_is_help=True, help="Divide images into parts; find wrong labels; write built-in images.")
 
 
 @app.command("split", epilog=example("dlcv data split photos -o photos.split.json"))
@@ -142,6 +148,36 @@ _NOTES = {
     "near_duplicates_across_parts": "of these pairs in two parts",
     "near_duplicates_across_classes": "of these pairs in two classes",
 }
+
+
+@app.command("doubts", epilog=example("dlcv data doubts photos.split.json -o doubts.csv --page doubts.html"))
+@configured(DoubtsConfig, Machine, places=PLACES, choices={"arch": ARCHITECTURES})
+def doubts(
+    config: DoubtsConfig,
+    context: Context,
+    split: SplitFile,
+    output: OutputFile = Path("runs/doubts.csv"),
+    weights: Weights = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", metavar="FILE", help="Also write an HTML page of the images in doubt.", **IN_FILES),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List images whose label looks wrong. FILE has a row for every image, the most doubtful first."""
+    from dlcv_cli.stages.label_doubts import find_label_doubts
+
+    outcome = find_label_doubts(split, output, config, weights=weights, page=page, context=context)
+    summary = outcome.summary
+    print_outcome(outcome, as_json, f"{summary['doubts']:,} of {summary['images']:,} labels in doubt")
+    if as_json:
+        return
+    for pair in summary["pairs"][:TOP_PAIRS]:
+        say(f"{pair['images']:5,}  {pair['class']} that look like {pair['suggested']}")
+    if len(summary["pairs"]) > TOP_PAIRS:
+        say(f"       and {len(summary['pairs']) - TOP_PAIRS:,} more pairs of classes")
+    if page:
+        say(f"page: {page}")
 
 
 @app.command("digits", epilog=example("dlcv data digits -o digits"))

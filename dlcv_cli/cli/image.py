@@ -17,6 +17,7 @@ from dlcv_cli.cli.options import (
     OutputFile,
     Root,
     SplitFile,
+    Weights,
     configured,
     example,
 )
@@ -35,14 +36,7 @@ def head(
     context: Context,
     split: SplitFile,
     output: OutputFile = Path("runs/head.safetensors"),
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FILE",
-            help="imagenet (vgg16_mini: drawn), or a .pth, .safetensors or dlcv checkpoint.",
-            show_default="imagenet; vgg16_mini: drawn",
-        ),
-    ] = None,
+    weights: Weights = None,
     as_json: Json = False,
 ) -> None:
     """Train only a new classification layer on pretrained weights."""

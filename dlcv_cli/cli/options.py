@@ -20,7 +20,7 @@ from dlcv_cli.errors import SettingError
 from dlcv_cli.settings import Config, describe_range, list_choices, option_name
 
 # Headings in a command's help, in this order; those of the config classes come after the first.
-WHAT, WHERE, FILES = "What to train", "Where it computes", "Files"
+WHAT, WHERE, FILES = Config.WHAT, "Where it computes", "Files"
 
 # Whether an input can be read is checked by the stage, which says so in one line with exit code 1.
 UNCHECKED: dict[str, Any] = {"readable": False, "show_default": False}
@@ -37,6 +37,14 @@ OutputFolder = Annotated[
 Root = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="The images' folder, if not the one in SPLIT.", **(IN_FILES | UNCHECKED)),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="imagenet (vgg16_mini: drawn), or a .pth, .safetensors or dlcv checkpoint.",
+        show_default="imagenet; vgg16_mini: drawn",
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that was made differently.", **IN_FILES)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -75,7 +83,7 @@ LOGS: dict[str, Any] = {"log_dir": LogFolder}
 TALK = {"quiet": Quiet, "verbose": Verbose}  # of every command that reports progress
 UNSET = {"cache": inspect.Parameter.empty, "root": None, "log_dir": None, "config_file": None}  # others: False
 # under Files; others come after
-ORDER = ("output", "labels", "config_file", "cache", "download", "data", "root", "no_cache", "force")
+ORDER = ("output", "page", "labels", "config_file", "cache", "download", "data", "root", "no_cache", "force")
 
 
 def output_option(default: str) -> Any:
@@ -175,7 +183,7 @@ def _parameter(
         *([option_name(field.name)] if field.default is False else []),  # off by default: has no opposite
         help=" ".join(sentences),
         metavar=_placeholder(kind),
-        rich_help_panel=WHAT if field.name in ("recipe", *choices) else getattr(owner, "PANEL", None),
+        rich_help_panel=config.WHAT if field.name in ("recipe", *choices) else getattr(owner, "PANEL", None),
     )
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind, option]

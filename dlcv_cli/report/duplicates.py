@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dlcv_cli.report.page import drop_blank_lines, make_environment
+from dlcv_cli.report.page import render_page
 from dlcv_cli.report.reported import embed_jpeg
 
 MOST = 500  # pairs shown in a section
@@ -46,7 +46,6 @@ class Section:
     pairs: Sequence[Shown]
 
 
-def render_page(split: str, sections: Sequence[Section], count: int) -> str:
+def render_duplicates(split: str, sections: Sequence[Section], count: int) -> str:
     """Return the whole page about `count` pairs of a split file, of which the sections show those that matter."""
-    template = make_environment().get_template("duplicates.html.j2")
-    return drop_blank_lines(template.render(split=split, sections=sections, count=count))
+    return render_page("duplicates.html.j2", split=split, sections=sections, count=count)

@@ -193,37 +193,31 @@ def _finalize(value: Any) -> Any:
     return value if isinstance(value, Markup) else escape_controls(str(value)).replace("\n", "\\n")
 
 
-def make_environment() -> jinja2.Environment:
-    """Return what the pages' templates share: escaping of all that they print, `css` and `version`."""
-    loader = jinja2.PackageLoader("dlcv_cli.report")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, finalize=_finalize, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    css, _, _ = loader.get_source(environment, "page.css")  # a file of this package
-    environment.globals |= {"css": Markup(css), "version": __version__}
-    return environment
-
-
 def write_page(sections: Sequence[Section], recipe: Mapping[str, Any]) -> str:
     """Return the whole page; `recipe` is kept in it, so that a later run knows what it was made from."""
-    environment = make_environment()
-    numbers = itertools.count()
-    environment.filters["inline"] = lambda figure: render_inline(figure, f"f{next(numbers)}")
-    environment.globals |= {"fills_screen": fills_screen, "is_wide": is_wide, "place_bar": place_bar}
-    environment.globals |= {"format_number": format_number, "is_lineage": lambda figure: isinstance(figure, Graph)}
-    text = environment.get_template("page.html.j2").render(
+    return render_page(
+        "page.html.j2",
         sections=sections,
         names=[network.name for section in sections for network in section.networks],
         recipe=json.dumps(recipe, separators=(",", ":")),
         recipe_name=RECIPE,
     )
-    return drop_blank_lines(text)
 
 
-def drop_blank_lines(text: str) -> str:
-    """Return a page without the blank lines of its template's macros."""
-    return re.sub(r"\n\s*\n+", "\n", text).lstrip()
+def render_page(template: str, **values: Any) -> str:
+    """Return a page of a template of this package, with these values, the style sheet and the version."""
+    loader = jinja2.PackageLoader("dlcv_cli.report")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, finalize=_finalize, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    numbers = itertools.count()
+    environment.filters["inline"] = lambda figure: render_inline(figure, f"f{next(numbers)}")
+    environment.globals |= {"fills_screen": fills_screen, "is_wide": is_wide, "place_bar": place_bar}
+    environment.globals |= {"format_number": format_number, "is_lineage": lambda figure: isinstance(figure, Graph)}
+    css, _, _ = loader.get_source(environment, "page.css")
+    page = environment.get_template(template).render(**values, css=Markup(css), version=__version__)  # css is ours
+    return re.sub(r"\n\s*\n+", "\n", page).lstrip()  # blank lines of macros
 
 
 def read_recipe(path: Path) -> JSON:

@@ -7,7 +7,7 @@ from pathlib import Path
 from dlcv_cli.files import splits
 from dlcv_cli.files.disk import check_output
 from dlcv_cli.files.near_duplicates import Copies, read_copies
-from dlcv_cli.report.duplicates import MOST, Copy, Section, Shown, render_page
+from dlcv_cli.report.duplicates import MOST, Copy, Section, Shown, render_duplicates
 from dlcv_cli.stages.evaluate import write_text
 from dlcv_cli.studies.images.report import make_thumbnail
 
@@ -31,7 +31,7 @@ def write_page(split_file: Path, page: Path, force: bool = False) -> None:
         "In one part and two classes": [own for own in copies if own.across_classes and not own.across_parts],
     }
     sections = [Section(kind, len(own), [_load(split, pair) for pair in own[:MOST]]) for kind, own in kinds.items()]
-    write_text(page, render_page(split_file.name, sections, len(copies)), force)
+    write_text(page, render_duplicates(split_file.name, sections, len(copies)), force)
 
 
 def _load(split: splits.Split, copies: Copies) -> Shown:

@@ -219,19 +219,36 @@ def write_tables(result: Evaluated, per_class: Path | None, per_image: Path | No
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]], force: bool) -> None:
+    write_text(path, format_csv(rows), force)
+
+
+def format_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows, of which there is at least one, as CSV with a heading."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [*rows[0]], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue(), force)
+    return text.getvalue()
 
 
-def write_text(path: Path, text: str, force: bool) -> None:
-    """Write a text file whole. DlcvError: it is a folder, or exists with other content (unless `force`)."""
-    content = text.encode("utf-8", "surrogateescape")
-    if path.is_dir():
-        raise DlcvError(f"{path}: is a folder; give a file name")
-    if path.exists() and not force and path.read_bytes() != content:
-        raise ExistsError(path, ["it has other content"])
+def write_text(path: Path, text: str, force: bool) -> bool:
+    """Write a text file whole; return whether it is new or other than before. DlcvError: as `require_replaceable`."""
+    require_replaceable(path, text, force)
+    content = _encode(text)
+    if path.exists() and path.read_bytes() == content:
+        return False
     with write_whole(path) as temporary:
         temporary.write_bytes(content)
+    return True
+
+
+def require_replaceable(path: Path, text: str, force: bool) -> None:
+    """Raise DlcvError if a path is a folder, or exists with other content than this text (unless `force`)."""
+    if path.is_dir():
+        raise DlcvError(f"{path}: is a folder; give a file name")
+    if path.exists() and not force and path.read_bytes() != _encode(text):
+        raise ExistsError(path, ["it has other content"])
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

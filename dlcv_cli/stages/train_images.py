@@ -165,13 +165,18 @@ def _plan_head(target: _Target, config: HeadConfig, file: WeightsFile) -> Plan:
         sha256 = file.fetch(context.reporter)
 
     def start() -> Start:
-        return _start_head(file, config, len(target.images.split.classes), context.reporter)
+        return start_head(file, config, len(target.images.split.classes), context.reporter)
 
     return target.plan(make_recipe(sha256), config, start)
 
 
-def _start_head(file: WeightsFile, config: HeadConfig, classes: int, reporter: Reporter) -> Start:
-    """Return a network with these weights and a random head, which is to train."""
+def start_head(file: WeightsFile, config: HeadConfig, classes: int, reporter: Reporter) -> Start:
+    """Return a network with these weights and a random head, which is to train.
+
+    Raises:
+        FileError: the weights lack more than the head, or do not fit the network.
+        SettingError: the network cannot take images of the size that the user asks for.
+    """
     architecture = ARCHITECTURES[config.arch]
     file.fetch(reporter)
     weights = read_weights(file)

@@ -25,7 +25,7 @@ def read_labels(file: Path, root: Path, config: SplitConfig) -> Listing:
         FileError: it is no CSV with the columns that the settings name, or a row is not as it should be.
         DlcvError: as `match_groups`.
     """
-    header, records = _read_records(file)
+    header, records = read_records(file)
     columns = _find_columns(file, header, config)
     rows: dict[str, Row] = {}
     for number, record in records:
@@ -50,8 +50,12 @@ def read_labels(file: Path, root: Path, config: SplitConfig) -> Listing:
     return Listing(classes, images, [], [], _read_parts(file, rows), groups)
 
 
-def _read_records(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the header, and the other rows that are not empty, with their numbers."""
+def read_records(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Return the header, and the other rows that are not empty, with their numbers.
+
+    Raises:
+        FileError: the file is no CSV in UTF-8, or has no row beside a header.
+    """
     try:
         rows = list(csv.reader(io.StringIO(file.read_text("utf-8-sig")), strict=True, skipinitialspace=True))
     except UnicodeDecodeError:
@@ -60,7 +64,7 @@ def _read_records(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         raise FileError(file, f"is not the CSV that is expected: {error}") from None
     records = [(number, row) for number, row in enumerate(rows, 1) if row]
     if len(records) < 2:
-        raise FileError(file, f"has {len(records)} rows; a header and a row for each image are expected")
+        raise FileError(file, f"has {len(records)} rows; a header and a row for each example are expected")
     return [name.strip() for name in records[0][1]], records[1:]
 
 

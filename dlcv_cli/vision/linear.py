@@ -18,7 +18,6 @@ from dlcv_cli.errors import SettingError
 from dlcv_cli.vision.steps import SplitNetwork, trains
 
 SETTINGS: dict[str, Any] = {  # of L-BFGS, at each weight decay
-    "max_iter": 100,
     "history_size": 10,
     "line_search_fn": "strong_wolfe",
     "tolerance_grad": 1e-6,
@@ -87,7 +86,9 @@ def list_decays(x: Tensor, shares: Sequence[float]) -> list[float]:
     return [float(f"{share * variance:.2g}") for share in shares]
 
 
-def solve(x: Tensor, labels: Tensor, classes: int, decays: Sequence[float], loss: Loss) -> Iterator[Solution]:
+def solve(
+    x: Tensor, labels: Tensor, classes: int, decays: Sequence[float], loss: Loss, iterations: int = 100
+) -> Iterator[Solution]:
     """Yield the head that minimises loss + decay / 2 * the sum of the squared weights, for each decay in turn.
 
     Each begins from the one before, so the decays should fall. The features are centred and scaled for the solver.
@@ -95,6 +96,7 @@ def solve(x: Tensor, labels: Tensor, classes: int, decays: Sequence[float], loss
     Args:
         x: features (N, C) float32.
         labels: (N,) int64.
+        iterations: the most of L-BFGS at each decay.
     """
     mean = x.mean(0)
     z = x - mean
@@ -110,7 +112,7 @@ def solve(x: Tensor, labels: Tensor, classes: int, decays: Sequence[float], loss
         return objective
 
     for decay in decays:
-        optimizer = torch.optim.LBFGS([weight, bias], **SETTINGS)
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, **SETTINGS)
         optimizer.step(partial(compute_objective, decay / scale.item() ** 2))  # type: ignore[no-untyped-call]
         own = weight.detach() / scale
         yield Solution(decay, own, bias.detach() - own @ mean)
