@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
@@ -15,6 +16,9 @@ from dlcv_cli.context import Context
 from dlcv_cli.errors import SettingError
 
 Checkpoints = Annotated[list[Path], typer.Argument(metavar="CHECKPOINT", help="Checkpoints.", **UNCHECKED)]
+OR_CSV = "Checkpoints; with --compare also CSV files of other programs' predictions."
+Compared = Annotated[list[Path], typer.Argument(metavar="CHECKPOINT", help=OR_CSV, **UNCHECKED)]
+CSV = ".csv"  # predictions of other programs
 MOVED = "Split or sequence file, if it has moved since the training."
 DataFile = Annotated[Path | None, typer.Option("--data", metavar="FILE", help=MOVED, **(IN_FILES | UNCHECKED))]
 ImageFolder = Annotated[
@@ -45,7 +49,7 @@ def evaluate(
     config: EvalConfig,
     how: CompareConfig,
     context: Context,
-    checkpoints: Checkpoints,
+    checkpoints: Compared,
     compare: Compare = False,
     table: TableFormat = None,
     data: DataFile = None,
@@ -64,19 +68,23 @@ def evaluate(
         raise SettingError("--reference, --no-group, --margin, --common and --format need --compare")
     if (per_class or per_image) and len(checkpoints) > 1:
         raise SettingError("--per-class and --per-image are of one checkpoint: give one")
+    checkpoints = leave_out_predictions(checkpoints)
     names = name_checkpoints(checkpoints, how.reference)
     config = replace(config, part=split) if split else config
-    results = []
+    results, outputs = [], list[Path]()
     for path in checkpoints:
+        if compare and path.suffix.lower() == CSV:
+            outputs.append(path)
+            continue
         result = stage.evaluate(path, config, data=data, allow_contaminated=allow_contaminated, context=context)
         context.reporter.note(f"{result.output}: {'written' if result.made else 'up to date'}")
         results.append(result)
+        outputs.append(result.output)
         stage.write_tables(result, per_class, per_image, context.force)
     if compare:
         from dlcv_cli.stages.compare import compare as compare_evaluations
 
-        outputs = [(name, result.output) for name, result in zip(names, results, strict=True)]
-        comparison = compare_evaluations(outputs, how)
+        comparison = compare_evaluations([*zip(names, outputs, strict=True)], how)
         as_json = as_json or table == "json"
         print_json(encode(comparison)) if as_json else say(render(comparison, table or "plain"))
         return
@@ -105,6 +113,7 @@ def report(
     """Write one HTML page about checkpoints: metrics, learning curves, errors, pictures and lineage."""
     from dlcv_cli.stages.report import ReportOptions, write_report
 
+    checkpoints = leave_out_predictions(checkpoints)
     names = name_checkpoints(checkpoints, how.reference)
     outcome = write_report(
         list(zip(names, checkpoints, strict=True)),
@@ -116,6 +125,13 @@ def report(
     print_outcome(outcome, as_json)
 
 
+def leave_out_predictions(paths: list[Path]) -> list[Path]:
+    """Return the paths without predictions of checkpoints among them: `head.seed*.safetensors` matches these as well."""
+    listed = {*paths}
+    made = re.compile(rf"\.({'|'.join(get_args(Part))})\.predictions\.safetensors$")
+    return [path for path in paths if path.with_name(made.sub(".safetensors", path.name)) not in listed - {path}]
+
+
 def name_checkpoints(paths: list[Path], reference: str | None) -> list[str]:
     """Return a name for each checkpoint: its file's without ending if these differ, else its path.
 
@@ -124,7 +140,7 @@ def name_checkpoints(paths: list[Path], reference: str | None) -> list[str]:
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise SettingError("a checkpoint is listed twice")
-    names = [path.name.removesuffix(".safetensors") for path in paths]
+    names = [re.sub(rf"(\.safetensors|{re.escape(CSV)})$", "", path.name) for path in paths]
     if len(set(names)) < len(names):
         names = [str(path).removesuffix(".safetensors") for path in paths]
     if reference:

@@ -18,6 +18,7 @@ from dlcv_cli.config import CompareConfig
 from dlcv_cli.errors import DlcvError, FileError, SettingError, list_names, look_up
 from dlcv_cli.results.comparison import Comparison, Improvement, Pair, Row, Run, Spread
 from dlcv_cli.results.evaluation import AnyEvaluation, Interval, Over
+from dlcv_cli.stages import imported
 from dlcv_cli.stages.groups import Network, RunGroup, group_runs, require_same_data, select_shared
 from dlcv_cli.stages.sentences import POINT, QUESTIONS, Verdict, describe_details, describe_verdict
 from dlcv_cli.statistics.paired import Difference, Fold, Sample
@@ -40,17 +41,27 @@ from dlcv_cli.studies.stored import read_evaluation, read_predictions
 def compare(evaluations: Sequence[tuple[str, Path]], config: CompareConfig = CompareConfig()) -> Comparison:
     """Return the comparison of (name, `*.eval.json`) pairs, from their stored predictions.
 
+    A pair may also be (name, CSV): predictions of another program for the examples of the first evaluation.
+
     Raises:
         DlcvError: a damaged file, predictions of another evaluation, or evaluations of different data.
     """
-    networks = []
+    stored: dict[Path, Network] = {}
     for name, path in evaluations:
-        evaluation = read_evaluation(path)
-        networks.append(Network(name, evaluation, read_predictions(path, evaluation)))
+        if path.suffix.lower() != imported.ENDING:
+            evaluation = read_evaluation(path)
+            stored[path] = Network(name, evaluation, read_predictions(path, evaluation))
+    if not stored:
+        raise SettingError("give at least one checkpoint: its data says what the predictions in CSV files are of")
+    (first_path, first), *_ = stored.items()
+    networks = [
+        stored.get(path) or imported.import_network(name, path, first_path, first) for name, path in evaluations
+    ]
     known: dict[str, tuple[Path, Network]] = {}
     for (_, path), network in zip(evaluations, networks, strict=True):
         other_path, other = known.setdefault(network.evaluation.data.fingerprint, (path, network))
-        if unshared := other.evaluation.metrics.keys() ^ network.evaluation.metrics.keys():
+        unshared = other.evaluation.metrics.keys() ^ network.evaluation.metrics.keys()
+        if unshared and path in stored and other_path in stored:
             keys = list_names(sorted(unshared))
             raise FileError(path, f"{keys} is in this evaluation or in {other_path}, not in both: use --force")
         for key in ("examples", study_named(network.evaluation.data.study).truth):
@@ -120,7 +131,8 @@ class _Table:
     def __init__(self, study: Study[Any], groups: Sequence[RunGroup], config: CompareConfig) -> None:
         self.config = config
         self.first = groups[0].networks[0].evaluation
-        self.metrics = [metric for metric in study.metrics if metric.column.key in self.first.metrics]
+        keys = {key for group in groups for network in group.networks for key in network.evaluation.metrics}
+        self.metrics = [metric for metric in study.metrics if metric.column.key in keys]
         self.columns = [metric.column for metric in self.metrics]
         self.rows: list[_Scored] = []
         rules: dict[int, list[Any]] = {}
@@ -165,15 +177,16 @@ class _Table:
         standing = [row for row in made if row.runs and not row.collapsed]
         for column in self.columns if standing else ():
             choose = max if column.higher_is_better else min
-            best = choose(row.metrics[column.key] for row in standing)
+            best = choose(row.metrics[column.key] for row in standing if column.key in row.metrics)
             for row in standing:
-                if row.metrics[column.key] == best:
+                if row.metrics.get(column.key) == best:
                     row.best.append(column.key)
         return made
 
     def _make_row(self, row: _Scored) -> Row:
         key = self.columns[0].key
-        metrics = [metric for metric in self.metrics if row.networks or metric.of_baselines]
+        keys = row.networks[0].evaluation.metrics.keys() if row.networks else ()
+        metrics = [m for m in self.metrics if (m.column.key in keys if row.networks else m.of_baselines)]
         values = {metric.column.key: self._average(row, metric) for metric in metrics}
         several = len(row.networks) > 1
         spread = {metric.column.key: _spread(row, metric) for metric in metrics} if several else {}

@@ -86,6 +86,8 @@ def check_reference(checkpoints: Sequence[tuple[str, Path]], reference: str) -> 
     """Raise SettingError if no row of these (name, checkpoint) pairs, and none of its runs, has this name."""
     by_recipe: dict[str, list[str]] = {}
     for name, path in checkpoints:
+        if path.suffix.lower() == ".csv":
+            continue
         by_recipe.setdefault(identify_run(tensors.read_metadata(path, tensors.CHECKPOINT)).recipe, []).append(name)
     look_up(
         dict.fromkeys([*(name for name, _ in checkpoints), *map(name_group, by_recipe.values())]),

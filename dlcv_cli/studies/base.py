@@ -163,6 +163,10 @@ class Study(ABC, Generic[S]):
     def score(self, arrays: Arrays) -> tuple[S, list[S]]:
         """Return the scores of a network, and of each baseline."""
 
+    @abstractmethod
+    def judge(self, scores: S, baseline: S, classes: Sequence[str]) -> Collapse:
+        """Return whether predictions ignore their examples, compared with the first baseline on the same ones."""
+
     def class_names(self, evaluation: AnyEvaluation) -> list[str]:
         """Return the names of the classes that predictions number."""
         return []
@@ -201,15 +205,16 @@ def summarize(study: Study[S], arrays: Arrays, baselines: Sequence[str]) -> Summ
     metrics = [metric for metric in study.metrics if not metric.applies or metric.applies(own)]
     of_rules = [metric for metric in metrics if metric.of_baselines]
     return Summary(
-        *_measure(metrics, own),
+        *measure(metrics, own),
         [
             Baseline(name=name, metrics=values, intervals=intervals)
-            for name, (values, intervals) in zip(baselines, (_measure(of_rules, rule) for rule in rules), strict=True)
+            for name, (values, intervals) in zip(baselines, (measure(of_rules, rule) for rule in rules), strict=True)
         ],
     )
 
 
-def _measure(metrics: Sequence[Metric[S]], scores: S) -> tuple[dict[str, float], dict[str, Interval]]:
+def measure(metrics: Sequence[Metric[S]], scores: S) -> tuple[dict[str, float], dict[str, Interval]]:
+    """Return the values of metrics, and their 95 % intervals over the examples."""
     values = {metric.column.key: metric.value(scores) for metric in metrics}
     intervals = {metric.column.key: Interval(*metric.interval(scores)) for metric in metrics if metric.interval}
     return values, intervals

@@ -21,7 +21,7 @@ from dlcv_cli.report.reported import Gallery, Reported
 from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import AnyEvaluation, CalibrationBin, ConfusedPair, HighLoss, ImageDetails, PerClass
 from dlcv_cli.statistics import metrics
-from dlcv_cli.statistics.collapse import judge_classes
+from dlcv_cli.statistics.collapse import Collapse, judge_classes
 from dlcv_cli.statistics.means import compute_mean_interval
 from dlcv_cli.statistics.metrics import Scores, score_logits, score_predictions
 from dlcv_cli.statistics.recalls import compute_recall_interval
@@ -118,9 +118,8 @@ class ImageStudy(Study[Scores]):
             raise FileError(checkpoint, "its predictions are not finite numbers: damaged, or diverged in training")
         scores, classes = score_logits(logits, images.labels), split.classes
         baseline = metrics.find_largest_class(np.array([example.label for example in split.parts["train"]], np.int64))
-        predicted = np.bincount(scores.predicted, minlength=len(classes))
-        right = np.bincount(images.labels[scores.right], minlength=len(classes))
-        collapse = judge_classes(predicted, right, images.labels, baseline, classes)
+        of_baseline = score_predictions(np.full(len(images.labels), baseline), images.labels, len(classes))
+        collapse = self.judge(scores, of_baseline, classes)
         details = describe_errors(scores, classes, split.parts[part], make_relative(split.root, checkpoint.parent))
         return Measured(
             splits.hash_part(classes, split.parts[part]),
@@ -205,9 +204,20 @@ class ImageStudy(Study[Scores]):
         return [msgspec.to_builtins(own) for own in evaluation.details.per_class]
 
     def score(self, arrays: Arrays) -> tuple[Scores, list[Scores]]:
-        logits, labels = arrays["logits"], arrays["labels"]
-        rules = [score_predictions(predicted, labels, logits.shape[1]) for predicted in arrays["baselines"]]
-        return score_logits(logits, labels), rules
+        """Score logits; or, of another program that gives no probabilities, the predicted classes."""
+        logits, labels = arrays.get("logits"), arrays["labels"]
+        if logits is None:
+            classes = 1 + int(max(labels.max(), arrays["predicted"].max()))
+            own = score_predictions(arrays["predicted"], labels, classes)
+        else:
+            own = score_logits(logits, labels)
+        return own, [score_predictions(predicted, labels, own.classes) for predicted in arrays["baselines"]]
+
+    def judge(self, scores: Scores, baseline: Scores, classes: Sequence[str]) -> Collapse:
+        predicted, right = (
+            np.bincount(own, minlength=len(classes)) for own in (scores.predicted, scores.labels[scores.right])
+        )
+        return judge_classes(predicted, right, scores.labels, int(baseline.predicted[0]), [*classes])
 
     def class_names(self, evaluation: AnyEvaluation) -> list[str]:
         return [row.name for row in evaluation.details.per_class]

@@ -24,7 +24,7 @@ from dlcv_cli.sequences.cells import CELLS, Cell, check_parameters
 from dlcv_cli.sequences.engines import ENGINES, build_engine
 from dlcv_cli.sequences.tasks import TASKS, Sequences, Task
 from dlcv_cli.statistics import metrics
-from dlcv_cli.statistics.collapse import judge_numbers
+from dlcv_cli.statistics.collapse import Collapse, judge_numbers
 from dlcv_cli.statistics.means import compute_mean_interval, compute_r2_interval
 from dlcv_cli.statistics.significance import estimate_share
 from dlcv_cli.studies.base import Array, Arrays, Exported, ExportRequest, Measured, Metric, Prediction, Study
@@ -178,6 +178,9 @@ class SequenceStudy(Study[Predicted]):
     def score(self, arrays: Arrays) -> tuple[Predicted, list[Predicted]]:
         targets = arrays["targets"]
         return Predicted(arrays["predictions"], targets), [Predicted(rule, targets) for rule in arrays["baselines"]]
+
+    def judge(self, scores: Predicted, baseline: Predicted, classes: Sequence[str]) -> Collapse:
+        return judge_numbers(scores.predictions[None], scores.targets, float(baseline.predictions[0]))
 
     def draw_figures(self, networks: Sequence[Reported]) -> list[FigureGroup]:
         densities = []
