@@ -22,7 +22,8 @@ from dlcv_cli.statistics import recipes
 from dlcv_cli.statistics.collapse import Collapse, judge_classes, judge_numbers
 from dlcv_cli.statistics.metrics import score_logits
 from dlcv_cli.studies.base import summarize
-from dlcv_cli.studies.images.study import ImageStudy, describe_errors
+from dlcv_cli.studies.images.errors import describe_errors
+from dlcv_cli.studies.images.study import ImageStudy
 from dlcv_cli.studies.sequences.study import SequenceStudy, measure_by_length
 from dlcv_cli.vision.splits import Example
 
@@ -463,3 +464,30 @@ def test_compare_refuses_different_data(key: str, what: str) -> None:
     c = replace(c, evaluation=msgspec.structs.replace(c.evaluation, data=data))
     with pytest.raises(DlcvError, match=rf"c and a were evaluated on different data \(another {what}: "):
         compare([a, b, c])
+
+
+def test_groups_of_images_are_drawn_as_wholes() -> None:
+    """Where images belong to groups, intervals and tests are over the groups: a clustered sample."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 10)
+    hard = np.repeat(rng.random(40), 10)  # the images of a group are as hard
+    labels, networks = np.tile([0, 1], 200), []
+    for name, right in (("a", 0.5), ("b", 0.7)):
+        answers = np.where(hard < right, labels, 1 - labels)
+        [network] = [evaluate_images(name, np.eye(2)[answers] * 3, labels, draw_keys(400))]
+        networks.append(replace(network, arrays={**network.arrays, "groups": groups}))
+    pair = compare(networks)["pairs"][0]
+    means = (networks[1].arrays["logits"].argmax(1) == labels) * 1.0 - (
+        networks[0].arrays["logits"].argmax(1) == labels
+    )
+    of_groups = means.reshape(40, 10).mean(1)
+    expected = stats.ttest_1samp(of_groups, 0)
+    assert (pair["groups"], pair["n"]) == (40, 400)
+    assert pair["difference"] == pytest.approx(of_groups.mean())
+    assert pair["p"] >= expected.pvalue - 1e-12, "Student's t, or the bootstrap's where that is wider"
+    assert pair["p"] == pytest.approx(expected.pvalue, rel=0.6)
+    assert "over 400 examples in 40 groups" in pair["sentence"]
+    row = compare(networks)["rows"][0]
+    plain = compare([replace(n, arrays={k: a for k, a in n.arrays.items() if k != "groups"}) for n in networks])["rows"]
+    width, alone = (r["intervals"]["top1_accuracy"][1] - r["intervals"]["top1_accuracy"][0] for r in (row, plain[0]))
+    assert width > 2 * alone, "ten equal images are one observation"

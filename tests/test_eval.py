@@ -786,3 +786,36 @@ def test_wrong_usage(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, op
     monkeypatch.chdir(folder)
     result = run("eval", *options.split())
     assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_predictions_of_other_programs_are_rows(run: Run, folder: Path, tmp_path: Path) -> None:
+    """A CSV of predicted classes stands in the table with the metrics that classes have, tested on the same images."""
+    head = folder / "head.safetensors"
+    own = tmp_path / "own.csv"
+    run_dlcv("eval", head, "--per-image", own, *THREADS)
+    rows = list(csv.DictReader(own.read_text("utf-8").splitlines()))
+    perfect = tmp_path / "perfect.csv"
+    perfect.write_text("file,predicted\n" + "".join(f"{row['file']},{row['class']}\n" for row in rows), "utf-8")
+    result = run("eval", "--compare", head, own, perfect, "--json", *THREADS)
+    assert result.exit_code == 0, result.stderr
+    comparison = json.loads(result.stdout)
+    of_head, of_own, of_perfect, _ = comparison["rows"]
+    keys = {"top1_accuracy", "mean_per_class_recall"}
+    assert of_own["metrics"] == {key: of_head["metrics"][key] for key in keys}, "its own predictions"
+    assert of_perfect["metrics"] == dict.fromkeys(keys, 1.0)
+    pairs = {(pair["name"], pair["metric"]): pair for pair in comparison["pairs"]}
+    assert pairs["own", "top1_accuracy"]["difference"] == 0
+    wrong = sum(row["class"] != row["predicted"] for row in rows)
+    assert pairs["perfect", "top1_accuracy"]["only_row"] == wrong
+    assert_refused(run("eval", "--compare", head, folder / "missing.csv", *THREADS), "missing.csv")
+    assert run("eval", "--compare", own).exit_code == 2, "nothing says what it is of"
+
+
+def test_predictions_beside_checkpoints_are_passed_over(run: Run, folder: Path) -> None:
+    """A pattern that matches checkpoints also matches their predictions files, which are no checkpoints."""
+    run_dlcv("eval", *list_checkpoints(folder, CELLS))
+    matched = sorted(path for path in folder.glob("*.safetensors") if path.name.startswith(CELLS))
+    assert len(matched) == 2 * len(CELLS)
+    rows = json.loads(run("eval", "--compare", *matched, "--json").stdout)["rows"]
+    assert [row["name"] for row in rows if not row["baseline"]] == sorted(CELLS)
+    assert_refused(run("eval", folder / "gru.test.predictions.safetensors"), "gru.test.predictions.safetensors")

@@ -126,7 +126,7 @@ def report(
 
 
 def leave_out_predictions(paths: list[Path]) -> list[Path]:
-    """Return the paths without predictions of checkpoints among them: `head.seed*.safetensors` matches these as well."""
+    """Return the paths without predictions of checkpoints among them, which `head.seed*.safetensors` matches too."""
     listed = {*paths}
     made = re.compile(rf"\.({'|'.join(get_args(Part))})\.predictions\.safetensors$")
     return [path for path in paths if path.with_name(made.sub(".safetensors", path.name)) not in listed - {path}]

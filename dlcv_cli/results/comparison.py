@@ -140,6 +140,7 @@ class Pair(Struct, frozen=True, kw_only=True, omit_defaults=True):
     test: str
     over: Over
     n: Count  # examples; of one fold on average
+    groups: Count = 0  # that the examples belong to, and that are drawn in their place
     runs: tuple[Count, Count]  # of the row, of the reference; 0: a baseline
     folds: Count = 0  # that both have
     folds_won: Count | None = None  # in which the row is better

@@ -145,6 +145,7 @@ class ImageDetails(Struct, frozen=True, kw_only=True, omit_defaults=True):
     calibration: list[CalibrationBin]
     highest_loss: list[HighLoss]  # highest first
     root: str  # folder of the images, relative to the evaluation
+    groups: Count = 0  # that the images belong to; the intervals are over these
     near_duplicates: NearDuplicates | None = None  # None: the split records none of these images
 
     def __post_init__(self) -> None:

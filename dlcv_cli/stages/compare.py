@@ -168,7 +168,7 @@ class _Table:
         folds = {}
         for fold, (n, trained) in self.sizes.items():
             scores = next(row.scores[fold][0] for row in self.rows if fold in row.scores)
-            folds[fold] = Fold(n, trained, metric.strata(scores) if metric.strata else None)
+            folds[fold] = metric.describe(scores, n, trained)
         return folds
 
     def make_rows(self) -> list[Row]:
@@ -219,13 +219,14 @@ class _Table:
             }, "splits"
         [(fold, runs)] = row.scores.items()
         if len(runs) == 1:
-            own = {m.column.key: m.interval(runs[0]) for m in metrics if m.interval}
-            return {key: Interval(*ends) for key, ends in own.items()}, "examples"
+            own = {m.column.key: m.estimate(runs[0]) for m in metrics}
+            return {key: interval for key, interval in own.items() if interval}, "examples"
         intervals = {}
         for metric in metrics:
             if metric.values:
-                values = np.stack([*map(metric.values, runs)]).astype(np.float64)
-                ends = compute_crossed_interval(values, labels=self._folds(metric)[fold].strata)
+                of = self._folds(metric)[fold]
+                values = of.sum_groups(np.stack([*map(metric.values, runs)]))
+                ends = compute_crossed_interval(values, labels=of.strata if of.groups is None else None)
                 intervals[metric.column.key] = _clip(ends, metric.range)
         return intervals, "seeds and examples"
 
@@ -295,6 +296,7 @@ class _Table:
             over=of.over,
             n=of.n,
             runs=(len(row.networks), len(base.networks)),
+            groups=of.groups,
             folds=of.folds,
             folds_won=self._count_won(metric, row) if of.over == "splits" else None,
             paired=of.paired,

@@ -95,11 +95,12 @@ def _describe_sample(pair: Pair) -> str:
     """Return what was drawn at random, and whether it was paired."""
     if pair.over == "splits":
         return f"over {pair.folds} folds, paired by fold"
+    examples = f"{pair.n:,} examples" + (f" in {pair.groups:,} groups" if pair.groups else "")
     if pair.over == "examples":
-        return f"over {pair.n:,} examples"
+        return f"over {examples}"
     runs = sorted({count for count in pair.runs if count > 1})
     seeds = " and ".join(map(str, runs))
-    return f"over {seeds} seeds and {pair.n:,} examples{', paired by seed' if pair.paired else ''}"
+    return f"over {seeds} seeds and {examples}{', paired by seed' if pair.paired else ''}"
 
 
 def describe_details(verdict: Verdict) -> list[str]:

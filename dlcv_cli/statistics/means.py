@@ -29,6 +29,21 @@ def compute_mean_interval(values: Array) -> Interval:
     return test_mean(values)[1]
 
 
+def sum_groups(values: Array, weights: Array, groups: Array) -> Floats:
+    """Return values (..., G) of G groups whose mean is the weighted sum of values (..., N).
+
+    Examples of one group are no independent sample, but their groups are.
+    Source: Cameron & Miller 2015 (doi:10.3368/jhr.50.2.317), of clustered samples.
+
+    Args:
+        weights: (N,). groups: (N,), the number of each example's group.
+    """
+    _, index = np.unique(groups, return_inverse=True)
+    member = np.zeros((len(index), int(index.max()) + 1))
+    member[np.arange(len(index)), index] = np.asarray(weights) * member.shape[1]
+    return np.asarray(np.asarray(values, np.float64) @ member)
+
+
 def compute_r2_interval(predictions: Array, targets: Array) -> Interval:
     """Return the 95 % interval of R2 of predictions (N,) for targets (N,), at most 1.
 

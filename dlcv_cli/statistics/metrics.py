@@ -25,6 +25,7 @@ class Scores:
     in_five: NDArray[np.bool_]  # the label is among the five largest logits
     losses: NDArray[np.float64]  # cross-entropy in nats; NaN without logits
     confidences: NDArray[np.float64]  # probability of the predicted class, in 0..1; NaN without logits
+    groups: Labels | None = None  # of images that belong together: the number of each image's group
 
 
 def score_logits(logits: NDArray[np.floating], labels: Labels) -> Scores:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcv_cli.statistics.means import judge_sample, test_mean
+from dlcv_cli.statistics.means import judge_sample, sum_groups, test_mean
 from dlcv_cli.statistics.metrics import Labels
 from dlcv_cli.statistics.recalls import test_recall_difference, weigh_by_class
 from dlcv_cli.statistics.recipes import Tested, build_tested, test_crossed, test_resampled
@@ -30,12 +30,26 @@ class Fold:
     n: int
     trained: int
     strata: Labels | None = None
+    groups: Labels | None = None  # (N,), of examples that belong together
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """The weight (N,) of each example in the metric; they sum to 1."""
+        if self.strata is None:
+            return np.full(self.n, 1 / self.n)
+        return weigh_by_class(np.unique(self.strata, return_inverse=True)[1])
+
+    def sum_groups(self, values: Array) -> Array:
+        """Return values (K, G) of the groups, whose mean is the metric; without groups, the values (K, N)."""
+        return values if self.groups is None else sum_groups(values, self.weights, self.groups)
+
+    def count_groups(self) -> int:
+        """Return how many groups there are; 0 without any."""
+        return 0 if self.groups is None else len(np.unique(self.groups))
 
     def average(self, values: Array) -> NDArray[np.float64]:
         """Return the metric (K,) of values (K, N)."""
-        if self.strata is None:
-            return np.asarray(values.mean(1), np.float64)
-        return np.asarray(values @ weigh_by_class(np.unique(self.strata, return_inverse=True)[1]), np.float64)
+        return np.asarray(values @ self.weights, np.float64)
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,7 @@ class Difference:
     test: str
     over: Over
     n: int  # examples; of a fold on average
+    groups: int = 0  # that the examples belong to, and that are drawn in their place
     folds: int = 0  # that both have, where the splits are drawn
     paired: bool = False  # by seed or by fold
     p_exact: float | None = None  # McNemar: without the mid-p correction
@@ -81,12 +96,13 @@ def compare(sample: Sample, base: Sample, folds: Mapping[int, Fold]) -> Differen
     if len(shared) > 1:
         return _compare_over_splits(sample, base, {fold: folds[fold] for fold in shared})
     [fold] = shared
-    a, b, of = sample.values[fold], base.values[fold], folds[fold]
+    of = folds[fold]
+    a, b = of.sum_groups(sample.values[fold]), of.sum_groups(base.values[fold])
     if len(a) == len(b) == 1:
         return _compare_over_examples(a[0], b[0], of)
     paired = list(sample.seeds.get(fold, ())) == list(base.seeds.get(fold, ()))
-    tested = test_crossed(a, b, paired, labels=of.strata)
-    return _describe(tested, "seeds and examples", of.n, paired=paired)
+    tested = test_crossed(a, b, paired, labels=of.strata if of.groups is None else None)
+    return _describe(tested, "seeds and examples", of.n, paired=paired, groups=of.count_groups())
 
 
 def _compare_over_splits(sample: Sample, base: Sample, folds: Mapping[int, Fold]) -> Difference:
@@ -98,8 +114,11 @@ def _compare_over_splits(sample: Sample, base: Sample, folds: Mapping[int, Fold]
 
 
 def _compare_over_examples(a: Array, b: Array, of: Fold) -> Difference:
-    """Return the test of two runs, values (N,) each: McNemar's of shares, otherwise of the paired differences."""
+    """Return the test of two runs, values (N,) or of groups: McNemar's of shares, otherwise of paired differences."""
     differences = a.astype(np.float64) - b
+    if of.groups is not None:
+        tested = _build(*test_mean(differences), len(differences), "paired t and bootstrap-t of groups")
+        return _describe(tested, "examples", of.n, groups=len(differences), doubt=judge_sample(differences))
     if of.strata is not None:
         tested = _build(*test_recall_difference(differences, of.strata), of.n, "stratified t")
         return _describe(tested, "examples", of.n)

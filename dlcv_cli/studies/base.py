@@ -24,6 +24,8 @@ from dlcv_cli.results.codec import Struct
 from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import AnyEvaluation, Baseline, Interval
 from dlcv_cli.statistics.collapse import Collapse
+from dlcv_cli.statistics.means import compute_mean_interval
+from dlcv_cli.statistics.paired import Fold
 
 S = TypeVar("S")  # what a study makes of predictions: all that its metrics need
 Arrays = Mapping[str, NDArray[Any]]
@@ -39,9 +41,23 @@ class Metric(Generic[S]):
     interval: Callable[[S], tuple[float, float]] | None = None  # over the examples; None: no interval is known to hold
     values: Callable[[S], NDArray[Any]] | None = None  # of each example (N,), whose mean it is; None: it is no mean
     strata: Callable[[S], NDArray[np.int64]] | None = None  # of each example (N,): it is the mean of the strata's means
+    groups: Callable[[S], NDArray[np.int64] | None] = lambda scores: None  # of each example (N,), if they have any
     tested: bool = False  # whether differences are tested
     of_baselines: bool = True
     applies: Callable[[S], bool] | None = None  # None: always; else the column is absent where it does not
+
+    def describe(self, scores: S, n: int, trained: int) -> Fold:
+        """Return what tests of this metric need to know of N examples."""
+        return Fold(n, trained, self.strata(scores) if self.strata else None, self.groups(scores))
+
+    def estimate(self, scores: S) -> Interval | None:
+        """Return the 95 % interval over the examples, or over their groups; None if none is known to hold."""
+        if self.values and self.groups(scores) is not None:
+            values = self.values(scores)
+            sums = self.describe(scores, len(values), 0).sum_groups(values)
+            low, high = np.clip(compute_mean_interval(sums), *self.range).tolist()
+            return Interval(low, high)
+        return Interval(*self.interval(scores)) if self.interval else None
 
 
 @dataclass(frozen=True)
@@ -216,5 +232,5 @@ def summarize(study: Study[S], arrays: Arrays, baselines: Sequence[str]) -> Summ
 def measure(metrics: Sequence[Metric[S]], scores: S) -> tuple[dict[str, float], dict[str, Interval]]:
     """Return the values of metrics, and their 95 % intervals over the examples."""
     values = {metric.column.key: metric.value(scores) for metric in metrics}
-    intervals = {metric.column.key: Interval(*metric.interval(scores)) for metric in metrics if metric.interval}
-    return values, intervals
+    intervals = {metric.column.key: metric.estimate(scores) for metric in metrics}
+    return values, {key: interval for key, interval in intervals.items() if interval}

@@ -18,7 +18,7 @@ from dlcv_cli.report.kinds import Axis, Bars, FigureGroup, Matrix, Reliability
 from dlcv_cli.report.reported import Gallery, Picture, Reported, Row
 from dlcv_cli.results.evaluation import Evaluation, HighLoss, ImageDetails
 from dlcv_cli.statistics.metrics import score_logits
-from dlcv_cli.studies.images.study import describe_examples
+from dlcv_cli.studies.images.errors import describe_examples
 from dlcv_cli.studies.stored import read_predictions
 from dlcv_cli.vision import images
 

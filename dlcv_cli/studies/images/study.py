@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from dlcv_cli.files.splits import Split
 from dlcv_cli.report.kinds import FigureGroup
 from dlcv_cli.report.reported import Gallery, Reported
 from dlcv_cli.results.comparison import Column
-from dlcv_cli.results.evaluation import AnyEvaluation, CalibrationBin, ConfusedPair, HighLoss, ImageDetails, PerClass
+from dlcv_cli.results.evaluation import AnyEvaluation, ImageDetails
 from dlcv_cli.statistics import metrics
 from dlcv_cli.statistics.collapse import Collapse, judge_classes
 from dlcv_cli.statistics.means import compute_mean_interval
@@ -27,16 +28,14 @@ from dlcv_cli.statistics.metrics import Scores, score_logits, score_predictions
 from dlcv_cli.statistics.recalls import compute_recall_interval
 from dlcv_cli.statistics.significance import estimate_share
 from dlcv_cli.studies.base import Array, Arrays, Exported, ExportRequest, Measured, Metric, Prediction, Study
+from dlcv_cli.studies.images.errors import describe_errors, number_groups
 from dlcv_cli.studies.images.near_duplicates import measure_without
 from dlcv_cli.vision.datasets import list_images
-from dlcv_cli.vision.splits import Example
 
 if TYPE_CHECKING:
     from dlcv_cli.studies.images.predictor import ImageCheckpoint
 
 CHUNK = 2048  # images that are predicted before more are listed
-MOST_CONFUSED = 10
-HIGHEST_LOSS = 16
 TOP = 5
 
 
@@ -47,6 +46,7 @@ METRICS: tuple[Metric[Scores], ...] = (
         range=(0, 1),
         interval=lambda s: estimate_share(s.right),
         values=lambda s: s.right,
+        groups=lambda s: s.groups,
         tested=True,
     ),
     Metric(
@@ -55,6 +55,7 @@ METRICS: tuple[Metric[Scores], ...] = (
         range=(0, 1),
         interval=lambda s: estimate_share(s.in_five),
         values=lambda s: s.in_five,
+        groups=lambda s: s.groups,
         of_baselines=False,
         applies=lambda s: s.classes > TOP,  # five of five classes are always right
     ),
@@ -64,6 +65,7 @@ METRICS: tuple[Metric[Scores], ...] = (
         range=(0, 1),
         interval=lambda s: compute_recall_interval(s.right, s.labels),
         values=lambda s: s.right,
+        groups=lambda s: s.groups,
         strata=lambda s: s.labels,
         tested=True,
     ),
@@ -78,6 +80,7 @@ METRICS: tuple[Metric[Scores], ...] = (
         value=lambda s: float(s.losses.mean()),
         interval=lambda s: compute_mean_interval(s.losses),
         values=lambda s: s.losses,
+        groups=lambda s: s.groups,
         of_baselines=False,
     ),
 )
@@ -120,14 +123,22 @@ class ImageStudy(Study[Scores]):
         baseline = metrics.find_largest_class(np.array([example.label for example in split.parts["train"]], np.int64))
         of_baseline = score_predictions(np.full(len(images.labels), baseline), images.labels, len(classes))
         collapse = self.judge(scores, of_baseline, classes)
+        arrays = {"logits": logits, "labels": images.labels, "baselines": np.full((1, len(images.labels)), baseline)}
+        groups = number_groups(split.parts[part])
+        if groups is not None:
+            arrays["groups"] = groups
         details = describe_errors(scores, classes, split.parts[part], make_relative(split.root, checkpoint.parent))
         return Measured(
             splits.hash_part(classes, split.parts[part]),
             len(split.parts["train"]),
-            {"logits": logits, "labels": images.labels, "baselines": np.full((1, len(images.labels)), baseline)},
+            arrays,
             [f"always {classes[baseline]}"],
             collapse,
-            msgspec.structs.replace(details, near_duplicates=measure_without(split, part, scores.right)),
+            msgspec.structs.replace(
+                details,
+                groups=0 if groups is None else int(groups.max()) + 1,
+                near_duplicates=measure_without(split, part, scores.right),
+            ),
             PACKAGES,
             predictor.describe(),
         )
@@ -173,8 +184,10 @@ class ImageStudy(Study[Scores]):
 
     def expected_arrays(self, evaluation: AnyEvaluation) -> dict[str, Array]:
         """Return logits (N, K), labels (N,) and baselines (R, N)."""
-        n, classes = evaluation.data.n, len(evaluation.details.per_class)
+        n, classes, groups = evaluation.data.n, len(evaluation.details.per_class), evaluation.details.groups
+        grouped = {"groups": Array(np.int64, (n,), below=groups)} if groups else {}
         return {
+            **grouped,
             "logits": Array(np.float32, (n, classes)),
             "labels": Array(np.int64, (n,), below=classes),
             "baselines": Array(np.int64, (len(evaluation.baselines), n), axis=-1, below=classes),
@@ -211,7 +224,9 @@ class ImageStudy(Study[Scores]):
             own = score_predictions(arrays["predicted"], labels, classes)
         else:
             own = score_logits(logits, labels)
-        return own, [score_predictions(predicted, labels, own.classes) for predicted in arrays["baselines"]]
+        rules = [score_predictions(predicted, labels, own.classes) for predicted in arrays["baselines"]]
+        groups = arrays.get("groups")
+        return replace(own, groups=groups), [replace(rule, groups=groups) for rule in rules]
 
     def judge(self, scores: Scores, baseline: Scores, classes: Sequence[str]) -> Collapse:
         predicted, right = (
@@ -300,66 +315,3 @@ def require_images(split: Split, part: str, reporter: Reporter) -> list[Path]:
             "restore them, give the folder with --root, or make a new split",
         )
     return paths
-
-
-def describe_errors(scores: Scores, classes: Sequence[str], examples: Sequence[Example], root: str) -> ImageDetails:
-    """Return where a classifier goes wrong, on the images of these scores."""
-    table = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(table, (scores.labels, scores.predicted), 1)
-    counts, predicted, right = table.sum(1), table.sum(0), table.diagonal()
-    cells = [(int(i), int(j), int(table[i, j])) for i, j in np.argwhere(table)]
-    wrong = sorted((cell for cell in cells if cell[0] != cell[1]), key=lambda cell: (-cell[2], cell))
-    return ImageDetails(
-        per_class=[
-            PerClass(
-                name=name,
-                n=int(counts[k]),
-                recall=float(right[k] / counts[k]) if counts[k] else None,
-                precision=float(right[k] / predicted[k]) if predicted[k] else None,
-                predicted=int(predicted[k]),
-            )
-            for k, name in enumerate(classes)
-        ],
-        confusion=cells,
-        confused=[
-            ConfusedPair(true=classes[i], predicted=classes[j], n=n, share=float(n / counts[i]))
-            for i, j, n in wrong[:MOST_CONFUSED]
-        ],
-        calibration=_bin_by_confidence(scores),
-        highest_loss=describe_examples(
-            scores, classes, examples, np.argsort(-scores.losses, kind="stable")[:HIGHEST_LOSS]
-        ),
-        root=root,
-    )
-
-
-def describe_examples(
-    scores: Scores, classes: Sequence[str], examples: Sequence[Example], indices: Iterable[int]
-) -> list[HighLoss]:
-    """Return what these examples are, and what was predicted of them."""
-    return [
-        HighLoss(
-            path=examples[i].path,
-            sha256=examples[i].sha256,
-            label=classes[scores.labels[i]],
-            predicted=classes[scores.predicted[i]],
-            loss=float(scores.losses[i]),
-            probability=float(np.exp(-scores.losses[i])),
-        )
-        for i in indices
-    ]
-
-
-def _bin_by_confidence(scores: Scores) -> list[CalibrationBin]:
-    """Return the bins of confidence that have any images."""
-    member = metrics.assign_bins(scores.confidences)
-    return [
-        CalibrationBin(
-            low=b / metrics.BINS,
-            high=(b + 1) / metrics.BINS,
-            n=int((member == b).sum()),
-            confidence=float(scores.confidences[member == b].mean()),
-            accuracy=float(scores.right[member == b].mean()),
-        )
-        for b in np.unique(member).tolist()
-    ]
