@@ -29,6 +29,7 @@ from coverage_laws import (
     RUNS,
     compare_on_folds,
     draw_answers,
+    draw_confidences,
     draw_crossed,
     draw_errors,
     draw_runs,
@@ -40,7 +41,7 @@ from numpy.random import Generator
 
 from dlcv_cli.statistics import means, recalls, recipes, verdicts
 from dlcv_cli.statistics.collapse import judge_classes
-from dlcv_cli.statistics.metrics import build_r2, build_recall
+from dlcv_cli.statistics.metrics import build_calibration, build_r2, build_recall
 from dlcv_cli.statistics.significance import (
     Interval,
     bootstrap,
@@ -77,9 +78,6 @@ class Case:
 def holds(interval: Interval, truth: float) -> bool:
     """Whether the truth lies in the interval."""
     return interval[0] <= truth <= interval[1]
-
-
-# ----------------------------------------------------------------------------------------------------------- examples
 
 
 def one_mean(law: str, n: int, rng: Generator) -> Outcomes:
@@ -126,6 +124,12 @@ def shares(law: str, n: int, rng: Generator) -> Outcomes:
     }
 
 
+def calibration(law: str, n: int, rng: Generator) -> Outcomes:
+    wrong = float(law.split()[0]) / 100
+    scores = draw_confidences(rng, n, wrong)
+    return {f"interval, BCa {OLD}": holds(bootstrap([build_calibration(scores)], DRAWS)[0], wrong)}
+
+
 def recall(law: str, sizes: str, rng: Generator) -> Outcomes:
     counts = np.array(CLASS_SIZES[sizes])
     labels = np.repeat(np.arange(len(counts)), counts)
@@ -147,9 +151,6 @@ def recall(law: str, sizes: str, rng: Generator) -> Outcomes:
     if len(labels) <= 100:
         of[f"interval of one, BCa {OLD}"] = holds(bootstrap([build_recall(one, labels)], DRAWS)[0], chances.mean())
     return of
-
-
-# --------------------------------------------------------------------------------------------------------------- runs
 
 
 def runs(law: str, k: int, rng: Generator) -> Outcomes:
@@ -218,9 +219,6 @@ def folds(law: str, j: int, rng: Generator) -> Outcomes:
     }
 
 
-# ----------------------------------------------------------------------------------------------------------- verdicts
-
-
 def planning(law: str, k: int, rng: Generator) -> Outcomes:
     """What a pilot with a deviation of 1 says of power, equivalence and the number of runs that are needed."""
     known = recipes.build_tested(0.0, 1 / np.sqrt(k), k - 1.0, "")
@@ -275,6 +273,8 @@ def list_cases() -> Iterator[Case]:
         ):
             for law in laws:
                 yield Case(table, law, f"n = {n}", partial(draw, law, n), 0.5 if table == "R2" else 1)
+    for law in ("8 points", "2 points"):
+        yield Case("calibration error", law, "n = 1736", partial(calibration, law, 1736), 0.5)
     for law, sizes in itertools.product(("easy", "hard", "0.98, rare 0.6"), CLASS_SIZES):
         yield Case("mean per-class recall", law, sizes, partial(recall, law, sizes), 0.5)
     laws = ("normal", "lognormal 0.3", "lognormal 0.8", "failing")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
+
+from dlcv_cli.statistics.metrics import Scores, score_predictions
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -64,6 +67,13 @@ def draw_answers(rng: Generator, a: Floats, b: Floats) -> tuple[Bools, Bools]:
     first = rng.random(len(a))
     second = np.where(rng.random(len(a)) < 0.7, first, rng.random(len(a)))
     return first < a, second < b
+
+
+def draw_confidences(rng: Generator, n: int, wrong: float) -> Scores:
+    """Return scores of n images whose confidence is too high by `wrong`, wherever it lies."""
+    confidences, labels = 0.25 + 0.75 * rng.beta(4, 1, n), np.zeros(n, np.int64)
+    right = rng.random(n) < confidences - wrong
+    return replace(score_predictions(labels, labels, 101), right=right, confidences=confidences)
 
 
 FAILING = 0.1
