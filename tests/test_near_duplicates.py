@@ -230,6 +230,15 @@ def test_linked_images_stay_in_one_part(settings: dict[str, Any]) -> None:
         assert all(own == {0, 1, 2} if settings.get("stratify", True) else own for own in labels)
 
 
+def test_class_of_copies_of_another_class() -> None:
+    """A class whose every image is linked to one of another class still has its share of each part."""
+    examples = [Example(f"{label}/{n:02d}", label, f"{label}-{n}") for label in range(3) for n in range(20)]
+    links = [(f"0-{n}", f"1-{n}") for n in range(20)]
+    parts = split_examples(examples, list("abc"), SplitConfig(), None, links)
+    counts = {part: [sum(e.label == label for e in own) for label in range(3)] for part, own in parts.items()}
+    assert counts == {"train": [13, 13, 13], "val": [3, 3, 3], "test": [4, 4, 4]}
+
+
 def test_report_stores_and_says(run: Run, scenes: Path, tmp_path: Path) -> None:
     """By default pairs are counted on stderr and listed in the file; which image is in which part does not change."""
     reported, ignored = tmp_path / "reported.split.json", tmp_path / "ignored.split.json"
