@@ -115,7 +115,7 @@ def test_probabilities_are_those_of_heads_that_did_not_see_the_image() -> None:
     x = torch.from_numpy(rng.normal(size=(150, 6))).float()
     labels = torch.from_numpy((x.numpy() @ rng.normal(size=(6, 3)) + rng.normal(size=(150, 3)) / 2).argmax(1))
     folds = torch.from_numpy(rng.permutation(np.arange(150) % 3))
-    result = predict_out_of_fold(x, labels, 3, folds, Reporter())
+    result = predict_out_of_fold(x, labels, 3, folds, 2, Reporter())
     losses = {}
     for decay in list_decays(x, (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)):
         model = LogisticRegression(C=1 / (decay * int((folds != 0).sum())), tol=1e-10, max_iter=100_000)
@@ -230,9 +230,10 @@ def test_one_part_alone(run: Run, mislabeled: Path) -> None:
     assert {row["file"] for row in rows} == {e["path"] for e in split["parts"]["train"]}
 
 
-def test_cache_does_not_change_the_result(run: Run, mislabeled: Path) -> None:
-    """With the feature cache, warm or cold, and without it, the file is the same."""
+def test_cache_and_threads_do_not_change_the_result(run: Run, mislabeled: Path) -> None:
+    """With the feature cache, warm or cold, and without it, and with more threads, the file is the same."""
     find(run, mislabeled)
+    assert find(run, mislabeled, "--threads", 3)["status"] == "up to date"
     assert find(run, mislabeled)["status"] == "up to date"
     assert find(run, mislabeled, "--no-cache")["status"] == "up to date"
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlcv_cli.config import DoubtsConfig, HeadConfig
-from dlcv_cli.context import Context, Outcome
+from dlcv_cli.context import Context, Outcome, count_processors
 from dlcv_cli.errors import DlcvError, FileError, list_names, look_up
 from dlcv_cli.files import splits
 from dlcv_cli.files.disk import check_output
@@ -33,7 +33,7 @@ from dlcv_cli.vision.inference import resolve_precision
 from dlcv_cli.vision.splits import PARTS, Example
 
 SHOWN = 200  # images on the page
-DIGITS = 6  # of a probability: further ones depend on the number of threads
+DIGITS = 6  # of a probability
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ def judge(
     folds = np.unique(folds[judged], return_inverse=True)[1]  # without empty ones
     x = x[torch.from_numpy(judged)]
     places = [torch.from_numpy(own).to(x.device) for own in (labels, folds)]
-    result = predict_out_of_fold(x, places[0], len(classes), places[1], context.reporter)
+    threads = context.machine.threads or count_processors()
+    result = predict_out_of_fold(x, places[0], len(classes), places[1], threads, context.reporter)
     context.reporter.note(f"{len(set(folds))} linear heads with weight decay {result.weight_decay:g}")
     probabilities = result.probabilities.round(DIGITS)
     parts, own = [part for part, _ in everyone], [example for _, example in everyone]

@@ -6,7 +6,7 @@ Letters: N images, C channels, K classes.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from dlcv_cli.context import Context, Reporter
 from dlcv_cli.studies.images.features import FrozenLayers, open_sources
-from dlcv_cli.vision.linear import LinearHead, Solution, list_decays, solve
+from dlcv_cli.vision.linear import LinearHead, list_decays, solve
 from dlcv_cli.vision.splits import Example, link_examples
-from dlcv_cli.vision.transforms import Images
+from dlcv_cli.vision.transforms import Images, map_in_order
 
 DECAYS = (1e-3, 1e-4, 1e-5, 1e-6)  # in units of the features' variance, the strongest first
 ITERATIONS = 30  # at each decay: 100 give the same ranking
@@ -63,38 +63,49 @@ def pool_features(frozen: FrozenLayers, parts: Sequence[Images], context: Contex
         return torch.cat(pooled).clone()
 
 
-def predict_out_of_fold(x: Tensor, labels: Tensor, classes: int, folds: Tensor, reporter: Reporter) -> OutOfFold:
+def predict_out_of_fold(
+    x: Tensor, labels: Tensor, classes: int, folds: Tensor, threads: int, reporter: Reporter
+) -> OutOfFold:
     """Return each image's probabilities by the head that was trained on the other folds.
 
     The weight decay is chosen on fold 0: from the strongest on, until the loss there rises. All heads have that one, so
-    all probabilities are of one kind.
+    all probabilities are of one kind. Each head is computed by a single thread, so that the number of threads does not
+    change it, and several heads at a time.
 
     Args:
         x: features (N, C) float32. labels, folds: (N,) int64; all on one device.
     """
-    count, best = int(folds.max()) + 1, float("inf")
-    decays: list[float] = []
+    count = int(folds.max()) + 1
     probabilities = torch.empty(len(x), classes, dtype=torch.float64, device=x.device)
-    own = folds == 0
-    for solution in _solve(x[~own], labels[~own], classes, list_decays(x, DECAYS)):
-        logits = _compute_logits(x[own], solution)
-        loss = F.cross_entropy(logits, labels[own]).item()
-        if loss >= best:
-            break
-        best, probabilities[own] = loss, logits.softmax(1)
-        decays.append(solution.weight_decay)
-    for fold in range(1, count):
-        reporter.progress("folds", fold, count)
-        own = folds == fold
-        *_, solution = _solve(x[~own], labels[~own], classes, decays)  # each decay begins where the one before ends
-        probabilities[own] = _compute_logits(x[own], solution).softmax(1)
-    reporter.progress("folds", count, count)
+
+    def predict(fold: int) -> list[tuple[float, Tensor]]:
+        return _solve_fold(x, labels, classes, folds == fold, decays, choose=fold == 0)
+
+    decays = list_decays(x, DECAYS)
+    for jobs in ((0,), range(1, count)):
+        for fold, solved in map_in_order(predict, jobs, threads, threads):
+            probabilities[folds == fold] = solved[-1][1]
+            decays = [decay for decay, _ in solved]
+            reporter.progress("folds", fold + 1, count)
     return OutOfFold(probabilities.cpu().numpy(), decays[-1])
 
 
-def _solve(x: Tensor, labels: Tensor, classes: int, decays: Sequence[float]) -> Iterator[Solution]:
-    return solve(x, labels, classes, decays, F.cross_entropy, ITERATIONS)
+def _solve_fold(
+    x: Tensor, labels: Tensor, classes: int, held_out: Tensor, decays: Sequence[float], choose: bool
+) -> list[tuple[float, Tensor]]:
+    """Return each decay with the probabilities (n, K) float64 of the images held out; the last are the ones to take.
 
-
-def _compute_logits(x: Tensor, solution: Solution) -> Tensor:
-    return F.linear(x, solution.weight, solution.bias).double()
+    Args:
+        decays: each begins where the one before ends, so those before the last are needed too.
+        choose: end at the decay behind which the loss rises.
+    """
+    solved: list[tuple[float, Tensor]] = []
+    best = float("inf")
+    for solution in solve(x[~held_out], labels[~held_out], classes, decays, F.cross_entropy, ITERATIONS):
+        logits = F.linear(x[held_out], solution.weight, solution.bias).double()
+        loss = F.cross_entropy(logits, labels[held_out]).item()
+        if choose and loss >= best:
+            break
+        best = loss
+        solved.append((solution.weight_decay, logits.softmax(1)))
+    return solved
