@@ -32,7 +32,7 @@ from dlcv_cli.files.feature_cache import FeatureCache
 from dlcv_cli.report import page as pages
 from dlcv_cli.results import metrics
 from dlcv_cli.results.codec import encode
-from dlcv_cli.stages import data, evaluate, weights
+from dlcv_cli.stages import data, evaluate, image_training, weights
 from dlcv_cli.stages import seed_runs as runs
 from dlcv_cli.stages import train_images as vgg
 from dlcv_cli.stages import train_sequences as seq
@@ -388,7 +388,7 @@ def _sound_files(folder: Path, cache: Path) -> Path:
     evaluate.evaluate(gru, EvalConfig(), context=Context(cache=cache))
     evaluate.evaluate(start, EvalConfig(), context=Context(TrainMachine(threads=1)))
     runs.TICK = 0.02  # time for a first step
-    for stage, output in ((seq, place / "new.safetensors"), (vgg, place / "head.safetensors")):
+    for stage, output in ((seq, place / "new.safetensors"), (image_training, place / "head.safetensors")):
         held, stage.hold_signals = stage.hold_signals, _at_once
         try:
             if stage is seq:
