@@ -215,7 +215,7 @@ def test_split_and_show_say_the_folds(folder: Path, tmp_path: Path, run: Run) ->
         f"{tmp_path / 'x.split.json'}: up to date (3 folds of 27 images in 2 classes: train 14, val 4, test 9)\n"
     )
     shown = run("data", "show", tmp_path / "x.split.json").stdout.splitlines()
-    assert "3 folds: 1 divisions into 3" in shown
+    assert "3 folds: every image is a test image in one of them" in shown
     assert [line.split() for line in shown[-3:]] == [[str(fold), "14", "4", "9"] for fold in (1, 2, 3)]
 
 
