@@ -208,13 +208,14 @@ def crossed_recall(law: str, k: int, sizes: str, rng: Generator) -> Outcomes:
 
 
 def folds(law: str, j: int, rng: Generator) -> Outcomes:
-    a, b = compare_on_folds(rng, j)
-    tested = recipes.test_resampled(a - b, 1 / (j - 1))
+    a, b = compare_on_folds(rng, j, law == "random splits")
+    share, truth = (0.25, know_accuracy(5)) if law == "random splits" else (1 / (j - 1), know_accuracy(j))
+    tested = recipes.test_resampled(a - b, share)
     return {
-        "interval of one": holds(recipes.compute_resampled_interval(a, 1 / (j - 1)), know_accuracy(j)),
+        "interval of one": holds(recipes.compute_resampled_interval(a, share), truth),
         "interval of a difference": holds(tested.interval, 0),
         "alarms": tested.p < 0.05,
-        f"interval of one, not corrected {OLD}": holds(compute_t_interval(a), know_accuracy(j)),
+        f"interval of one, not corrected {OLD}": holds(compute_t_interval(a), truth),
         f"alarms, not corrected {OLD}": run_t_test(a, b, True)[2] < 0.05,
     }
 
@@ -277,8 +278,7 @@ def list_cases() -> Iterator[Case]:
         yield Case("calibration error", law, "n = 1736", partial(calibration, law, 1736), 0.5)
     for law, sizes in itertools.product(("easy", "hard", "0.98, rare 0.6"), CLASS_SIZES):
         yield Case("mean per-class recall", law, sizes, partial(recall, law, sizes), 0.5)
-    laws = ("normal", "lognormal 0.3", "lognormal 0.8", "failing")
-    for law, k in itertools.product(laws, RUNS):
+    for law, k in itertools.product(("normal", "lognormal 0.3", "lognormal 0.8", "failing"), RUNS):
         yield Case("runs", law, f"K = {k}", partial(runs, law, k))
         for n in EXAMPLES if law in ("normal", "failing") else (100,):
             cost = 1 if k * n <= 5_000 else 0.3
@@ -287,10 +287,10 @@ def list_cases() -> Iterator[Case]:
         yield Case(
             f"recall over runs x examples, {sizes}", law, f"K = {k}", partial(crossed_recall, law, k, sizes), 0.5
         )
-    for j in (5, 10):
-        yield Case("folds", "nearest centroid", f"J = {j}", partial(folds, "", j))
+    for law, j in itertools.product(("folds", "random splits"), (5, 10)):
+        yield Case("folds", law, f"J = {j}", partial(folds, law, j))
     for k in RUNS:
-        for law in laws[:2]:
+        for law in ("normal", "lognormal 0.3"):
             yield Case("planning", law, f"K = {k}", partial(planning, law, k))
         for law in ("0 even", "1 even", "2 even", "1 wide", "1 failing", "0 failing"):
             yield Case("probability of improvement", law, f"K = {k}", partial(improvement, law, k))

@@ -126,6 +126,8 @@ def measure_by_hand(values: np.ndarray, labels: np.ndarray) -> tuple[float, floa
         for c, v in inside.items()
     ]
     spread = sum(part**2 / (degrees[c] + 2) for part, c in zip(parts, classes, strict=True))
+    if spread == 0:
+        return 0.0, sum(degrees.values())
     return sum(parts), min(sum(parts) ** 2 / spread, sum(degrees.values()))
 
 
@@ -166,6 +168,11 @@ def test_recall_intervals() -> None:
         low, high = recalls.compute_recall_interval(right, labels)
         recall = np.mean([right[labels == c].mean() for c in np.unique(labels)])
         assert 0 <= low < recall <= high <= 1
+        variance, degrees = measure_by_hand(right * 1.0, labels)
+        _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        error = math.sqrt(variance + 2 * np.mean(1 / (counts[index] * len(counts)) ** 2))
+        expected = recall - stats.t.ppf(0.975, degrees) * error
+        assert low == pytest.approx(max(0, expected), rel=1e-7) if len(counts) >= 5 else low <= max(0, expected) + 1e-12
         if len(np.unique(labels)) < 5:
             arms = [(right[labels == c].mean(), stats.binomtest(int(right[labels == c].sum()), int((labels == c).sum()))
                      .proportion_ci(method="wilson")) for c in np.unique(labels)]  # fmt: skip

@@ -79,7 +79,7 @@ def test_recall_difference(differences: Array, labels: Array) -> tuple[float, In
     """
     from scipy.special import stdtr
 
-    mean, error, freedom, half = _measure_recall(np.asarray(differences, np.float64), labels)
+    mean, error, freedom, half = _measure_recall(np.asarray(differences, np.float64), labels, 1)
     p = float(2 * stdtr(freedom, -abs(mean) / error))
     return mean, (max(-1.0, mean - half), min(1.0, mean + half)), p
 
@@ -87,11 +87,11 @@ def test_recall_difference(differences: Array, labels: Array) -> tuple[float, In
 def compute_recall_interval(right: Array, labels: Array) -> Interval:
     """Return the 95 % interval of the mean per-class recall of right (N,) bool, of labels (N,).
 
-    Student's t of the stratified estimate, as in test_recall_difference. With fewer than FEW_CLASSES classes its ends
-    are not inside those that Wilson's intervals of the classes' recalls come to.
+    Student's t of the stratified estimate, as in test_recall_difference, with the variance of two more examples. With
+    fewer than FEW_CLASSES classes its ends are not inside those that the classes' Wilson intervals come to.
     Source: Newcombe 1998, method 10 (doi:10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I).
     """
-    mean, _, _, half = _measure_recall(np.asarray(right, np.float64), labels)
+    mean, _, _, half = _measure_recall(np.asarray(right, np.float64), labels, 2)
     low, high = mean - half, mean + half
     present = np.unique(labels)
     if len(present) < FEW_CLASSES:
@@ -106,13 +106,16 @@ def compute_recall_interval(right: Array, labels: Array) -> Interval:
     return max(0.0, low), min(1.0, high)
 
 
-def _measure_recall(values: Floats, labels: Array) -> tuple[float, float, float, float]:
-    """Return the mean over classes, its standard error, degrees of freedom, and half the width of its interval."""
+def _measure_recall(values: Floats, labels: Array, extra: int) -> tuple[float, float, float, float]:
+    """Return the mean over classes, its standard error, degrees of freedom, and half the width of its interval.
+
+    The variance has that of this many extra examples, of variance 1.
+    """
     from scipy.special import stdtrit
 
     classes = np.unique(labels, return_inverse=True)[1]
     weights = weigh_by_class(classes)
     part = measure_strata(values[None], weights, classes)
-    error = math.sqrt(part.variance + float((weights**2).mean()))
+    error = math.sqrt(part.variance + extra * float((weights**2).mean()))
     freedom = max(part.freedom, 1.0)
     return float(values @ weights), error, freedom, float(stdtrit(freedom, 1 - TAIL)) * error
