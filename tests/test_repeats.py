@@ -21,8 +21,9 @@ from dlcv_cli.config import HeadConfig, SeqTrainConfig
 from dlcv_cli.errors import DivergedError, SettingError
 from dlcv_cli.files import tensors
 from dlcv_cli.files.recipes import identify_run
+from dlcv_cli.sequences.engines.compiled import Compiled
 from dlcv_cli.sequences.training import Training as SequenceTraining
-from dlcv_cli.stages import image_training, shared_images
+from dlcv_cli.stages import image_training, seed_runs, shared_images
 from dlcv_cli.stages.repeats import list_runs, name_run
 from dlcv_cli.stages.train_images import train_head
 from dlcv_cli.stages.train_sequences import train_sequences
@@ -285,6 +286,30 @@ def test_runs_of_earlier_versions_are_refused(place: Path, run: Run) -> None:
         result = run(*command, "old.safetensors", *more)
         assert result.exit_code == 1
         assert words in result.stderr.splitlines()[-1]
+
+
+def test_a_signal_saves_all_cells_in_progress(place: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each seed that has begun leaves its own snapshot, from which the same command continues to the same bytes."""
+    monkeypatch.setattr(seed_runs, "count_processors", lambda: 2)
+    cell = (*CELL, "--epochs", 60, "--seeds", 3, "-o", "gru.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(Compiled, "choose_pace", lambda _: 1)
+        advance = Compiled.advance
+        patch.setattr(Compiled, "advance", lambda *args: (time.sleep(0.002), advance(*args))[1])
+        stop_after(patch, 2)
+        result = run(*cell)
+    assert result.exit_code == 128 + signal.SIGTERM
+    names = ["gru.seed0.snapshot", "gru.seed1.snapshot"]
+    assert sorted(p.name for p in place.glob("gru.*")) == names
+    last = f"dlcv: interrupted: {', '.join(names)} are saved; the same command continues from them"
+    assert result.stderr.splitlines()[-1] == last
+    result = run(*cell)
+    assert [line.split(":")[0] for line in result.stderr.splitlines() if "continuing" in line] == [
+        f"continuing from {name}" for name in names
+    ]
+    actual = read_checkpoints(place)
+    run_dlcv(*cell, "--force")
+    assert read_checkpoints(place) == actual
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])

@@ -248,12 +248,15 @@ def read_cell(stored: tensors.Tensors) -> Cell:
     """Return a checkpoint's cell.
 
     Raises:
-        FileError: this version does not know the cell, or the file holds several runs, as those of dlcv 0.1 could.
+        FileError: it is damaged, this version does not know the cell, or it holds several runs, as files of dlcv 0.1
+            could.
     """
-    name, seeds = as_object(stored.metadata.get("config")).get("cell"), stored.metadata.get("seeds")
+    name, seeds = as_object(stored.metadata.get("config")).get("cell"), stored.metadata.get("seeds", [0])
     if not isinstance(name, str) or name not in CELLS:
         raise FileError(stored.path, f"is no checkpoint of a cell that this version knows ({name})")
-    if isinstance(seeds, list) and len(seeds) > 1:
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise FileError(stored.path, "damaged: its metadata lists no seeds")
+    if len(seeds) > 1:
         raise FileError(
             stored.path,
             f"holds {len(seeds)} runs in one file, as dlcv 0.1 wrote them: train again with --seeds {len(seeds)}, "
