@@ -37,22 +37,21 @@ from coverage_laws import (
     know_accuracy,
     resample_crossed,
 )
+from earlier_methods import (
+    bootstrap,
+    build_calibration,
+    build_mean,
+    build_r2,
+    build_recall,
+    compute_t_interval,
+    flip_signs,
+    run_t_test,
+)
 from numpy.random import Generator
 
 from dlcv_cli.statistics import means, recalls, recipes, verdicts
 from dlcv_cli.statistics.collapse import judge_classes
-from dlcv_cli.statistics.metrics import build_calibration, build_r2, build_recall
-from dlcv_cli.statistics.significance import (
-    Interval,
-    bootstrap,
-    build_mean,
-    compute_paired_interval,
-    compute_t_interval,
-    compute_wilson_interval,
-    flip_signs,
-    run_mcnemar,
-    run_t_test,
-)
+from dlcv_cli.statistics.significance import Interval, compute_paired_interval, compute_wilson_interval, run_mcnemar
 
 if __name__ not in ("__main__", "__mp_main__"):
     # numba asks for the package of this name, and finds this file when another benchmark is run from the same folder

@@ -388,7 +388,9 @@ def test_a_detectable_difference_has_its_power() -> None:
     critical = stats.t.ppf(0.975, 399)
     power = stats.nct.sf(critical, 399, effect) + stats.nct.cdf(-critical, 399, effect)
     assert power == pytest.approx(0.8, abs=0.005)
-    assert pair["times"] == pytest.approx((pair["detectable"] / 0.01) ** 2)
+    assert pair["times"] == pytest.approx((pair["detectable"] / 0.01) ** 2, rel=0.02), (
+        "errors fall with the square root"
+    )
     assert f"{100 * pair['detectable']:.1f} points would have been shown in 4 of 5" in " ".join(pair["details"])
 
 

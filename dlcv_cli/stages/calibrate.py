@@ -19,7 +19,7 @@ from dlcv_cli.stages.evaluate import locate_data
 from dlcv_cli.stages.snapshots import SnapshotFile
 from dlcv_cli.stages.training import TrainingResult, claim_training, find_finished, write_training
 from dlcv_cli.statistics.calibration import fit_temperature, measure_reliability
-from dlcv_cli.statistics.metrics import Scores, build_calibration, score_logits
+from dlcv_cli.statistics.metrics import Scores, compute_calibration_error, score_logits
 from dlcv_cli.studies import study_of
 
 STAGE = "calibrate"
@@ -87,7 +87,7 @@ def _fit(arrays: tensors.Arrays) -> Calibration:
 
 
 def _measure(scores: Scores) -> Measures:
-    return Measures(loss=float(scores.losses.mean()), expected_calibration_error=build_calibration(scores).estimate)
+    return Measures(loss=float(scores.losses.mean()), expected_calibration_error=compute_calibration_error(scores))
 
 
 def _describe(checkpoint: Path, metadata: JSON, calibration: Calibration, machine: dict[str, Any]) -> TrainingResult:

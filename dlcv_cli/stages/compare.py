@@ -30,6 +30,7 @@ from dlcv_cli.statistics.verdicts import (
     compute_improvement,
     compute_iqm,
     compute_power_limit,
+    count_needed,
     run_rank_test,
     test_equivalence,
 )
@@ -307,11 +308,17 @@ class _Table:
             detectable=detectable,
             margin=margin,
             p_equivalent=test_equivalence(tested, margin) if tested and margin else None,
-            times=(detectable / aim) ** 2 if detectable and aim else None,  # errors fall with the square root
+            times=self._count_times(row, of, aim) if tested and aim and not certain else None,
             doubt=of.doubt,
             question=QUESTIONS[of.over],
             sentence="",
         )
+
+    def _count_times(self, row: _Scored, of: Difference, aim: float) -> float | None:
+        """Return how many times as many examples (and runs) would show a difference; None of a single one."""
+        runs = [len(own.networks) for own in (row, self.reference) if len(own.networks) > 1]
+        per = {"examples": of.groups or of.n, "splits": of.folds, "seeds and examples": min(runs, default=0)}[of.over]
+        return count_needed(of.tested, aim, per) / per if of.tested and per > 1 else None
 
     def _improve(self, metric: Metric[Any], row: _Scored) -> Improvement:
         """Return run against run, on the fold that both have."""

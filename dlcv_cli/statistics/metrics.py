@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from dlcv_cli.statistics.significance import Statistic
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -46,20 +43,6 @@ def score_predictions(predicted: Labels, labels: Labels, classes: int) -> Scores
     return Scores(labels, classes, predicted, right, right, unknown, unknown)
 
 
-def build_recall(values: NDArray[Any], labels: Labels) -> Statistic:
-    """Return the mean over the classes that occur of each class's mean of values (N,): correctness, or differences."""
-    present, index = np.unique(labels, return_inverse=True)
-    member = np.eye(len(present))[index]  # (N, classes that occur)
-
-    def average(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        counts, values = np.split(sums, 2, axis=-1)
-        occurs = counts > 0  # a resample may lack a class
-        means = np.divide(values, counts, out=np.zeros_like(values), where=occurs)
-        return np.asarray(means.sum(-1) / occurs.sum(-1))
-
-    return Statistic(np.hstack([member, member * values[:, None]]), average)
-
-
 BINS = 15  # Source: Guo et al. 2017 (arXiv:1706.04599)
 
 
@@ -68,14 +51,13 @@ def assign_bins(confidences: NDArray[np.float64]) -> Labels:
     return np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidences).astype(np.int64)
 
 
-def build_calibration(scores: Scores) -> Statistic:
+def compute_calibration_error(scores: Scores) -> float:
     """Return the expected calibration error: the mean over the images of their bin's |accuracy - mean confidence|.
 
     Source: Naeini et al. 2015; Guo et al. 2017 (arXiv:1706.04599), equation 3.
     """
-    gaps = np.eye(BINS)[assign_bins(scores.confidences)] * (scores.right - scores.confidences)[:, None]
-    values = np.hstack([gaps, np.ones((len(gaps), 1))])
-    return Statistic(values, lambda sums: np.asarray(np.abs(sums[..., :-1]).sum(-1) / sums[..., -1]))
+    gaps = np.bincount(assign_bins(scores.confidences), scores.right - scores.confidences, BINS)
+    return float(np.abs(gaps).sum() / len(scores.labels))
 
 
 def compute_mean_recall(right: NDArray[np.bool_], labels: Labels) -> float:
@@ -104,18 +86,3 @@ def compute_explained_variance(predictions: Floats, targets: Floats) -> float:
     mse = float(np.mean(compute_absolute_errors(predictions, targets) ** 2))
     variance = float(np.var(targets, dtype=np.float64))
     return 1 - mse / variance if variance > 0 else float(mse == 0)
-
-
-def build_r2(predictions: Floats, targets: Floats) -> Statistic:
-    """Return R2 of predictions (N,) for targets (N,), as a statistic of sums."""
-    # relative to the mean: sums of squares of large targets would cancel
-    t = targets.astype(np.float64) - targets.mean(dtype=np.float64)
-    values = np.column_stack([(predictions - targets.astype(np.float64)) ** 2, t, t**2, np.ones(len(t))])
-
-    def explain(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        error, first, second, n = np.moveaxis(sums, -1, 0)
-        variance = second - first**2 / n
-        flat = variance <= 1e-12 * second
-        return np.asarray(np.where(flat, error == 0, 1 - error / np.where(flat, 1, variance)))
-
-    return Statistic(values, explain)

@@ -71,7 +71,7 @@ METRICS: tuple[Metric[Scores], ...] = (
     ),
     Metric(  # none of the usual intervals holds for it (docs/statistics.md)
         Column("expected_calibration_error", "ECE %", "calibration error", higher_is_better=False, percent=True),
-        value=lambda s: metrics.build_calibration(s).estimate,
+        value=lambda s: metrics.compute_calibration_error(s),
         range=(0, 1),
         of_baselines=False,
     ),
