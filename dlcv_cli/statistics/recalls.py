@@ -63,7 +63,7 @@ def measure_strata(rows: Floats, weights: Floats, classes: Labels) -> Part:
     pooled = (own * freedom).sum() / freedom.sum()
     parts = total * (own * freedom + PRIOR * pooled) / (freedom + PRIOR)
     variance = float(parts.sum())
-    if variance == 0:
+    if variance <= 1e-20 * float((rows**2).max() * total.sum()):  # all the same within classes, but for rounding
         return Part(0.0, float(freedom.sum()))
     return Part(variance, float(min(variance**2 / (parts**2 / (freedom + PRIOR)).sum(), freedom.sum())))
 
