@@ -46,7 +46,13 @@ def test_every_command_is_documented(make_reference: ModuleType) -> None:
 def test_every_long_option_in_the_docs_exists(make_reference: ModuleType) -> None:
     """The docs name no option that dlcv lacks."""
     commands = make_reference.list_commands(typer.main.get_command(app))
-    options = {option for _, command in commands for p in command.params if not p.hidden for option in p.opts}
+    options = {
+        option
+        for _, command in commands
+        for p in command.params
+        if not p.hidden
+        for option in (*p.opts, *p.secondary_opts)
+    }
     guides = [page for page in PAGES if page.name in ("tutorial.md", "how-to.md", "files.md", "statistics.md")]
     foreign = {"--help", "--extra-index-url", "--pip-args", "--logdir"}
     for page in guides:

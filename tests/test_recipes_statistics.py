@@ -269,7 +269,7 @@ def test_crossed_recalls() -> None:
 
 
 def test_crossed_needs_two_runs() -> None:
-    """A single run against runs of its own kind, and paired sides of different sizes, are errors; equal values have p = 1, or 0 if they differ."""
+    """Single runs, and paired sides of different sizes, are errors; equal values have p = 1, or 0 if they differ."""
     values = np.ones((3, 5))
     for a, b, paired in ((values[:1], values[:1], False), (values[:2], values, True)):
         with pytest.raises(ValueError, match="runs"):
