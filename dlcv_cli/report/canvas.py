@@ -75,7 +75,7 @@ def set_axes(axes: Axes, x: Axis | None = None, y: Axis | None = None) -> None:
         axes.set_xlabel(x.title)
     if y:
         axes.set_ylim(y.low, y.high)
-        axes.set_title(y.title, loc="left")
+        axes.set_title(y.title, loc="left", pad=9)
         axes.grid(axis="y")
 
 

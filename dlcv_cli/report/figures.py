@@ -79,9 +79,9 @@ QUANTITIES = {  # of learning curves: title, title of the axis, part
 
 
 def draw_learning(rows: Sequence[ReportedRow], step: str, log_loss: bool = False) -> list[Curves]:
-    """Return a figure for each recorded quantity, with a line for each row: its runs' median, and their range as a band.
+    """Return a figure for each recorded quantity, with a line for each row: the median of its runs, and their range.
 
-    Training and validation have the same scale. Each line's ring is where the weights were kept, the median of its runs.
+    Training and validation have the same scale. A line's ring is where the weights were kept, the median of the runs.
 
     Args:
         step: what the x axis counts, `epoch` or `iteration`.

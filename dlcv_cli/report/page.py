@@ -109,6 +109,10 @@ class Section:
         tests = [(p, p in self.findings, summary.list_details(p)) for p in self.comparison.pairs]
         return [own for own in tests if not own[1] or own[2]]
 
+    def noun(self, metric: str) -> str:
+        """Return what a metric is called in a sentence."""
+        return next(column.noun for column in self.comparison.columns if column.key == metric)
+
     def hints(self) -> list[str]:
         """Return how to read the table, in sentences."""
         comparison, panels = self.comparison, self.forest.panels

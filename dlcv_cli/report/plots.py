@@ -102,7 +102,7 @@ def draw_dots(figure: Dots) -> Canvas:
     for style, (_, own) in enumerate(figure.series):
         places = [(value, row) for row, value in enumerate(own) if value is not None]
         handles += axes.plot(
-            *zip(*places, strict=True), MARKERS[style % len(MARKERS)], color=choose_colour(style), markersize=6,
+            *zip(*places, strict=True), MARKERS[style % len(MARKERS)], color=choose_colour(style), markersize=max(4.5, 8.5 - style),
             markeredgecolor=PAGE, markeredgewidth=0.75, clip_on=False,
         )  # fmt: skip
     set_axes(axes, figure.axis)

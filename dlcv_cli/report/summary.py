@@ -1,4 +1,4 @@
-"""What stands on top of a section: what was compared, on which data, what came out, and what does not follow from it."""
+"""The top of a section: what was compared, on which data, what came out, and what does not follow from it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,16 @@ class Limit:
 
 
 def choose_findings(comparison: Comparison) -> list[Pair]:
-    """Return the tests of the first metric, the strongest first; baselines only if there are no other rows."""
+    """Return the tests of the first metric, the strongest first; against baselines only if there are no other rows.
+
+    That a row is better than a collapsed one is said last.
+    """
     baselines = {row.name for row in comparison.rows if row.baseline}
+    collapsed = {row.name for row in comparison.rows if row.collapsed}
     pairs = [pair for pair in comparison.pairs if pair.metric == comparison.metric]
     learned = [pair for pair in pairs if pair.name not in baselines] or pairs
-    return sorted(learned, key=lambda pair: (pair.p_holm >= ALARM, -abs(pair.difference)))[:FINDINGS]
+    ordered = sorted(learned, key=lambda p: (p.name in collapsed, p.p_holm >= ALARM, -abs(p.difference)))
+    return ordered[:FINDINGS]
 
 
 def list_details(pair: Pair) -> list[str]:
@@ -56,10 +61,11 @@ def list_limits(comparison: Comparison, rows: Sequence[ReportedRow], galleries: 
         limits.append(Limit("Pictures missing", text, grave=True))
     limits += _judge_runs(comparison)
     limits += _judge_equality(comparison)
+    nouns = {column.key: column.noun for column in comparison.columns}
     doubts: dict[str, list[str]] = {}
     for pair in comparison.pairs:
         if pair.doubt:
-            doubts.setdefault(pair.doubt, []).append(f"{pair.name} and {pair.reference} in {pair.metric}")
+            doubts.setdefault(pair.doubt, []).append(f"{pair.name} - {pair.reference} in {nouns[pair.metric]}")
     limits += [Limit("Doubt", f"Interval and p of {'; '.join(who)} may be off: {why}.") for why, who in doubts.items()]
     limits += [Limit("Selection", sentence) for sentence in comparison.searches]
     if comparison.data.part == "val":
@@ -86,8 +92,10 @@ def _judge_runs(comparison: Comparison) -> Iterator[Limit]:
     learned = [row for row in comparison.rows if row.runs]
     single = [row.name for row in learned if len(row.runs) == 1]
     if single:
-        who = "Each row is a single run" if len(single) == len(learned) else f"{', '.join(single)}: single runs"
-        yield Limit("Single runs", f"{who}. Its figures are of one trained network, not of the recipe.")
+        who = "Each row" if len(single) == len(learned) else ", ".join(single)
+        verb = "are" if 1 < len(single) < len(learned) else "is"
+        text = f"{who} {verb} a single run: its figures are of one trained network, and say nothing of the recipe."
+        yield Limit("Single runs", text)
     few = [f"{row.name} has {len(row.runs)}" for row in learned if 1 < len(row.runs) < ENOUGH]
     if few:
         yield Limit("Few runs", f"{', '.join(few)}: how far runs differ is itself uncertain with fewer than {ENOUGH}.")

@@ -51,7 +51,9 @@ def draw_figures(rows: Sequence[ReportedRow], reference: str) -> list[FigureGrou
     few = len(base.classes) <= MATRIX
     figures: list[AnyFigure] = []
     if few:
-        figures += [draw_confusion_difference(own, base) for own in confusions.values() if own is not base]
+        best_first = sorted(rows, key=lambda row: -row.representative.evaluation.metrics[row.metric])
+        others = [confusions[row.name] for row in best_first if row.name != reference]
+        figures += [draw_confusion_difference(own, base) for own in others if own.counts != base.counts]
         figures += map(draw_confusion, confusions.values())
     elif any(own.mistakes for own in confusions.values()):
         figures.append(draw_mistakes([*confusions.values()]))
