@@ -13,7 +13,7 @@ from dlcv_cli.report.axes import Axis
 from dlcv_cli.results.comparison import format_number
 
 Range = tuple[float, float]
-PAIRS = 200  # rows of a confusion matrix's table; the evaluation files have them all
+PAIRS = 100  # rows of a confusion matrix's table; the evaluation files have them all
 STEPS = 200  # rows of a table of curves, and points of a line; the metrics files have them all
 THIN = 10  # images of a bin; of fewer, the accuracy says nothing
 

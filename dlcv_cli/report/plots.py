@@ -43,7 +43,9 @@ def _plot_estimate(axes: Axes, panel: Panel, row: int) -> None:
         ends = [min(max(end, low), high) for end in interval]
         axes.plot(ends, (row + 0.15,) * 2, color=SERIES[0], linewidth=4, solid_capstyle="butt")
     runs = [run for run in (panel.runs[row] if panel.runs else ()) if low <= run <= high]
-    axes.plot(runs, (row + 0.36,) * len(runs), "o", color=SERIES[1], markersize=3.5, markeredgewidth=0, clip_on=False)
+    if runs:  # without a point, an artist that is not clipped confuses the layout
+        dots: dict[str, Any] = {"color": SERIES[1], "markersize": 3.5, "markeredgewidth": 0, "clip_on": False}
+        axes.plot(runs, (row + 0.36,) * len(runs), "o", **dots)
     marker = "<" if value < low else ">" if value > high else "o"
     place = min(max(value, low), high)
     axes.plot(place, row + 0.15, marker, color=SERIES[0], markeredgecolor=PAGE, markersize=7.5, clip_on=False)
@@ -102,7 +104,8 @@ def draw_dots(figure: Dots) -> Canvas:
     for style, (_, own) in enumerate(figure.series):
         places = [(value, row) for row, value in enumerate(own) if value is not None]
         handles += axes.plot(
-            *zip(*places, strict=True), MARKERS[style % len(MARKERS)], color=choose_colour(style), markersize=max(4.5, 8.5 - style),
+            *zip(*places, strict=True), MARKERS[style % len(MARKERS)], color=choose_colour(style),
+            markersize=max(4.5, 8.5 - style),  # so that equal values do not hide each other
             markeredgecolor=PAGE, markeredgewidth=0.75, clip_on=False,
         )  # fmt: skip
     set_axes(axes, figure.axis)
