@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import safetensors.numpy
 from conftest import Run, make_photos, run_dlcv
 from PIL import Image
 
@@ -280,6 +281,30 @@ def test_pictures_are_of_the_median_run(made: Path, text: str) -> None:
     lower, _ = sorted(names, key=lambda name: (read_evaluation(made, name)["metrics"]["top1_accuracy"], name))
     assert f"head (run {lower})" in "".join(Page(text).text)
     assert text.count("<h3>Most confused pairs</h3>") == 1
+
+
+def test_page_shows_where_two_disagree(made: Path, text: str) -> None:
+    """The cells of McNemar's test are those of the stored logits, and the pictures of each are of its images."""
+    folds = {}
+    for name in IMAGES:
+        arrays = safetensors.numpy.load_file(made / f"{name}.test.predictions.safetensors")
+        folds[name] = arrays["logits"].argmax(1), arrays["labels"]
+    table = re.search(r"<caption>Images that both, one or none get right</caption>.*?</table>", text, re.DOTALL)
+    assert table
+    cells = r"<td>(\d+)</td>" * 5
+    [(pair, *counts)] = re.findall(rf'<th scope="row">(.*?)</th>{cells}', table[0])
+    first, second = pair.split(" and ")
+    assert (first.partition(".")[0], second) == ("head", "scratch")
+    (a, labels), (b, _) = folds[first], folds[second]
+    right, other, alike = a == labels, b == labels, a == b
+    masks = (right & other, right & ~other, other & ~right, ~right & ~other & alike, ~right & ~other & ~alike)
+    assert [int(count) for count in counts] == [int(mask.sum()) for mask in masks]
+    assert sum(map(int, counts)) == 7
+    shown = read_words(text)
+    for title, mask in zip(
+        (f"Only {first} is right", f"Only {second} is right", "Both are wrong alike"), masks[1:4], strict=True
+    ):
+        assert (f"{title} : {mask.sum()} images" in shown) == bool(mask.any())
 
 
 def test_settings_that_differ_come_first(text: str) -> None:

@@ -37,7 +37,6 @@ MOST_CONFUSED = 10
 HIGHEST_LOSS = 16
 TOP = 5
 
-
 METRICS: tuple[Metric[Scores], ...] = (
     Metric(
         Column("top1_accuracy", "top-1 %", "top-1 accuracy", higher_is_better=True, percent=True),
@@ -210,13 +209,11 @@ class ImageStudy(Study[Scores]):
         return draw_figures(rows, reference)
 
     def load_pictures(self, network: Reported, rows: int, places: Places) -> tuple[Gallery, ...]:
-        """Return the images most confused, and those with the highest loss."""
         from dlcv_cli.studies.images.pictures import load_pictures
 
         return load_pictures(network, rows, places)
 
     def find_disagreement(self, pair: tuple[Reported, Reported], rows: int, places: Places) -> Disagreement:
-        """Return which images only one of two checkpoints gets right."""
         from dlcv_cli.studies.images.pictures import find_disagreement
 
         return find_disagreement(pair, rows, places)
