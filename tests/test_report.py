@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import itertools
 import json
 import re
@@ -11,18 +12,19 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+import safetensors.numpy
 from conftest import Run, make_photos, run_dlcv
 from PIL import Image
 
 from dlcv_cli.results.comparison import format_number
-from dlcv_cli.studies import study_named
-from dlcv_cli.studies.images.report import make_thumbnail
+from dlcv_cli.studies.images.pictures import make_thumbnail
 
 HOSTILE = "<script>alert(1)<"  # a folder's name has no slash; the page would still run it
 QUOTED = '"onload="alert(2)'
-IMAGES, CELLS = ("scratch", "head"), ("elman", "gru")
+IMAGES, CELLS = ("scratch", "head", "head.seed1"), ("elman", "gru.seed0", "gru.seed1", "gru.seed2")
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -82,13 +84,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dlcv("data", "split", photos, "-o", split)
     common = (split, "--arch", "vgg16_mini", "--precision", "float32", "--threads", 1, "-o")
     run_dlcv("vgg", "scratch", *common, folder / "scratch.safetensors", "--epochs", 2, "--lr", 0.001, "--batch-size", 8)
-    run_dlcv(
-        "vgg", "head", *common, folder / "head.safetensors", "--epochs", 1, "--weights", folder / "scratch.safetensors"
-    )
+    head = ("--epochs", 1, "--weights", folder / "scratch.safetensors")
+    run_dlcv("vgg", "head", *common, folder / "head.safetensors", *head)
+    run_dlcv("vgg", "head", *common, folder / "head.seed1.safetensors", *head, "--seed", 1)
     run_dlcv("seq", "gen", "--count", 100, "-o", folder / "data.safetensors")
     train = ("seq", "train", folder / "data.safetensors", "--hidden-size", 4, "--record-every", 50)
     run_dlcv(*train, "--cell", "elman", "-o", folder / "elman.safetensors")
-    run_dlcv(*train, "--cell", "gru", "-o", folder / "gru.safetensors")
+    for seed in range(3):
+        run_dlcv(*train, "--cell", "gru", "--seed", seed, "-o", folder / f"gru.seed{seed}.safetensors")
     run_dlcv("eval", *list_checkpoints(folder, IMAGES), "--threads", 1)
     run_dlcv("eval", *list_checkpoints(folder, CELLS))
     run_dlcv("report", *list_checkpoints(folder, IMAGES + CELLS), "-o", folder / "report.html", "--threads", 1)
@@ -131,7 +134,10 @@ def test_page_stands_alone(text: str) -> None:
     for tag, attributes in actual.elements:
         assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
         for name in ("src", "href", "srcset", "xlink:href", "data", "action"):
-            assert attributes.get(name, "#").startswith(("#", "data:image/jpeg;base64,")), (tag, attributes)
+            assert attributes.get(name, "#").startswith(("#", "data:image/jpeg;base64,", "data:text/csv;")), (
+                tag,
+                attributes,
+            )
     assert "url(" not in text
     assert "@import" not in text
     assert "http:" not in text
@@ -177,7 +183,9 @@ def test_tables_and_regions_can_be_read_and_reached(text: str) -> None:
     regions = [a for a in actual.all("div") if "scroll" in a.get("class", "").split()]
     assert len(regions) > 10
     assert all(a["tabindex"] == "0" and a["role"] == "region" and a["aria-label"] for a in regions)
-    assert len({a["aria-label"] for a in regions}) == len(regions)
+    assert len({a["aria-label"] for a in regions} | {a["aria-labelledby"] for a in actual.all("section")}) == (
+        len(regions) + 2
+    )
     assert '<th scope="col"></th>' not in text
     levels = [int(tag[1]) for tag in tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
@@ -195,34 +203,117 @@ def test_studies_have_sections(text: str) -> None:
     assert len(Page(text).all("section")) == 2
 
 
-def test_page_has_the_metrics(made: Path, text: str) -> None:
-    """The page has each metric of each network, with its interval, as in the evaluation file."""
-    for name in IMAGES + CELLS:
-        document = read_evaluation(made, name)
-        for metric in study_named(document["data"]["study"]).metrics:
-            column = metric.column
-            if column.key not in document["metrics"]:  # top-5 of three classes
-                continue
-            value = format_number(document["metrics"][column.key], column.percent, small=column.small)
-            low_high = " to ".join(
-                format_number(end, column.percent, small=column.small)
-                for end in document["intervals"].get(column.key, ())
-            )
-            assert bool(low_high) == bool(metric.interval)
-            cell = rf"<td>(<strong>)?{re.escape(value)}(</strong>.*?)?\s*<svg.*?</svg><small>{low_high}</small></td>"
-            assert re.search(cell, text, re.DOTALL), (name, column.key, value)
+def read_words(text: str) -> str:
+    """Return what a page says, each element's text between single spaces."""
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", text)))
 
 
-def test_page_has_comparison_sentences(made: Path, run: Run, text: str) -> None:
-    """The page has the sentence of each pair, and the question that its p-value answers."""
+def compare(run: Run, folder: Path, names: tuple[str, ...], *options: object) -> dict[str, Any]:
+    """Return the comparison of checkpoints as `eval --compare` has it."""
+    result = run("eval", "--compare", "--json", *list_checkpoints(folder, names), "--threads", 1, *options)
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
+
+
+def test_page_has_the_metrics(made: Path, run: Run, text: str) -> None:
+    """The page has each metric of each row with its interval, a dot for each of its runs, and each run's metrics."""
     for names in (IMAGES, CELLS):
-        compared = run("eval", "--compare", "--json", *list_checkpoints(made, names), "--threads", 1)
-        pairs = json.loads(compared.stdout)["pairs"]
+        comparison = compare(run, made, names)
+        for row, column in itertools.product(comparison["rows"], comparison["columns"]):
+            if column["key"] not in row["metrics"]:
+                continue
+            shape = {"percent": column.get("percent", False), "small": column.get("small", True)}
+            value = format_number(row["metrics"][column["key"]], **shape)
+            ends = row["intervals"].get(column["key"], ())
+            low_high = " to ".join(format_number(end, **shape) for end in ends)
+            cell = (
+                rf"<td>(?:<strong>)?{re.escape(value)}(?:</strong>.*?)?\s*<small>\s*{low_high}</small>\s*(<svg.*?</td>)"
+            )
+            bars = re.findall(cell, text, re.DOTALL)
+            assert bars, (row["name"], column["key"], value)
+            runs = row.get("runs", [])
+            if len(runs) > 1 and not any("collapsed" in own for own in runs):
+                assert any(bar.count('class="run"') == len(runs) for bar in bars)
+            for own in runs if len(runs) > 1 else ():
+                assert f"<td>{format_number(own['metrics'][column['key']], **shape)}</td>" in text
+
+
+def test_page_says_each_sentence_once(made: Path, run: Run, text: str) -> None:
+    """The sentence and the details of each test are on the page once, and so is the question of each p-value."""
+    page = read_words(text)
+    for names in (IMAGES, CELLS):
+        pairs = compare(run, made, names)["pairs"]
         assert pairs
-        shown = "".join(Page(text).text)
         for pair in pairs:
-            assert pair["sentence"] in shown
-            assert pair["question"] in shown
+            assert page.count(pair["sentence"]) == 1, pair["sentence"]
+            assert pair["question"] in page
+
+
+def test_page_answers_a_reader(text: str) -> None:
+    """The top says what was compared, on which data, with how many runs, over what, and what does not follow."""
+    shown = read_words(text)
+    for answer in (
+        "photos.split.json: 3 classes; 22 training, 6 validation, 7 test images. Compared on the 7 of test.",
+        "head: 2 seeds of vgg.head vgg16_mini",
+        "gru: 3 seeds of seq.train gru",
+        "scratch is a single run",
+        "head has 2: how far runs differ is itself uncertain",
+        "Random 95 % intervals of",
+        "over seeds and examples",
+    ):
+        assert answer in shown, answer
+
+
+def test_page_holds_the_table_as_csv(made: Path, run: Run, text: str) -> None:
+    """The link of each section is the CSV of `eval --compare`, to be saved without a script."""
+    links = [a for a in Page(text).all("a") if "download" in a]
+    assert [a["download"] for a in links] == ["images-test.csv", "sequences-test.csv"]
+    for link, names in zip(links, (IMAGES, CELLS), strict=True):
+        ask = ("eval", "--compare", "--format", "csv", *list_checkpoints(made, names), "--threads", 1)
+        head, _, body = link["href"].partition(",")
+        assert head == "data:text/csv;charset=utf-8"
+        assert unquote(body) == run(*ask).stdout
+
+
+def test_pictures_are_of_the_median_run(made: Path, text: str) -> None:
+    """A row with several runs shows the pictures of one, the median, and says which."""
+    names = ("head", "head.seed1")
+    lower, _ = sorted(names, key=lambda name: (read_evaluation(made, name)["metrics"]["top1_accuracy"], name))
+    assert f"head (run {lower})" in "".join(Page(text).text)
+    assert text.count("<h3>Most confused pairs</h3>") == 1
+
+
+def test_page_shows_where_two_disagree(made: Path, text: str) -> None:
+    """The cells of McNemar's test are those of the stored logits, and the pictures of each are of its images."""
+    folds = {}
+    for name in IMAGES:
+        arrays = safetensors.numpy.load_file(made / f"{name}.test.predictions.safetensors")
+        folds[name] = arrays["logits"].argmax(1), arrays["labels"]
+    table = re.search(r"<caption>Images that both, one or none get right</caption>.*?</table>", text, re.DOTALL)
+    assert table
+    cells = r"<td>(\d+)</td>" * 5
+    [(pair, *counts)] = re.findall(rf'<th scope="row">(.*?)</th>{cells}', table[0])
+    first, second = pair.split(" and ")
+    assert (first.partition(".")[0], second) == ("head", "scratch")
+    (a, labels), (b, _) = folds[first], folds[second]
+    right, other, alike = a == labels, b == labels, a == b
+    masks = (right & other, right & ~other, other & ~right, ~right & ~other & alike, ~right & ~other & ~alike)
+    assert [int(count) for count in counts] == [int(mask.sum()) for mask in masks]
+    assert sum(map(int, counts)) == 7
+    shown = read_words(text)
+    for title, mask in zip(
+        (f"Only {first} is right", f"Only {second} is right", "Both are wrong alike"), masks[1:4], strict=True
+    ):
+        assert (f"{title} : {mask.sum()} images" in shown) == bool(mask.any())
+
+
+def test_settings_that_differ_come_first(text: str) -> None:
+    """Settings in which rows differ are one table, without the seed; the rest is folded."""
+    table = re.search(r"<caption>Settings in which the rows differ: sequences</caption>.*?</table>", text, re.DOTALL)
+    assert table
+    rows = re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td><td>(.*?)</td>', table[0])
+    assert ("config.cell", "elman", "gru") in rows
+    assert not {"config.seed", "config.hidden_size"} & {row[0] for row in rows}
 
 
 def test_page_has_settings_and_hashes(made: Path, text: str) -> None:
@@ -261,8 +352,8 @@ def test_collapse_and_contamination_have_banners(run: Run, folder: Path) -> None
     honest = {"collapsed": False, "why": None, "classes_predicted": 3, "most_frequent": QUOTED, "share": 0.4}
     clean = read_evaluation(folder, "head")["contamination"]
     assert clean["examples"] == 0
-    edit_evaluation(folder, "head", collapse=honest)
-    edit_evaluation(folder, "scratch", collapse=honest)
+    for name in IMAGES:
+        edit_evaluation(folder, name, collapse=honest)
     assert '<p class="banner"' not in write_report_again(run, folder, IMAGES)
     edit_evaluation(folder, "scratch", collapse=honest | {"collapsed": True, "why": "it has one answer", "share": 1.0})
     edit_evaluation(folder, "head", contamination=clean | {"examples": 3, "allowed": True})
@@ -318,7 +409,7 @@ def test_up_to_date_and_refusals(run: Run, folder: Path) -> None:
     assert (result.exit_code, result.stdout) == (0, f"{report}: up to date\n")
     before = report.read_bytes()
     messages = []
-    for names in (IMAGES, ("head", "scratch", *CELLS)):
+    for names in (IMAGES, ("head", "scratch", "head.seed1", *CELLS)):
         result = run(*ask, *list_checkpoints(folder, names))
         assert (result.exit_code, result.stdout) == (1, "")
         messages.append(result.stderr.splitlines()[-1])
@@ -357,7 +448,7 @@ def test_changed_checkpoint_is_evaluated_again(run: Run, folder: Path) -> None:
 def test_bad_inputs_are_refused(run: Run, folder: Path) -> None:
     """Missing checkpoints, missing or damaged metrics and wrong endings are refused in one line."""
     (folder / "elman.metrics.json").unlink()
-    shutil.copy(folder / "gru.metrics.json", folder / "scratch.metrics.json")
+    shutil.copy(folder / "gru.seed0.metrics.json", folder / "scratch.metrics.json")
     damaged = json.loads((folder / "head.metrics.json").read_text("utf-8")) | {"records": [{"epoch": 1}]}
     (folder / "head.metrics.json").write_text(json.dumps(damaged), "utf-8")
     for arguments, message in (
@@ -366,7 +457,7 @@ def test_bad_inputs_are_refused(run: Run, folder: Path) -> None:
         ((folder / "elman.safetensors", "-o", folder / "a.html"), "elman.metrics.json: no such file"),
         ((folder / "scratch.safetensors", "-o", folder / "a.html"), "scratch.metrics.json: does not belong to scratch"),
         ((folder / "head.safetensors", "-o", folder / "a.html"), "head.metrics.json: damaged: `$.records[0]`"),
-        ((folder / "gru.safetensors", "-o", folder / "a.txt"), "a.txt: the report's name must end in .html"),
+        ((folder / "gru.seed0.safetensors", "-o", folder / "a.txt"), "a.txt: the report's name must end in .html"),
     ):
         result = run("report", *arguments)
         assert (result.exit_code, result.stdout) == (1, "")
@@ -380,11 +471,11 @@ def test_bad_inputs_are_refused(run: Run, folder: Path) -> None:
 def test_figures_option(run: Run, folder: Path) -> None:
     """--figures writes each figure as SVG, PDF and PNG, reproducibly, and is up to date the second time."""
     papers = folder / "papers"
-    ask = ("report", folder / "gru.safetensors", folder / "elman.safetensors", "-o", folder / "gru.html", "--figures")
+    ask = ("report", *list_checkpoints(folder, CELLS), "-o", folder / "gru.html", "--figures")
     result = run(*ask, papers)
     assert result.exit_code == 0, result.stderr
     stems = {path.stem for path in papers.iterdir() if not path.name.startswith(".")}
-    wanted = {"by-length", "comparison", "learning-loss-gru", "learning-loss-elman", "lineage", "predicted-gru"}
+    wanted = {"by-length", "comparison", "learning-val-loss", "learning-train-loss", "lineage", "predicted-gru"}
     assert {f"sequences-{name}" for name in wanted} <= stems
     for stem in stems:
         svg = (papers / f"{stem}.svg").read_text("utf-8")
@@ -404,7 +495,7 @@ def test_foreign_figures_folder_is_kept(run: Run, folder: Path) -> None:
     """A figures folder with foreign files is refused, and no report is written."""
     (folder / "mine").mkdir()
     (folder / "mine" / "notes.txt").write_text("mine", "utf-8")
-    result = run("report", folder / "gru.safetensors", "-o", folder / "g.html", "--figures", folder / "mine")
+    result = run("report", folder / "gru.seed0.safetensors", "-o", folder / "g.html", "--figures", folder / "mine")
     assert result.exit_code == 1
     assert "did not write" in result.stderr
     assert not (folder / "g.html").exists()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import textwrap
-from typing import Any
 
 from tabulate import tabulate
 
 from dlcv_cli.results.comparison import Column, Comparison, Pair, Row
-from dlcv_cli.results.evaluation import AnyEvaluation, Interval
+from dlcv_cli.results.evaluation import AnyEvaluation
+from dlcv_cli.results.tables import describe_data, render_csv
 
-SPREAD = ("std", "min", "max", "iqm")  # of a metric over a row's runs
 INTERVAL = "95 % interval"
 WIDTH = 100  # of the notes under a table
 
@@ -37,7 +34,7 @@ def render(comparison: Comparison, table: str) -> str:
     The best value of each column carries a star; csv has plain fractions instead, every interval, and all p-values.
     """
     if table == "csv":
-        return _render_csv(comparison)
+        return render_csv(comparison)
     columns, rows, first = comparison.columns, comparison.rows, comparison.columns[0]
     pairs = {pair.name: pair for pair in comparison.pairs if pair.metric == first.key}
     several = any(row.spread for row in rows)
@@ -59,13 +56,6 @@ def render(comparison: Comparison, table: str) -> str:
     style = {"plain": "simple"}.get(table, table)
     text = tabulate(cells, headers=[title, *headers], tablefmt=style, colalign=align, disable_numparse=True)
     return "\n".join([text, *_make_notes(comparison)]) if table == "plain" else text
-
-
-def describe_data(comparison: Comparison) -> str:
-    """Return the part and its size: `test, n = 1,736`, or of each fold."""
-    folds = sorted({fold for row in comparison.rows for fold in row.folds})
-    each = f" in each of {len(folds)} folds" if len(folds) > 1 else f", fold {folds[0]}" if folds else ""
-    return f"{comparison.data.part}, n = {comparison.data.n:,}{each}"
 
 
 def _format_value(column: Column, row: Row) -> str:
@@ -119,38 +109,3 @@ def _make_notes(comparison: Comparison) -> list[str]:
         if pair.metric == comparison.metric and pair.name not in baselines:
             lines += [f"  {detail}" for detail in pair.details]
     return lines
-
-
-def _render_csv(comparison: Comparison) -> str:
-    pairs = {(pair.name, pair.metric): pair for pair in comparison.pairs}
-    first, several = comparison.columns[0].key, any(row.spread for row in comparison.rows)
-    lines = []
-    for row in comparison.rows:
-        cells: dict[str, Any] = {"name": row.name}
-        for key in (column.key for column in comparison.columns):
-            cells[key] = row.metrics.get(key, "")
-            if any(key in other.intervals for other in comparison.rows):
-                cells[f"{key}_low"], cells[f"{key}_high"] = _ends(row.intervals.get(key))
-        if several:
-            spread = row.spread.get(first)
-            cells |= {"runs": len(row.runs) or "", "folds": len(row.folds) or "", "collapsed_runs": len(row.fallen)}
-            cells |= {f"{first}_{name}": getattr(spread, name) if spread else "" for name in SPREAD}
-        for key in (column.key for column in comparison.tested):
-            pair = pairs.get((row.name, key))
-            cells[f"{key}_difference"] = pair.difference if pair else ""
-            cells[f"{key}_difference_low"], cells[f"{key}_difference_high"] = _ends(pair.interval if pair else None)
-            cells |= {f"{key}_{name}": getattr(pair, name) if pair else "" for name in ("p", "p_holm", "over")}
-            better = pair.improvement if pair else None
-            if several:
-                cells[f"{key}_improvement"] = better.probability if better else ""
-        cells["over"] = row.intervals_over
-        lines.append(cells | {"collapsed": row.collapsed, "contaminated": row.contaminated})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue().rstrip("\n")
-
-
-def _ends(interval: Interval | None) -> tuple[Any, Any]:
-    return (interval.low, interval.high) if interval else ("", "")

@@ -2,89 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dlcv_cli.report.axes import Axis
 from dlcv_cli.results.comparison import format_number
 
 Range = tuple[float, float]
-PAIRS = 300  # rows of a confusion matrix's table; the evaluation file has them all
-
-
-@dataclass(frozen=True)
-class Axis:
-    """From `low` to `high`; `percent` and `small` as in format_number; `whole`: ticks at whole numbers only."""
-
-    title: str
-    low: float
-    high: float
-    log: bool = False
-    percent: bool = False
-    whole: bool = False
-    small: bool = True
-
-    def place(self, value: float) -> float:
-        """Return the position of a value, 0 to 1; values beyond an end are at the end."""
-        inside = min(max(value, self.low), self.high)
-        if self.log:
-            return math.log(inside / self.low) / math.log(self.high / self.low)
-        return (inside - self.low) / (self.high - self.low)
-
-    def label(self, value: float) -> str:
-        """Return a value in full."""
-        return f"{value:,.0f}" if self.whole else format_number(value, self.percent, small=self.small)
-
-    def tick_label(self, value: float) -> str:
-        """Return a value in short, as at a tick."""
-        return f"{100 * value:.4g}" if self.percent else f"{value:,.0f}" if self.whole else f"{value:.4g}"
-
-    def low_high(self) -> str:
-        """Return both ends in short."""
-        return f"{self.tick_label(self.low)} to {self.tick_label(self.high)}"
-
-    def ticks(self, most: int = 6) -> list[float]:
-        """Return round numbers within the ends, at most `most` of them."""
-        if self.log:
-            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            for steps in ((1,), (1, 3), (1, 2, 5)):
-                ticks = [step * 10.0**power for power in powers for step in steps]
-                ticks = [tick for tick in ticks if self.low <= tick <= self.high]
-                if len(ticks) >= 3:
-                    break
-            if len(ticks) >= 2:
-                return ticks[:: math.ceil(len(ticks) / most)]
-        scale = 100 if self.percent else 1
-        span = (self.high - self.low) * scale
-        power = 10.0 ** math.floor(math.log10(span / most))
-        step = next(power * s for s in (1, 2, 5, 10, 20) if span / (power * s) <= most)
-        step = max(step, 1.0) if self.whole else step
-        first = math.ceil(self.low * scale / step - 1e-9)
-        last = math.floor(self.high * scale / step + 1e-9)
-        return [round(k * step, 12) / scale for k in range(first, last + 1)]
-
-
-def spanning_axis(
-    title: str, values: Iterable[float], *, log: bool = False, percent: bool = False, whole: bool = False
-) -> Axis:
-    """Return the axis that spans the values with a small margin; linear if one of them is not above 0."""
-    spanned = list(values) or [0.0, 1.0]
-    low, high = min(spanned), max(spanned)
-    if log and low > 0:
-        return Axis(title, low / 1.25, high * 1.25, log=True, percent=percent)
-    margin = 0.04 * (high - low) or (0.5 if whole else 0.01 if percent else 0.05 * abs(high) or 0.5)
-    share = percent and low >= 0  # shares lie between 0 and 100 %
-    return Axis(
-        title,
-        max(0, low - margin) if share else low - margin,
-        min(1, high + margin) if share else high + margin,
-        percent=percent,
-        whole=whole,
-    )
+PAIRS = 100  # rows of a confusion matrix's table; the evaluation files have them all
+STEPS = 200  # rows of a table of curves, and points of a line; the metrics files have them all
+THIN = 10  # images of a bin; of fewer, the accuracy says nothing
 
 
 @dataclass(frozen=True)
@@ -107,27 +38,31 @@ class Figure:
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric of a forest: each row's value and interval, if it has them. `zero` draws a line at 0."""
+    """One metric of a forest: each row's value and interval, if it has them, and the value of each of its runs.
+
+    `zero` draws a line at 0.
+    """
 
     axis: Axis
     values: tuple[tuple[float, Range | None] | None, ...]
     zero: bool = False
+    runs: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
 class Forest(Figure):
-    """Values with their intervals, one row a network or a pair."""
+    """Values with their intervals; a row is a row of the comparison, or a pair."""
 
     names: tuple[str, ...]
     panels: tuple[Panel, ...]
 
     def table(self) -> Table:
-        """Return one row per network or pair, one column per metric."""
+        """Return one row per name, one column per metric."""
         rows = [
             (name, *(_with_interval(panel.axis, panel.values[place]) for panel in self.panels))
             for place, name in enumerate(self.names)
         ]
-        return Table(("network", *(panel.axis.title for panel in self.panels)), rows)
+        return Table(("row", *(panel.axis.title for panel in self.panels)), rows)
 
 
 @dataclass(frozen=True)
@@ -167,50 +102,98 @@ class Curves(Figure):
 
 
 @dataclass(frozen=True)
-class Bars(Figure):
-    """A share of each class, with the number of its examples."""
+class Dots(Figure):
+    """A value of each category, such as a class, for each series, such as a row; None where it has no value.
+
+    `series` are pairs of a name and its values, one per category; `extra` are more columns of the table alone.
+    """
 
     axis: Axis
     names: tuple[str, ...]
-    values: tuple[float, ...]
-    counts: tuple[int, ...]
-    extra: tuple[tuple[str, ...], ...] = ()  # more columns of the table, each with its heading first
+    series: tuple[tuple[str, tuple[float | None, ...]], ...]
+    extra: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    category: str = "class"
 
     def table(self) -> Table:
-        """Return one row per class."""
-        more = [column[1:] for column in self.extra]
-        rows = zip(self.names, map(self.axis.label, self.values), map(str, self.counts), *more, strict=True)
-        return Table(("class", self.axis.title, "examples", *(column[0] for column in self.extra)), list(rows))
+        """Return one row per category."""
+        columns = [tuple("" if v is None else self.axis.label(v) for v in values) for _, values in self.series]
+        headings = [f"{name}, {self.axis.title}" for name, _ in self.series]
+        rows = list(zip(self.names, *columns, *(values for _, values in self.extra), strict=True))
+        return Table((self.category, *headings, *(heading for heading, _ in self.extra)), rows)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Predictions of similar confidence: how many, of how many images; mean confidence; accuracy and its interval."""
+
+    low: float
+    high: float
+    n: int
+    images: int
+    confidence: float
+    accuracy: float
+    interval: Range
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether it has too few images for its accuracy to say anything."""
+        return self.images < THIN
 
 
 @dataclass(frozen=True)
 class Reliability(Figure):
-    """Accuracy against confidence; each bin is (low, high, n, confidence, accuracy)."""
+    """Accuracy against confidence."""
 
-    bins: tuple[tuple[float, float, int, float, float], ...]
+    bins: tuple[Bin, ...]
 
     def table(self) -> Table:
         """Return one row per bin."""
         rows = [
-            (f"{low:.2f} to {high:.2f}", f"{n:,}", f"{100 * confidence:.1f}", f"{100 * accuracy:.1f}")
-            for low, high, n, confidence, accuracy in self.bins
+            (
+                f"{b.low:.2f} to {b.high:.2f}",
+                f"{b.n:,}",
+                f"{b.images:,}",
+                f"{100 * b.confidence:.1f}",
+                f"{100 * b.accuracy:.1f} ({100 * b.interval[0]:.1f} to {100 * b.interval[1]:.1f})",
+            )
+            for b in self.bins
         ]
-        return Table(("bin", "n", "mean confidence %", "accuracy %"), rows)
+        return Table(("bin", "predictions", "images", "mean confidence %", "accuracy %"), rows)
+
+
+Cell = tuple[int, int, int, float]  # true class, predicted class, predictions, share of the true class
 
 
 @dataclass(frozen=True)
 class Matrix(Figure):
-    """A confusion matrix, whose cells are (true class, predicted class, images, share of the true class)."""
+    """A confusion matrix; its cells are those that have any predictions.
+
+    signed: it is the difference of two: shares are differences, and their strongest colour is the largest of them.
+    """
 
     names: tuple[str, ...]
-    cells: tuple[tuple[int, int, int, float], ...]
+    cells: tuple[Cell, ...]
+    signed: bool = False
+
+    @property
+    def full(self) -> float:
+        """The share that has the strongest colour."""
+        return max((abs(share) for *_, share in self.cells), default=0) or 1.0 if self.signed else 1.0
 
     def table(self) -> Table:
-        """Return the wrong predictions, most frequent first."""
-        wrong = sorted((cell for cell in self.cells if cell[0] != cell[1]), key=lambda cell: (-cell[2], cell[:2]))
-        rows = [(self.names[t], self.names[a], str(n), f"{100 * share:.1f}") for t, a, n, share in wrong[:PAIRS]]
-        note = f"the {PAIRS} most frequent of {len(wrong):,}" if len(wrong) > PAIRS else ""
-        return Table(("true class", "predicted", "n", "% of the class"), rows, note)
+        """Return the wrong predictions, most frequent first; of a difference the largest ones, right ones too."""
+        if self.signed:
+            cells = sorted(self.cells, key=lambda cell: (-abs(cell[3]), cell[:2]))
+            rows: list[tuple[str, ...]] = [
+                (self.names[t], self.names[a], f"{100 * share:+.1f}") for t, a, _, share in cells[:PAIRS]
+            ]
+            headings: tuple[str, ...] = ("true class", "predicted", "points of the class")
+        else:
+            cells = sorted((cell for cell in self.cells if cell[0] != cell[1]), key=lambda cell: (-cell[2], cell[:2]))
+            rows = [(self.names[t], self.names[a], f"{n:,}", f"{100 * s:.1f}") for t, a, n, s in cells[:PAIRS]]
+            headings = ("true class", "predicted", "n", "% of the class")
+        note = f"the {PAIRS} largest of {len(cells):,}" if len(cells) > PAIRS else ""
+        return Table(headings, rows, note)
 
 
 @dataclass(frozen=True)
@@ -247,6 +230,7 @@ class Graph(Figure):
     """A lineage: files and what they were made from, the sources of each before it."""
 
     nodes: tuple[Node, ...]
+    listed: tuple[Node, ...] = ()  # for the table, if it has more than are drawn
     layers: tuple[int, ...] = field(init=False)  # of each node, counted from the left
 
     def __post_init__(self) -> None:
@@ -281,14 +265,14 @@ class Graph(Figure):
 
     def table(self) -> Table:
         """Return one row per file, with its whole hash."""
-        rows = []
-        for node in self.nodes:
-            sources = ", ".join(self.nodes[source].name for source in node.sources)
+        rows, nodes = [], self.listed or self.nodes
+        for node in nodes:
+            sources = ", ".join(nodes[source].name for source in node.sources)
             rows.append((node.name, node.kind + (f" ({node.note})" if node.note else ""), sources, node.sha256))
         return Table(("file", "kind", "made from", "sha256"), rows)
 
 
-AnyFigure = Forest | Curves | Bars | Reliability | Matrix | Density | Graph
+AnyFigure = Forest | Curves | Dots | Reliability | Matrix | Density | Graph
 
 
 @dataclass(frozen=True)

@@ -8,24 +8,26 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
-import msgspec
 from markupsafe import Markup
 
 from dlcv_cli import __version__
 from dlcv_cli.errors import FileError, escape_controls
 from dlcv_cli.files.disk import JSON, check_schema, parse_json, require_file
+from dlcv_cli.report import summary
 from dlcv_cli.report.kinds import AnyFigure, FigureGroup, Forest, Graph, Matrix, Panel, Table
 from dlcv_cli.report.render import render_inline
-from dlcv_cli.report.reported import Gallery, Reported
-from dlcv_cli.results.comparison import Comparison, Row, format_number
+from dlcv_cli.report.reported import Disagreement, Gallery, Reported, ReportedRow
+from dlcv_cli.results import tables
+from dlcv_cli.results.comparison import Comparison, Pair, Row, format_number
 
 SCHEMA = "dlcv.report/1"
 RECIPE = "dlcv.recipe"
@@ -35,13 +37,21 @@ FOLDED = 10  # classes; a larger confusion matrix fills a screen
 
 @dataclass(frozen=True)
 class Section:
-    """The part of the page about one study: its table, networks and figures."""
+    """The part of the page about one study: its comparison, rows and figures."""
 
     comparison: Comparison
-    networks: tuple[Reported, ...]
+    rows: tuple[ReportedRow, ...]
+    classes: int  # 0: the study has none
+    sizes: Mapping[str, int]  # examples of each part
     forest: Forest  # the table's values, for the bars in it
     groups: tuple[FigureGroup, ...]
     lineage: FigureGroup
+    disagreements: tuple[Disagreement, ...] = ()
+
+    @property
+    def networks(self) -> list[Reported]:
+        """The checkpoints of all rows."""
+        return [network for row in self.rows for network in row.networks]
 
     @property
     def all_groups(self) -> tuple[FigureGroup, ...]:
@@ -51,58 +61,82 @@ class Section:
     @property
     def heading(self) -> str:
         """The study, part and size, such as `Images: test, n = 1,736`."""
-        data = self.comparison.data
-        return f"{data.study.capitalize()}: {data.part}, n = {data.n:,}"
+        return f"{self.comparison.data.study.capitalize()}: {tables.describe_data(self.comparison)}"
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether a row has several runs."""
+        return any(len(row.networks) > 1 for row in self.rows)
 
     @cached_property
     def best(self) -> str:
-        """The network that is best in the first metric; its pictures are unfolded."""
+        """The row that is best in the first metric; its pictures are unfolded."""
         key = self.comparison.metric
-        return next((row.name for row in self.comparison.rows if key in row.best), self.networks[0].name)
+        return next((row.name for row in self.comparison.rows if key in row.best), self.rows[0].name)
 
-    def banners(self) -> list[tuple[str, str]]:
-        """Return warnings as (kind, text): collapse, contamination, and pictures that are missing."""
-        banners = [("Collapse", sentence) for sentence in self.comparison.collapses]
-        for network in self.networks:
-            leak = network.evaluation.contamination
-            if leak.leaks:
-                trained = f"{network.name} was trained on {leak.examples:,} of the {leak.of:,} examples of this part"
-                banners.append(("Contamination", f"{trained}: its metrics say nothing about unseen data."))
-            if leak.unchecked and not leak.by_chance:
-                files = ", ".join(f"{file.name} ({file.why})" for file in leak.unchecked)
-                text = f"some files that {network.name} was made from could not be read: {files}."
-                banners.append(("Not checked", f"{text} It may have been trained on examples of this part."))
-        galleries = [gallery for network in self.networks for gallery in network.galleries]
-        pictures = [picture for gallery in galleries for row in gallery.rows for picture in row.pictures]
-        problems = {picture.example.path: picture.problem for picture in pictures if picture.problem}
-        if problems:
-            reasons = ", ".join(sorted(set(problems.values())))
-            text = f"{len(problems):,} images are not as they were when evaluated ({reasons})."
-            banners.append(("Pictures missing", text))
-        return banners
+    @cached_property
+    def findings(self) -> list[Pair]:
+        """The tests whose sentences stand on top."""
+        return summary.choose_findings(self.comparison)
+
+    @property
+    def limits(self) -> list[summary.Limit]:
+        """What cannot be concluded."""
+        pictures = [gallery for row in self.rows for gallery in row.galleries]
+        pictures += [own.gallery for own in self.disagreements]
+        return summary.list_limits(self.comparison, self.rows, pictures)
+
+    @property
+    def data(self) -> str:
+        """Which data was used."""
+        return summary.describe_data(self.comparison, self.classes, self.sizes)
+
+    @property
+    def compared(self) -> list[str]:
+        """What each row is."""
+        return summary.describe_rows(self.comparison, self.rows)
+
+    @property
+    def csv(self) -> str:
+        """The comparison as CSV, as an address that holds it."""
+        return f"data:text/csv;charset=utf-8,{quote(tables.render_csv(self.comparison) + chr(10))}"
+
+    def tests(self) -> list[tuple[Pair, bool, list[str]]]:
+        """Return each test, whether its sentence stands on top already, and what else is known of it.
+
+        A test that has nothing beyond the sentence on top is left out.
+        """
+        tests = [(p, p in self.findings, summary.list_details(p)) for p in self.comparison.pairs]
+        return [own for own in tests if not own[1] or own[2]]
+
+    def noun(self, metric: str) -> str:
+        """Return what a metric is called in a sentence."""
+        return next(column.noun for column in self.comparison.columns if column.key == metric)
 
     def hints(self) -> list[str]:
         """Return how to read the table, in sentences."""
         comparison, panels = self.comparison, self.forest.panels
-        scales = "; ".join(
-            f"{p.axis.title} {p.axis.low_high()}{' (logarithmic)' if p.axis.log else ''}" for p in panels
-        )
-        hints = [f"The bars span {scales}. An arrow marks a value beyond that."]
-        hints.append(comparison.describe_intervals())
+        logarithmic = [panel.axis.title for panel in panels if panel.axis.log]
+        hints = ["Each bar is the interval, and the dot in it the value, on the scale above its column."]
+        if self.has_runs:
+            hints.append("The small dots below it are the runs.")
+        if logarithmic:
+            hints.append(f"The scale of {', '.join(logarithmic)} is logarithmic.")
+        hints.append("An arrow marks a value beyond the scale, which leaves out what has collapsed, and baselines.")
         if comparison.common:
             counts = ", ".join(f"{name} {n:,}" for name, n in comparison.common.items())
             hints.append(f"The table compares the {comparison.data.n:,} examples that all networks share, of {counts}.")
             hints.append("The figures below use all examples of each network.")
-        return hints + comparison.untested + comparison.searches
+        return hints
 
     def marks(self, row: Row) -> list[str]:
-        """Return what the table says beside a network's name."""
+        """Return what the table says beside a row's name."""
         several = f"{len(row.fallen)} of {len(row.runs)} runs collapsed"
         fallen = ["collapsed" if len(row.runs) == 1 else several] if row.fallen else []
         return fallen + ["trained on this"] * row.contaminated
 
     def pairs(self) -> Table:
-        """Return the numbers of the paired tests."""
+        """Return the numbers of the tests."""
         columns = {column.key: column for column in self.comparison.columns}
         rows = []
         for pair in self.comparison.pairs:
@@ -112,9 +146,11 @@ class Section:
                 for value in (pair.difference, pair.interval.low, pair.interval.high)
             )
             names = f"{pair.name} - {pair.reference}"
-            p, p_holm = f"{pair.p:.3g}", f"{pair.p_holm:.3g}"
-            rows.append((names, column.heading, difference, f"{low} to {high}", p, p_holm, pair.test, f"{pair.n:,}"))
-        return Table(("pair", "metric", "difference", "95 % interval", "p", "p, Holm", "test", "n"), rows)
+            ps, runs = (f"{pair.p:.3g}", f"{pair.p_holm:.3g}"), " and ".join(map(str, pair.runs))
+            tested = (pair.test, pair.over, f"{pair.n:,}", runs)
+            rows.append((names, column.heading, difference, f"{low} to {high}", *ps, *tested))
+        headings = ("pair", "metric", "difference", "95 % interval", "p", "p, Holm", "test", "over", "examples", "runs")
+        return Table(headings, rows)
 
     def runs(self) -> Iterator[tuple[str, Table]]:
         """Yield the metrics of each run, of rows that have several."""
@@ -129,44 +165,38 @@ class Section:
             headings = ("run", "fold", "seed", *(column.heading for column in columns))
             yield f"{row.name}: {len(row.runs)} runs", Table(headings, rows)
 
-    def galleries(self) -> dict[str, list[tuple[str, Gallery]]]:
-        """Return (network, gallery) pairs by heading."""
-        groups: dict[str, list[tuple[str, Gallery]]] = {}
-        for network in self.networks:
-            for gallery in network.galleries:
-                if any(row.pictures for row in gallery.rows):
-                    groups.setdefault(gallery.heading, []).append((network.name, gallery))
+    def galleries(self) -> dict[str, list[tuple[str, str, Gallery]]]:
+        """Return (row, how it is called, gallery) by heading."""
+        groups: dict[str, list[tuple[str, str, Gallery]]] = {}
+        for row in self.rows:
+            for gallery in row.galleries:
+                if any(strip.pictures for strip in gallery.rows):
+                    groups.setdefault(gallery.heading, []).append((row.name, row.shown, gallery))
         return groups
 
-    def tries(self) -> Iterator[tuple[str, Table]]:
-        """Yield what was tried, of networks whose settings were chosen."""
-        for network in self.networks:
-            rows = []
-            for t in network.metrics.tries:
-                trained = ("linear", "") if t.lr is None else (f"{t.lr:g}", str(t.epochs))
-                scores = (format_number(t.val_loss), format_number(t.val_accuracy, percent=True))
-                rows.append((t.resize, t.augment, f"{t.weight_decay:g}", *trained, *scores))
-            headings = ("resize", "augment", "weight decay", "lr", "epochs", "validation loss", "validation top-1 %")
-            if rows:
-                yield f"{network.name}: {len(rows)} tries", Table(headings, rows)
+    def agreement(self) -> Table:
+        """Return how many examples both runs of each pair get right, one of them, or none."""
+        rows = [
+            (
+                f"{own.row.name} and {own.reference.name}",
+                *(f"{n:,}" for n in own.counts),
+            )
+            for own in self.disagreements
+        ]
+        headings = ("pair of runs", "both right", "only the first", "only the second", "both wrong, alike")
+        return Table((*headings, "both wrong, differently"), rows)
 
     def settings(self) -> Iterator[tuple[str, Table]]:
-        """Yield the settings and machine of each network's training and evaluation."""
-        for network in self.networks:
-            rows: list[tuple[str, ...]] = []
-            for what, document in (("training", network.metrics), ("evaluation", network.evaluation)):
-                values = msgspec.to_builtins(document)
-                for key in ("stage", "task", "arch", "precision", "config", "chosen", "parameters", "run"):
-                    rows += [(f"{what} {name}", value) for name, value in _flatten(key, values.get(key))]
-            yield network.name, Table(("setting", "value"), rows)
+        """Yield the settings and machine of each row's training and evaluation."""
+        return summary.list_settings(self.rows)
 
+    def differing_settings(self) -> Table | None:
+        """Return the settings in which rows differ."""
+        return summary.compare_settings(self.rows)
 
-def _flatten(name: str, value: Any) -> Iterable[tuple[str, str]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flatten(f"{name}.{key}", inner)
-    elif value is not None:
-        yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    def tries(self) -> Iterator[tuple[str, Table]]:
+        """Yield what was tried on the validation part."""
+        return summary.list_tries(self.rows)
 
 
 def fills_screen(figure: AnyFigure) -> bool:
@@ -179,12 +209,13 @@ def is_wide(figure: AnyFigure) -> bool:
     return isinstance(figure, Graph) or fills_screen(figure)
 
 
-def place_bar(panel: Panel, row: int) -> dict[str, float] | None:
-    """Return the x positions of a value and its interval on its panel's scale, 0 to 1; None if there is no value."""
+def place_bar(panel: Panel, row: int) -> dict[str, Any] | None:
+    """Return the x positions of a value, its interval and its runs on its panel's scale, 0 to 1; None: no value."""
     if (estimate := panel.values[row]) is None:
         return None
     axis, (value, interval) = panel.axis, estimate
-    position = {"value": axis.place(value), "beyond": (value > axis.high) - (value < axis.low)}
+    runs = [axis.place(run) for run in (panel.runs[row] if panel.runs else ()) if axis.low <= run <= axis.high]
+    position = {"value": axis.place(value), "beyond": (value > axis.high) - (value < axis.low), "runs": runs}
     return position | ({"low": axis.place(interval[0]), "high": axis.place(interval[1])} if interval else {})
 
 
@@ -198,7 +229,7 @@ def write_page(sections: Sequence[Section], recipe: Mapping[str, Any]) -> str:
     return render_page(
         "page.html.j2",
         sections=sections,
-        names=[network.name for section in sections for network in section.networks],
+        names=[row.name for section in sections for row in section.rows],
         recipe=json.dumps(recipe, separators=(",", ":")),
         recipe_name=RECIPE,
     )

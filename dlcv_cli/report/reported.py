@@ -1,9 +1,11 @@
-"""What a page shows of a network: its files, its evaluation and metrics, and pictures of single examples."""
+"""What a page shows of a row: the checkpoints of its runs with their files, and pictures of single examples."""
 
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -32,22 +34,21 @@ def embed_jpeg(content: bytes) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class PictureRow:
     """Pictures side by side, with what they have in common."""
 
     pictures: tuple[Picture, ...]
-    true: str = ""
-    predicted: str = ""
+    title: str
     text: str = ""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures of one network under a heading; galleries with the same heading stand together on the page."""
+    """Pictures under a heading; galleries with the same heading stand together on the page."""
 
     heading: str
     hint: str
-    rows: tuple[Row, ...]
+    rows: tuple[PictureRow, ...]
 
 
 @dataclass(frozen=True)
@@ -59,4 +60,62 @@ class Reported:
     file: Path  # its evaluation
     evaluation: AnyEvaluation
     metrics: TrainingMetrics
-    galleries: tuple[Gallery, ...] = ()
+
+    @property
+    def fold(self) -> int:
+        """The fold of its split; 0 if that has none."""
+        return self.evaluation.trained.fold or 0
+
+
+@dataclass(frozen=True)
+class ReportedRow:
+    """A row of the comparison: the checkpoints of one recipe. `metric` is the key of the comparison's first metric."""
+
+    name: str
+    networks: tuple[Reported, ...]
+    metric: str
+    galleries: tuple[Gallery, ...] = field(default=())
+
+    @property
+    def representative(self) -> Reported:
+        """The median run in the first metric; of an even number the lower one."""
+        return choose_median(self.networks, self.metric)
+
+    @property
+    def shown(self) -> str:
+        """The row's name, with the run that its pictures are of, if it has several."""
+        return f"{self.name} (run {self.representative.name})" if len(self.networks) > 1 else self.name
+
+    def by_fold(self) -> dict[int, tuple[Reported, ...]]:
+        """Return the checkpoints of each fold, in order."""
+        ordered = sorted(self.networks, key=lambda network: network.fold)
+        return {fold: tuple(own) for fold, own in itertools.groupby(ordered, lambda network: network.fold)}
+
+
+def choose_median(networks: Sequence[Reported], metric: str) -> Reported:
+    """Return the checkpoint whose metric is the median; of an even number the lower one of the middle."""
+    ordered = sorted(networks, key=lambda network: (network.evaluation.metrics[metric], network.name))
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def pair_runs(row: ReportedRow, reference: ReportedRow) -> tuple[Reported, Reported]:
+    """Return a run of each row that were evaluated on the same fold: the median ones.
+
+    The fold is that of the row's representative, or the first that both have.
+    """
+    ours, theirs = row.by_fold(), reference.by_fold()
+    own = row.representative
+    if own.fold in theirs:
+        return own, choose_median(theirs[own.fold], reference.metric)
+    fold = next(fold for fold in ours if fold in theirs)
+    return choose_median(ours[fold], row.metric), choose_median(theirs[fold], reference.metric)
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """The examples of two runs by who gets them right: counts, and pictures of some of them."""
+
+    row: Reported
+    reference: Reported
+    counts: tuple[int, ...]  # both right, only the row, only the reference, both wrong alike, both wrong differently
+    gallery: Gallery

@@ -9,7 +9,7 @@ from dlcv_cli.files.disk import check_output
 from dlcv_cli.files.near_duplicates import Copies, read_copies
 from dlcv_cli.report.duplicates import MOST, Copy, Section, Shown, render_duplicates
 from dlcv_cli.stages.evaluate import write_text
-from dlcv_cli.studies.images.report import make_thumbnail
+from dlcv_cli.studies.images.pictures import make_thumbnail
 
 
 def check_page(page: Path) -> None:

@@ -26,8 +26,8 @@ from dlcv_cli.stages.weights import locate_weights
 from dlcv_cli.statistics.label_doubts import LabelDoubts, find_doubts
 from dlcv_cli.studies.images.features import FrozenLayers
 from dlcv_cli.studies.images.label_doubts import assign_folds, pool_features, predict_out_of_fold
+from dlcv_cli.studies.images.pictures import make_thumbnail
 from dlcv_cli.studies.images.predictor import load_part, place_and_split, prepare
-from dlcv_cli.studies.images.report import make_thumbnail
 from dlcv_cli.vision.architectures import ARCHITECTURES
 from dlcv_cli.vision.inference import resolve_precision
 from dlcv_cli.vision.splits import PARTS, Example

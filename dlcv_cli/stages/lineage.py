@@ -14,7 +14,7 @@ from dlcv_cli.files import splits, tensors
 from dlcv_cli.files.disk import JSON, as_object, hash_file, hash_json
 from dlcv_cli.files.recipes import identify_run
 from dlcv_cli.report.kinds import FigureGroup, Graph, Node
-from dlcv_cli.report.reported import Reported
+from dlcv_cli.report.reported import Reported, ReportedRow
 from dlcv_cli.results.codec import encode
 from dlcv_cli.results.comparison import Comparison
 from dlcv_cli.results.evaluation import Contamination, Unchecked
@@ -163,8 +163,23 @@ def report_contamination(checkpoint: Path, leak: Contamination, part: str, allow
         )
 
 
-def draw_lineage(networks: Sequence[Reported], comparison: Comparison) -> FigureGroup:
-    """Return the graph of all files that the comparison was made from, as the files themselves record it."""
+def draw_lineage(rows: Sequence[ReportedRow], comparison: Comparison) -> FigureGroup:
+    """Return the graph of the files that the comparison was made from, as the files themselves record it.
+
+    Of a row with several runs one is drawn, the representative; the table of the figure has the files of all.
+    """
+    every = _list_files([network for row in rows for network in row.networks], comparison)
+    drawn = _list_files([row.representative for row in rows], comparison)
+    origins = ", ".join(node.name for node in every if not node.sources)
+    text = f"{len(every)} files, from {origins} to the table. The table below has the hashes in full."
+    graph = Graph("lineage", f"Lineage: {comparison.data.study}", text, drawn, every)
+    hint = "Each file with the first digits of its sha256; lines lead to what was made from it."
+    hint += " Of the runs of a row one is drawn; the numbers list all." if len(drawn) < len(every) else ""
+    return FigureGroup("From data to table", hint, [graph])
+
+
+def _list_files(networks: Sequence[Reported], comparison: Comparison) -> tuple[Node, ...]:
+    """Return a node for each file that evaluations of these checkpoints were made from, and for the table."""
     nodes: dict[tuple[str, str], Node] = {}  # by name and content, each after its sources
     evaluations = []
     for network in networks:
@@ -173,11 +188,7 @@ def draw_lineage(networks: Sequence[Reported], comparison: Comparison) -> Figure
         file = Source("evaluation", network.file.name, hash_file(network.file), sources=sources)
         evaluations.append(_add(nodes, file))
     table = Node("comparison", "this table", hash_json(encode(comparison)), tuple(evaluations))
-    origins = ", ".join(node.name for node in nodes.values() if not node.sources)
-    text = f"{len(nodes) + 1} files, from {origins} to the table. The table below has the hashes in full."
-    graph = Graph("lineage", f"Lineage: {comparison.data.study}", text, (*nodes.values(), table))
-    hint = "Each file with the first digits of its sha256; lines lead to what was made from it."
-    return FigureGroup("From data to table", hint, [graph])
+    return (*nodes.values(), table)
 
 
 def _add(nodes: dict[tuple[str, str], Node], source: Source) -> int:

@@ -17,7 +17,8 @@ from dlcv_cli.files.recipes import Input, Recipe, is_up_to_date
 from dlcv_cli.report.figures import draw_comparison, draw_differences, draw_learning
 from dlcv_cli.report.kinds import FigureGroup
 from dlcv_cli.report.page import SCHEMA, Section, read_recipe, write_page
-from dlcv_cli.report.reported import Reported
+from dlcv_cli.report.reported import Reported, ReportedRow, pair_runs
+from dlcv_cli.results.comparison import Comparison
 from dlcv_cli.results.metrics import metrics_path, read_metrics
 from dlcv_cli.stages.compare import compare
 from dlcv_cli.stages.data import fill_folder
@@ -25,6 +26,7 @@ from dlcv_cli.stages.evaluate import evaluate
 from dlcv_cli.stages.groups import Network, group_runs
 from dlcv_cli.stages.lineage import draw_lineage
 from dlcv_cli.studies import study_named
+from dlcv_cli.studies.base import Places
 
 PAPER_FORMATS = ("svg", "pdf", "png")
 
@@ -102,13 +104,21 @@ def _inputs(networks: Sequence[Reported]) -> dict[str, Input]:
 
 def _make_section(name: str, all_networks: Sequence[Reported], options: ReportOptions, context: Context) -> Section:
     study, networks = study_named(name), [n for n in all_networks if n.evaluation.data.study == name]
-    rows = group_runs([Network(network.name, network.evaluation, {}) for network in networks], options.compare.group)
-    known = {*(row.name for row in rows), *(network.name for network in networks)}
+    grouped = group_runs([Network(network.name, network.evaluation, {}) for network in networks], options.compare.group)
+    known = {*(row.name for row in grouped), *(network.name for network in networks)}
     is_here = options.compare.reference in known or len({n.evaluation.data.study for n in all_networks}) == 1
     how = options.compare if is_here else replace(options.compare, reference=None)
-    evaluations = [(network.name, network.file) for network in networks]
-    comparison = compare(evaluations, how)
-    trainings = [(network.name, network.metrics) for network in networks]
+    comparison = compare([(network.name, network.file) for network in networks], how)
+    rows = _make_rows(comparison, networks)
+    places = Places(context.root, options.data)
+    shown = tuple(
+        replace(row, galleries=study.load_pictures(row.representative, len(rows), places)) for row in rows.values()
+    )
+    reference = rows[comparison.reference]
+    pairs = [pair_runs(row, reference) for row in shown if row.name != reference.name]
+    disagreements = [study.find_disagreement(pair, len(rows), places) for pair in pairs]
+    several = any(len(row.networks) > 1 for row in shown)
+    runs = " A line is the median of a row's runs, and its band their range." if several else ""
     groups = [
         FigureGroup(
             "Differences",
@@ -118,13 +128,35 @@ def _make_section(name: str, all_networks: Sequence[Reported], options: ReportOp
         ),
         FigureGroup(
             "Learning curves",
-            "The ring marks the record whose weights were kept. All curves of a quantity have the same vertical scale.",
-            draw_learning(trainings, study.step, study.log_loss),
+            f"The ring marks the {study.step} whose weights were kept.{runs} "
+            "Training and validation have the same scale.",
+            draw_learning(shown, study.step, study.log_loss),
         ),
-        *study.draw_figures(networks),
+        *study.draw_figures(shown, comparison.reference),
     ]
-    shown = tuple(replace(n, galleries=study.load_pictures(n, context.root, options.data)) for n in networks)
-    return Section(comparison, shown, draw_comparison(comparison), tuple(groups), draw_lineage(networks, comparison))
+    first = networks[0]
+    data = options.data or first.file.parent / first.evaluation.data.path
+    parts = study.digest_examples(data, first.evaluation.trained.fold)
+    return Section(
+        comparison,
+        shown,
+        len(study.class_names(first.evaluation)),
+        {part: len(examples) for part, examples in parts.items()},
+        draw_comparison(comparison),
+        tuple(groups),
+        draw_lineage(shown, comparison),
+        tuple(own for own in disagreements if own),
+    )
+
+
+def _make_rows(comparison: Comparison, networks: Sequence[Reported]) -> dict[str, ReportedRow]:
+    """Return the rows of a comparison that have runs, by name, with the checkpoints of these."""
+    by_name = {network.name: network for network in networks}
+    return {
+        row.name: ReportedRow(row.name, tuple(by_name[run.name] for run in row.runs), comparison.metric)
+        for row in comparison.rows
+        if row.runs
+    }
 
 
 def _draw_files(sections: Sequence[Section]) -> Iterator[tuple[str, bytes]]:

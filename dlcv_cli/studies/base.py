@@ -19,7 +19,7 @@ from dlcv_cli.context import Context
 from dlcv_cli.errors import SettingError
 from dlcv_cli.files.disk import JSON
 from dlcv_cli.report.kinds import FigureGroup
-from dlcv_cli.report.reported import Gallery, Reported
+from dlcv_cli.report.reported import Disagreement, Gallery, Reported, ReportedRow
 from dlcv_cli.results.codec import Struct
 from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import AnyEvaluation, Baseline, Interval
@@ -91,6 +91,14 @@ class Prediction:
     file: Path
     values: dict[str, Any] = field(default_factory=dict)  # by the names of the columns
     problem: str = ""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a report looks for images and data; None: where the evaluation names them."""
+
+    root: Path | None = None
+    data: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -198,12 +206,16 @@ class Study(ABC, Generic[S]):
         raise SettingError(f"classes are listed of images, and this checkpoint is of {self.name}")
 
     @abstractmethod
-    def draw_figures(self, networks: Sequence[Reported]) -> list[FigureGroup]:
-        """Return the figures of a report beside table and learning curves."""
+    def draw_figures(self, rows: Sequence[ReportedRow], reference: str) -> list[FigureGroup]:
+        """Return the figures of a report beside table and learning curves; `reference` is the name of a row."""
 
-    def load_pictures(self, network: Reported, root: Path | None, data: Path | None) -> tuple[Gallery, ...]:
-        """Return pictures of single examples for a report."""
+    def load_pictures(self, network: Reported, rows: int, places: Places) -> tuple[Gallery, ...]:
+        """Return pictures of single examples for a report that has this number of rows."""
         return ()
+
+    def find_disagreement(self, pair: tuple[Reported, Reported], rows: int, places: Places) -> Disagreement | None:
+        """Return on which examples two checkpoints disagree; None: the study has no right and wrong."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dlcv_cli.files import splits
 from dlcv_cli.files.disk import make_relative
 from dlcv_cli.files.splits import Split
 from dlcv_cli.report.kinds import FigureGroup
-from dlcv_cli.report.reported import Gallery, Reported
+from dlcv_cli.report.reported import Disagreement, Gallery, Reported, ReportedRow
 from dlcv_cli.results.comparison import Column
 from dlcv_cli.results.evaluation import AnyEvaluation, ImageDetails
 from dlcv_cli.statistics import metrics
@@ -27,7 +27,7 @@ from dlcv_cli.statistics.means import compute_mean_interval
 from dlcv_cli.statistics.metrics import Scores, score_logits, score_predictions
 from dlcv_cli.statistics.recalls import compute_recall_interval
 from dlcv_cli.statistics.significance import estimate_share
-from dlcv_cli.studies.base import Array, Arrays, Exported, ExportRequest, Measured, Metric, Prediction, Study
+from dlcv_cli.studies.base import Array, Arrays, Exported, ExportRequest, Measured, Metric, Places, Prediction, Study
 from dlcv_cli.studies.images.errors import describe_errors, number_groups
 from dlcv_cli.studies.images.near_duplicates import measure_without
 from dlcv_cli.vision.datasets import list_images
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 CHUNK = 2048  # images that are predicted before more are listed
 TOP = 5
-
 
 METRICS: tuple[Metric[Scores], ...] = (
     Metric(
@@ -237,16 +236,20 @@ class ImageStudy(Study[Scores]):
     def class_names(self, evaluation: AnyEvaluation) -> list[str]:
         return [row.name for row in evaluation.details.per_class]
 
-    def draw_figures(self, networks: Sequence[Reported]) -> list[FigureGroup]:
+    def draw_figures(self, rows: Sequence[ReportedRow], reference: str) -> list[FigureGroup]:
         from dlcv_cli.studies.images.report import draw_figures
 
-        return draw_figures(networks)
+        return draw_figures(rows, reference)
 
-    def load_pictures(self, network: Reported, root: Path | None, data: Path | None) -> tuple[Gallery, ...]:
-        """Return the images most confused, and those with the highest loss."""
-        from dlcv_cli.studies.images.report import load_pictures
+    def load_pictures(self, network: Reported, rows: int, places: Places) -> tuple[Gallery, ...]:
+        from dlcv_cli.studies.images.pictures import load_pictures
 
-        return load_pictures(network, root, data)
+        return load_pictures(network, rows, places)
+
+    def find_disagreement(self, pair: tuple[Reported, Reported], rows: int, places: Places) -> Disagreement:
+        from dlcv_cli.studies.images.pictures import find_disagreement
+
+        return find_disagreement(pair, rows, places)
 
 
 def choose_threshold(checkpoint: ImageCheckpoint, error: float, reporter: Reporter) -> float:

@@ -16,10 +16,12 @@ from dlcv_cli.errors import DlcvError, FileError, SettingError
 from dlcv_cli.files import sequences, tensors
 from dlcv_cli.files.disk import as_object
 from dlcv_cli.files.sequences import SequenceFile
-from dlcv_cli.report.kinds import Axis, Curves, Density, FigureGroup, Line, spanning_axis
-from dlcv_cli.report.reported import Reported
+from dlcv_cli.report.axes import Axis, spanning_axis
+from dlcv_cli.report.figures import line_over_runs, thin_out
+from dlcv_cli.report.kinds import Curves, Density, FigureGroup
+from dlcv_cli.report.reported import ReportedRow
 from dlcv_cli.results.comparison import Column, format_number
-from dlcv_cli.results.evaluation import AnyEvaluation, ByLength, Evaluation, SequenceDetails
+from dlcv_cli.results.evaluation import AnyEvaluation, ByLength, SequenceDetails
 from dlcv_cli.sequences.cells import CELLS, Cell, check_parameters
 from dlcv_cli.sequences.engines import ENGINES, build_engine
 from dlcv_cli.sequences.tasks import TASKS, Sequences, Task
@@ -182,21 +184,25 @@ class SequenceStudy(Study[Predicted]):
     def judge(self, scores: Predicted, baseline: Predicted, classes: Sequence[str]) -> Collapse:
         return judge_numbers(scores.predictions[None], scores.targets, float(baseline.predictions[0]))
 
-    def draw_figures(self, networks: Sequence[Reported]) -> list[FigureGroup]:
+    def draw_figures(self, rows: Sequence[ReportedRow], reference: str) -> list[FigureGroup]:
         densities = []
-        for network in networks:
-            arrays = read_predictions(network.file, network.evaluation)
-            densities.append(draw_predictions(network.name, arrays["predictions"], arrays["targets"]))
+        for row in rows:
+            arrays = [read_predictions(network.file, network.evaluation) for network in row.networks]
+            predictions, targets = (np.concatenate([own[key] for own in arrays]) for key in ("predictions", "targets"))
+            densities.append(draw_predictions(row.name, predictions, targets))
+        several = any(len(row.networks) > 1 for row in rows)
         return [
             FigureGroup(
                 "Predictions and true values",
-                "The stronger a cell's colour, the more predictions lie in it; correct ones lie on the diagonal.",
+                "The stronger a cell's colour, the more predictions lie in it; correct ones lie on the diagonal."
+                + (" Those of all runs are put together." if several else ""),
                 densities,
             ),
             FigureGroup(
-                "Error by length",
-                "Mean squared error over the sequences of each length.",
-                [draw_error_by_length([(network.name, network.evaluation) for network in networks])],
+                "Where they fail: error by length",
+                "Mean squared error over the sequences of each length"
+                + (": median of the runs, with their range as a band." if several else "."),
+                [draw_error_by_length(rows)],
             ),
         ]
 
@@ -288,14 +294,17 @@ def draw_predictions(name: str, predictions: NDArray[np.floating], targets: NDAr
     return Density(f"predicted-{name}", f"Predictions: {name}", text, x, y, counts, tuple(deciles))
 
 
-def draw_error_by_length(evaluations: Sequence[tuple[str, Evaluation[SequenceDetails]]]) -> Curves:
-    """Return the mean squared error by sequence length, one line per network."""
+def draw_error_by_length(rows: Sequence[ReportedRow]) -> Curves:
+    """Return the mean squared error by sequence length, one line per row."""
     lines = []
-    for style, (name, evaluation) in enumerate(evaluations):
-        rows = evaluation.details.by_length
-        lines.append(Line(name, tuple(row.length for row in rows), tuple(row.mse for row in rows), style=style))
+    for style, row in enumerate(rows):
+        details: list[SequenceDetails] = [network.evaluation.details for network in row.networks]
+        points = [(own.length, own.mse) for part in details for own in part.by_length]
+        line = line_over_runs(row.name, points, style)
+        lines.append(thin_out(line, line.x[-1]))
     x = spanning_axis("length", [x for line in lines for x in line.x], whole=True)
-    y = spanning_axis("MSE", [y for line in lines for y in line.y], log=True)
-    ends = "; ".join(f"{line.name} {y.label(line.y[0])} to {y.label(line.y[-1])}" for line in lines)
-    text = f"Mean squared error from length {x.label(lines[0].x[0])} to {x.label(lines[0].x[-1])}: {ends}."
+    ends = [y for line in lines for y in (*line.y, *(end for band in line.band for end in band))]
+    y = spanning_axis("MSE", ends, log=True)
+    texts = "; ".join(f"{line.name} {y.label(line.y[0])} to {y.label(line.y[-1])}" for line in lines)
+    text = f"Mean squared error from length {x.label(lines[0].x[0])} to {x.label(lines[0].x[-1])}: {texts}."
     return Curves("by-length", "Error by length", text, x, y, tuple(lines))
