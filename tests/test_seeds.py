@@ -23,7 +23,6 @@ from dlcv_cli.sequences.engines.compiled import Compiled
 from dlcv_cli.sequences.training import Training
 from dlcv_cli.stages import seed_runs
 from dlcv_cli.stages import train_sequences as seq
-from dlcv_cli.statistics.metrics import summarize_runs
 
 LAYERS = {"elman": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
 SETTINGS = ("--hidden-size", 4, "--record-every", 40, "--lr", 0.02)
@@ -43,12 +42,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read_arrays(path: Path) -> dict[str, Any]:
     """Return the tensors of a checkpoint."""
     return tensors.read(path, tensors.CHECKPOINT).arrays
-
-
-def test_summarize_runs() -> None:
-    """Mean, sample standard deviation, minimum and maximum; a single run has no spread."""
-    assert summarize_runs([1.0, 2.0, 6.0]) == {"mean": 3, "std": pytest.approx(7**0.5), "min": 1, "max": 6}
-    assert summarize_runs([0.5]) == {"mean": 0.5, "std": 0, "min": 0.5, "max": 0.5}
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 64])
