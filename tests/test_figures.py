@@ -284,14 +284,15 @@ def test_learning_curves_are_of_rows() -> None:
                 {"iteration": step, "train_loss": 2.0 + seed, "val_loss": (1.0 + seed) / step} for step in (100, 200)
             ]
             evaluation = random_evaluation(3, np.random.default_rng(0), seed)
-            networks.append(Reported(f"{name}{seed}", Path(), Path(), evaluation, training_metrics(records)))
+            metrics = training_metrics(records[::-1] if seed < 2 else records)  # the second is the best one
+            networks.append(Reported(f"{name}{seed}", Path(), Path(), evaluation, metrics))
         rows.append(ReportedRow(name, tuple(networks), "top1_accuracy"))
     validation, training = draw_learning(rows, "iteration", log_loss=True)
     assert [line.name for line in validation.lines] == ["gru", "lstm"]
     gru, lstm = validation.lines
     assert (gru.x, gru.y) == ((100, 200), (0.02, 0.01))
     assert gru.band == ((0.01, 0.03), (0.005, 0.015))
-    assert gru.marks == ((200, 0.01),)
+    assert gru.marks == ((100, 0.02),)
     assert lstm.band == ()
     assert validation.y == training.y
     assert len(ElementTree.fromstring(render_inline(validation, "f")).findall(".//text")) > 4
