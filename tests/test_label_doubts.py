@@ -78,6 +78,15 @@ def test_example_by_hand() -> None:
     assert doubts.suggested.tolist() == [1, 1, 1, 0, 0, 0]
 
 
+def test_most_probable_label_is_no_doubt() -> None:
+    """The least probable label of a class with one wrong example is no doubt if no other class is as probable."""
+    probabilities = np.array([[0.5, 0.3, 0.2], [0.9, 0.05, 0.05], [0.05, 0.3, 0.65], [0.6, 0.3, 0.1]])
+    labels = np.array([0, 0, 1, 1])
+    np.testing.assert_allclose(find_thresholds(probabilities, labels), [0.7, 0.3, np.inf])
+    np.testing.assert_allclose(count_wrong(probabilities, labels), [1, 0, 0])
+    assert not find_doubts(probabilities, labels).doubted.any()
+
+
 def test_class_without_examples_is_suggested_to_nobody_confidently() -> None:
     """A class that no label names has an infinite threshold, and no division by zero."""
     probabilities = np.array([[0.2, 0.1, 0.7], [0.1, 0.2, 0.7]])
