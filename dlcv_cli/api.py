@@ -20,6 +20,7 @@ MODULES = {
         "dlcv_cli.stages.card": "write_card",
         "dlcv_cli.stages.compare": "compare",
         "dlcv_cli.stages.export": "export",
+        "dlcv_cli.stages.label_doubts": "find_label_doubts",
         "dlcv_cli.stages.report": "ReportOptions write_report",
         "dlcv_cli.studies.base": "Prediction",
         "dlcv_cli.studies.stored": "read_evaluation read_predictions",
@@ -28,8 +29,8 @@ MODULES = {
         "dlcv_cli.results.evaluation": "Evaluation",
         "dlcv_cli.results.metrics": "TrainingMetrics",
         "dlcv_cli.cli.tables": "render",
-        "dlcv_cli.config": "DrawConfig EvalConfig ExportConfig FinetuneConfig GenConfig HeadConfig Machine "
-        "ScratchConfig SeqTrainConfig SplitConfig",
+        "dlcv_cli.config": "CompareConfig DoubtsConfig DrawConfig EvalConfig ExportConfig FinetuneConfig GenConfig "
+        "HeadConfig Machine ScratchConfig SeqTrainConfig SplitConfig",
         "dlcv_cli.context": "Context Outcome Reporter",
         "dlcv_cli.errors": "DlcvError ExistsError FileError SettingError",
     }.items()
@@ -38,6 +39,8 @@ MODULES = {
 
 if TYPE_CHECKING:
     from dlcv_cli.cli.tables import render as render
+    from dlcv_cli.config import CompareConfig as CompareConfig
+    from dlcv_cli.config import DoubtsConfig as DoubtsConfig
     from dlcv_cli.config import DrawConfig as DrawConfig
     from dlcv_cli.config import EvalConfig as EvalConfig
     from dlcv_cli.config import ExportConfig as ExportConfig
@@ -69,6 +72,7 @@ if TYPE_CHECKING:
     from dlcv_cli.stages.evaluate import Evaluated as Evaluated
     from dlcv_cli.stages.evaluate import evaluate as evaluate
     from dlcv_cli.stages.export import export as export
+    from dlcv_cli.stages.label_doubts import find_label_doubts as find_label_doubts
     from dlcv_cli.stages.predict import Checkpoint as Checkpoint
     from dlcv_cli.stages.predict import open_checkpoint as open_checkpoint
     from dlcv_cli.stages.repeats import name_run as name_run
