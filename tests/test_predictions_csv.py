@@ -93,7 +93,9 @@ def test_files_may_have_folders_before_the_root(split: Path, prefix: str) -> Non
     """A file is the image whose path it ends in, also with backslashes."""
     files = [prefix + (path.replace("/", "\\") if "\\" in prefix else path) for path in PATHS]
     rows = make_rows(file=files, predicted=name(PREDICTED))
-    require_predicted(read_predictions_csv(write_csv(split.parent, rows), split, "test"))
+    imported = read_predictions_csv(write_csv(split.parent, rows), split, "test")
+    require_predicted(imported)
+    assert len(imported.arrays["predicted"]) == len(PATHS)
 
 
 def test_file_without_folders_is_the_only_one_of_that_name(split: Path) -> None:

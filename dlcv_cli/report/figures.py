@@ -102,12 +102,12 @@ def draw_learning(rows: Sequence[ReportedRow], step: str, log_loss: bool = False
             line = line_over_runs(row.name, _list_points(own, key), style)
             if not line.x:
                 continue
-            kept = [metrics.best.step for metrics in own]
-            ring = _find_point(line, median_low(kept))
+            best_steps = [metrics.best.step for metrics in own]
+            ring = _find_point(line, median_low(best_steps))
             lines.append(thin_out(replace(line, marks=(ring,)), ring[0]))
-            several = f" ({min(kept):,} to {max(kept):,})" if min(kept) < max(kept) else ""
-            texts.append(f"{row.name} {step} {median_low(kept):,}{several} with {y.label(ring[1])}")
-        text = f"{title} by {step}. Weights were kept at: {'; '.join(texts)}."
+            several = f" ({min(best_steps):,} to {max(best_steps):,})" if min(best_steps) < max(best_steps) else ""
+            texts.append(f"{row.name} {step} {median_low(best_steps):,}{several} with {y.label(ring[1])}")
+        text = f"{title} by {step}. Weights were best_steps at: {'; '.join(texts)}."
         several = ", median of the runs" if any(len(own) > 1 for own in trainings) else ""
         name = key.replace("_", "-")
         curves.append(Curves(f"learning-{name}", title, text, x, y, tuple(lines), f"weights kept{several}"))

@@ -43,11 +43,11 @@ def draw_matrix(figure: Matrix) -> Canvas:
     size = 26 if k <= 10 else 15 if k <= 32 else 9
     font = 11 if size > 9 else 8
     labels = [shorten(name, 17) for name in figure.names]
-    left = 14 + font * 0.62 * max(map(len, labels))
-    top, side = left + 18, size * k
-    width, height = max(left + side + 6, 260), top + side + 6
+    margin = 14 + font * 0.62 * max(map(len, labels))
+    top, side = margin + 18, size * k
+    width, height = max(margin + side + 6, 260), top + side + 6
     canvas = make_canvas(width, height, layout=None)
-    axes = canvas.add_axes((left / width, 6 / height, side / width, side / height))
+    axes = canvas.add_axes((margin / width, 6 / height, side / width, side / height))
     axes.set_xlim(0, k)
     axes.set_ylim(k, 0)
     levels = [_level(share / figure.full) for *_, share in figure.cells]

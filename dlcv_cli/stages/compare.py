@@ -6,8 +6,7 @@ Nothing is predicted again. A row holds the runs of one recipe, by seed and fold
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,19 @@ import numpy as np
 
 from dlcv_cli.config import CompareConfig
 from dlcv_cli.errors import DlcvError, FileError, SettingError, list_names, look_up
-from dlcv_cli.results.comparison import Comparison, Improvement, Pair, Row, Run, Spread
-from dlcv_cli.results.evaluation import AnyEvaluation, Interval, Over
+from dlcv_cli.results.comparison import Comparison, Improvement, Pair, Row
+from dlcv_cli.results.evaluation import Interval, Over
 from dlcv_cli.stages import imported
 from dlcv_cli.stages.groups import Network, RunGroup, group_runs, require_same_data, select_shared
+from dlcv_cli.stages.scored import Scored, describe_run
 from dlcv_cli.stages.sentences import POINT, QUESTIONS, Verdict, describe_details, describe_verdict
-from dlcv_cli.statistics.paired import Difference, Fold, Sample
+from dlcv_cli.statistics.paired import Difference, Fold
 from dlcv_cli.statistics.paired import compare as compare_samples
 from dlcv_cli.statistics.recipes import compute_crossed_interval, compute_resampled_interval, judge_runs
 from dlcv_cli.statistics.significance import compute_wilson_interval, correct_by_holm
 from dlcv_cli.statistics.verdicts import (
     compute_effect_size,
     compute_improvement,
-    compute_iqm,
     compute_power_limit,
     count_needed,
     run_rank_test,
@@ -105,27 +104,6 @@ def _alike(network: Network, other: Network) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """A row's runs scored, by fold."""
-
-    name: str
-    recipe: str  # empty for a baseline
-    scores: Mapping[int, list[Any]]
-    networks: list[Network]  # empty for a baseline
-
-    @property
-    def seeds(self) -> dict[int, list[int]]:
-        seeds: dict[int, list[int]] = {fold: [] for fold in self.scores}
-        for network in self.networks:
-            seeds[network.fold].append(network.evaluation.trained.seed)
-        return seeds
-
-    def measure(self, metric: Metric[Any]) -> dict[int, np.ndarray[Any, Any]]:
-        """Return the metric of each run (K,), by fold."""
-        return {fold: np.array([metric.value(run) for run in runs]) for fold, runs in self.scores.items()}
-
-
 class _Table:
     """Rows and tests of groups of runs and of their baselines."""
 
@@ -135,7 +113,7 @@ class _Table:
         keys = {key for group in groups for network in group.networks for key in network.evaluation.metrics}
         self.metrics = [metric for metric in study.metrics if metric.column.key in keys]
         self.columns = [metric.column for metric in self.metrics]
-        self.rows: list[_Scored] = []
+        self.rows: list[Scored] = []
         rules: dict[int, list[Any]] = {}
         self.sizes: dict[int, tuple[int, int]] = {}  # of each fold: examples, training examples
         for group in groups:
@@ -148,10 +126,10 @@ class _Table:
                     size = (len(network.arrays["examples"]), network.evaluation.trained.examples)
                     self.sizes.setdefault(fold, size)
             ordered = [network for networks in group.by_fold().values() for network in networks]
-            self.rows.append(_Scored(group.name, ordered[0].evaluation.trained.recipe, scores, ordered))
+            self.rows.append(Scored(group.name, ordered[0].evaluation.trained.recipe, scores, ordered))
         for number, rule in enumerate(self.first.baselines):
             of_rule = {fold: [own[number]] for fold, own in rules.items()}
-            self.rows.append(_Scored(f"baseline: {rule.name}", "", of_rule, []))
+            self.rows.append(Scored(f"baseline: {rule.name}", "", of_rule, []))
         named = {row.name: row for row in self.rows if row.networks}
         named |= {network.name: row for row in self.rows for network in row.networks if network.name not in named}
         self.reference = look_up(named, config.reference, "reference") if config.reference else self.rows[0]
@@ -161,7 +139,7 @@ class _Table:
         """The number of examples, of a fold on average."""
         return round(float(np.mean([n for n, _ in self.sizes.values()])))
 
-    def _average(self, row: _Scored, metric: Metric[Any]) -> float:
+    def _average(self, row: Scored, metric: Metric[Any]) -> float:
         return float(np.mean([runs.mean() for runs in row.measure(metric).values()]))
 
     def _folds(self, metric: Metric[Any]) -> dict[int, Fold]:
@@ -184,14 +162,14 @@ class _Table:
                     row.best.append(column.key)
         return made
 
-    def _make_row(self, row: _Scored) -> Row:
+    def _make_row(self, row: Scored) -> Row:
         key = self.columns[0].key
         keys = row.networks[0].evaluation.metrics.keys() if row.networks else ()
         metrics = [m for m in self.metrics if (m.column.key in keys if row.networks else m.of_baselines)]
         values = {metric.column.key: self._average(row, metric) for metric in metrics}
         several = len(row.networks) > 1
-        spread = {metric.column.key: _spread(row, metric) for metric in metrics} if several else {}
-        runs = [_describe_run(network) for network in row.networks]
+        spread = {metric.column.key: row.measure_spread(metric) for metric in metrics} if several else {}
+        runs = [describe_run(network) for network in row.networks]
         standing = sum(not run.collapsed for run in runs)
         intervals, over = self._estimate(row, metrics)
         return Row(
@@ -210,7 +188,7 @@ class _Table:
             best=[],
         )
 
-    def _estimate(self, row: _Scored, metrics: Sequence[Metric[Any]]) -> tuple[dict[str, Interval], Over]:
+    def _estimate(self, row: Scored, metrics: Sequence[Metric[Any]]) -> tuple[dict[str, Interval], Over]:
         """Return a row's intervals, and what they take as drawn at random."""
         if len(row.scores) > 1:
             share = float(np.mean([n / trained for n, trained in self.sizes.values()]))
@@ -239,17 +217,17 @@ class _Table:
         Raises:
             DlcvError: a row shares no fold with the reference.
         """
-        base, pending = self.reference, list[tuple[Metric[Any], _Scored, Difference]]()
+        base, pending = self.reference, list[tuple[Metric[Any], Scored, Difference]]()
         for row in self.rows:
             if not row.scores.keys() & base.scores.keys():
                 raise DlcvError(f"{row.name} and {base.name} have no fold in common: train both with the same folds")
         for metric in self.metrics:
             if not metric.tested:
                 continue
-            folds, sample = self._folds(metric), _sample(base, metric)
+            folds, of_base = self._folds(metric), base.sample(metric)
             for row in self.rows:
                 if row is not base and not (row.recipe and row.recipe == base.recipe):
-                    pending.append((metric, row, compare_samples(_sample(row, metric), sample, folds)))
+                    pending.append((metric, row, compare_samples(row.sample(metric), of_base, folds)))
         pairs = [self._make_pair(*own) for own in pending]
         ranked = [place for place, pair in enumerate(pairs) if pair.improvement]
         ranks = [own.improvement.p_rank for own in pairs if own.improvement]
@@ -260,9 +238,7 @@ class _Table:
             for place, ((metric, row, _), pair) in enumerate(zip(pending, pairs, strict=True))
         ]
 
-    def _describe(
-        self, metric: Metric[Any], row: _Scored, pair: Pair, p_holm: float, p_rank_holm: float | None
-    ) -> Pair:
+    def _describe(self, metric: Metric[Any], row: Scored, pair: Pair, p_holm: float, p_rank_holm: float | None) -> Pair:
         """Return a pair with its corrected p and its sentences."""
         pair = msgspec.structs.replace(pair, p_holm=p_holm)
         if pair.improvement:
@@ -275,7 +251,7 @@ class _Table:
         verdict = Verdict(metric.column, pair, fallen)
         return msgspec.structs.replace(pair, sentence=describe_verdict(verdict), details=describe_details(verdict))
 
-    def _make_pair(self, metric: Metric[Any], row: _Scored, of: Difference) -> Pair:
+    def _make_pair(self, metric: Metric[Any], row: Scored, of: Difference) -> Pair:
         base, tested, column = self.reference, of.tested, metric.column
         is_first = metric is self.metrics[0]
         margin = self.config.margin if is_first else None
@@ -314,13 +290,13 @@ class _Table:
             sentence="",
         )
 
-    def _count_times(self, row: _Scored, of: Difference, aim: float) -> float | None:
+    def _count_times(self, row: Scored, of: Difference, aim: float) -> float | None:
         """Return how many times as many examples (and runs) would show a difference; None of a single one."""
         runs = [len(own.networks) for own in (row, self.reference) if len(own.networks) > 1]
         per = {"examples": of.groups or of.n, "splits": of.folds, "seeds and examples": min(runs, default=0)}[of.over]
         return count_needed(of.tested, aim, per) / per if of.tested and per > 1 else None
 
-    def _improve(self, metric: Metric[Any], row: _Scored) -> Improvement:
+    def _improve(self, metric: Metric[Any], row: Scored) -> Improvement:
         """Return run against run, on the fold that both have."""
         sign = 1 if metric.column.higher_is_better else -1
         a, b = row.measure(metric), self.reference.measure(metric)
@@ -335,34 +311,11 @@ class _Table:
             effect=effect if math.isfinite(effect) else None,
         )
 
-    def _count_won(self, metric: Metric[Any], row: _Scored) -> int:
+    def _count_won(self, metric: Metric[Any], row: Scored) -> int:
         """Return in how many of the folds that both have the row is better on average."""
         sign = 1 if metric.column.higher_is_better else -1
         a, b = row.measure(metric), self.reference.measure(metric)
         return sum(bool(sign * (a[fold].mean() - b[fold].mean()) > 0) for fold in a if fold in b)
-
-
-def _sample(row: _Scored, metric: Metric[Any]) -> Sample:
-    assert metric.values
-    values = {fold: np.stack([*map(metric.values, runs)]) for fold, runs in row.scores.items()}
-    return Sample(values, row.seeds)
-
-
-def _spread(row: _Scored, metric: Metric[Any]) -> Spread:
-    values = np.concatenate([*row.measure(metric).values()])
-    return Spread(
-        mean=float(values.mean()),
-        std=float(values.std(ddof=1)),
-        min=float(values.min()),
-        max=float(values.max()),
-        iqm=compute_iqm(values),
-    )
-
-
-def _describe_run(network: Network) -> Run:
-    own: AnyEvaluation = network.evaluation
-    why = f"{own.collapse.why}; {own.collapse.describe()}" if own.collapse.collapsed else None
-    return Run(name=network.name, seed=own.trained.seed, fold=own.trained.fold, metrics=own.metrics, collapsed=why)
 
 
 def _clip(interval: tuple[float, float], range: tuple[float, float]) -> Interval:
