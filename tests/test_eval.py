@@ -819,3 +819,21 @@ def test_predictions_beside_checkpoints_are_passed_over(run: Run, folder: Path) 
     rows = json.loads(run("eval", "--compare", *matched, "--json").stdout)["rows"]
     assert [row["name"] for row in rows if not row["baseline"]] == sorted(CELLS)
     assert_refused(run("eval", folder / "gru.test.predictions.safetensors"), "gru.test.predictions.safetensors")
+
+
+def test_groups_of_a_split_reach_the_comparison(run: Run, photos: Path, tmp_path: Path) -> None:
+    """Where a split keeps groups together, evaluation, predictions and tests know which image is of which group."""
+    split, head, other = tmp_path / "g.split.json", tmp_path / "head.safetensors", tmp_path / "other.safetensors"
+    run_dlcv("data", "split", photos, "--group", r"(\d)\.png", "-o", split)
+    for output, epochs in ((head, 1), (other, 2)):
+        run_dlcv("vgg", "head", split, "--arch", "vgg16_mini", "--epochs", epochs, "-o", output, *THREADS)
+    pair = json.loads(run("eval", "--compare", head, other, "--json", *THREADS).stdout)["pairs"][0]
+    names = [entry["group"] for entry in read(split)["parts"]["test"]]
+    assert len({*names}) < len(names), "the case can tell"
+    assert (pair["groups"], pair["n"]) == (len({*names}), len(names))
+    evaluation = read(tmp_path / "head.test.eval.json")
+    assert evaluation["details"]["groups"] == len({*names})
+    groups = tensors.read(tmp_path / "head.test.predictions.safetensors", tensors.PREDICTIONS).arrays["groups"]
+    assert len(groups) == len(names)
+    for number in range(len({*names})):
+        assert len({name for name, own in zip(names, groups, strict=True) if own == number}) == 1
