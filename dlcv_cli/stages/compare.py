@@ -259,7 +259,7 @@ class _Table:
             margin /= 100
         aim = margin or (POINT if is_first and column.percent else None)
         certain = not row.networks or not base.networks
-        detectable = compute_power_limit(tested) if tested and not certain else None
+        detectable = compute_power_limit(tested) or None if tested and not certain else None  # 0: no spread to say it
         several = len(row.networks) > 1 and len(base.networks) > 1
         return Pair(
             name=row.name,
