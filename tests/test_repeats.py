@@ -315,7 +315,7 @@ def test_a_signal_saves_all_cells_in_progress(place: Path, run: Run, monkeypatch
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_cells_go_on(place: Path, run: Run, signal_number: signal.Signals) -> None:
     """A process that is killed leaves whole files; the same command ends with the bytes of an uninterrupted one."""
-    cell = (*CELL[:3], "--hidden-size", 4, "--record-every", 200, "--epochs", 300, "--seeds", 4, "--save-every", 0)
+    cell = (*CELL[:3], "--hidden-size", 4, "--record-every", 200, "--epochs", 2000, "--seeds", 4, "--save-every", 0)
     words = [str(word) for word in (*cell, "-o", "gru.safetensors")]
     env = {**os.environ, "PYTHONPATH": str(Path(dlcv_cli.__file__).parents[1])}
     process = subprocess.Popen([sys.executable, "-m", "dlcv_cli", *words], stderr=subprocess.DEVNULL, env=env)

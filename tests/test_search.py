@@ -216,7 +216,7 @@ def test_verdict_says_how_many_were_tried(run: Run, split_file: Path, tmp_path: 
     assert run("report", published, auto, "-o", tmp_path / "report.html").exit_code == 0
     page = (tmp_path / "report.html").read_text("utf-8")
     assert sentence in page
-    assert "Settings that were tried" in page
+    assert "What was tried on the validation part" in page
 
 
 def test_modern_recipe_fills_in_what_is_not_given(run: Run, split_file: Path, tmp_path: Path) -> None:
