@@ -12,6 +12,7 @@ import msgspec
 from dlcv_cli.report.kinds import Table
 from dlcv_cli.report.reported import Gallery, Reported, ReportedRow
 from dlcv_cli.results.comparison import Comparison, Pair, format_number
+from dlcv_cli.settings import name_stage
 
 ALARM = 0.05
 FINDINGS = 3  # sentences on top
@@ -122,7 +123,7 @@ def describe_rows(comparison: Comparison, rows: Sequence[ReportedRow]) -> list[s
         metrics = row.representative.metrics
         what = metrics.arch or metrics.config.get("cell") or ""
         numbers = f"{metrics.parameters.trainable:,} of {metrics.parameters.total:,} parameters trained"
-        texts.append(f"{row.name}: {counts[row.name]} of {metrics.stage} {what}, {numbers}")
+        texts.append(f"{row.name}: {counts[row.name]} of dlcv {name_stage(metrics.stage)} {what}, {numbers}")
     return texts
 
 
