@@ -254,8 +254,8 @@ def test_page_answers_a_reader(text: str) -> None:
     shown = read_words(text)
     for answer in (
         "photos.split.json: 3 classes; 22 training, 6 validation, 7 test images. Compared on the 7 of test.",
-        "head: 2 seeds of vgg.head vgg16_mini",
-        "gru: 3 seeds of seq.train gru",
+        "head: 2 seeds of dlcv image head vgg16_mini",
+        "gru: 3 seeds of dlcv seq train gru",
         "scratch is a single run",
         "head has 2: how far runs differ is itself uncertain",
         "Random 95 % intervals of",
