@@ -391,7 +391,7 @@ def test_a_detectable_difference_has_its_power() -> None:
     assert pair["times"] == pytest.approx((pair["detectable"] / 0.01) ** 2, rel=0.02), (
         "errors fall with the square root"
     )
-    assert f"{100 * pair['detectable']:.1f} points would have been shown in 4 of 5" in " ".join(pair["details"])
+    assert f"{100 * pair['detectable']:.1f} points would be shown in 4 of 5" in " ".join(pair["details"])
 
 
 def test_collapsed_runs_are_counted() -> None:

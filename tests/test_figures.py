@@ -271,7 +271,7 @@ def test_findings_are_the_strongest_first() -> None:
     comparison = make_comparison(rows, pairs)
     assert [pair.name for pair in choose_findings(comparison)] == ["large", "small", "unsure"]
     kinds = [limit.kind for limit in list_limits(comparison, [], [])]
-    assert kinds == ["Collapse", "Single runs", "No equality", "Doubt"]
+    assert kinds == ["Collapse", "Single runs", "No equality", "One reference", "Doubt"]
 
 
 def test_learning_curves_are_of_rows() -> None:

@@ -258,7 +258,7 @@ def test_page_answers_a_reader(text: str) -> None:
         "gru: 3 seeds of dlcv seq train gru",
         "scratch is a single run",
         "head has 2: how far runs differ is itself uncertain",
-        "Random 95 % intervals of",
+        "What would vary 95 % intervals of",
         "over seeds and examples",
     ):
         assert answer in shown, answer

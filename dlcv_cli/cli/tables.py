@@ -91,9 +91,8 @@ def _make_notes(comparison: Comparison) -> list[str]:
         notes[0] += ", among networks that have not collapsed"
     notes.append(comparison.describe_intervals())
     notes += dict.fromkeys(pair.question for pair in shown)
-    tests = len(comparison.pairs) + sum(pair.improvement is not None for pair in comparison.pairs)
-    if tests > 1:
-        notes.append(f"Corrected for all {tests} tests of this comparison (Holm).")
+    if comparison.tests > 1:
+        notes.append(f"p is corrected for all {comparison.tests} tests of this comparison (Holm); intervals are not.")
     if comparison.common:
         counts = ", ".join(f"{name} {count:,}" for name, count in comparison.common.items())
         notes.append(f"Compared on the {comparison.data.n:,} examples that all share; each had: {counts}.")

@@ -107,7 +107,7 @@ def draw_learning(rows: Sequence[ReportedRow], step: str, log_loss: bool = False
             lines.append(thin_out(replace(line, marks=(ring,)), ring[0]))
             several = f" ({min(best_steps):,} to {max(best_steps):,})" if min(best_steps) < max(best_steps) else ""
             texts.append(f"{row.name} {step} {median_low(best_steps):,}{several} with {y.label(ring[1])}")
-        text = f"{title} by {step}. Weights were best_steps at: {'; '.join(texts)}."
+        text = f"{title} by {step}. Weights were kept at: {'; '.join(texts)}."
         several = ", median of the runs" if any(len(own) > 1 for own in trainings) else ""
         name = key.replace("_", "-")
         curves.append(Curves(f"learning-{name}", title, text, x, y, tuple(lines), f"weights kept{several}"))

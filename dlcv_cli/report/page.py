@@ -146,7 +146,7 @@ class Section:
                 for value in (pair.difference, pair.interval.low, pair.interval.high)
             )
             names = f"{pair.name} - {pair.reference}"
-            ps, runs = (f"{pair.p:.3g}", f"{pair.p_holm:.3g}"), " and ".join(map(str, pair.runs))
+            ps, runs = map(_format_p, (pair.p, pair.p_holm)), " and ".join(map(str, pair.runs))
             tested = (pair.test, pair.over, f"{pair.n:,}", runs)
             rows.append((names, column.heading, difference, f"{low} to {high}", *ps, *tested))
         headings = ("pair", "metric", "difference", "95 % interval", "p", "p, Holm", "test", "over", "examples", "runs")
@@ -197,6 +197,10 @@ class Section:
     def tries(self) -> Iterator[tuple[str, Table]]:
         """Yield what was tried on the validation part."""
         return summary.list_tries(self.rows)
+
+
+def _format_p(p: float) -> str:
+    return f"{p:.3g}" if p else "< 1e-300"
 
 
 def fills_screen(figure: AnyFigure) -> bool:

@@ -62,6 +62,7 @@ def list_limits(comparison: Comparison, rows: Sequence[ReportedRow], galleries: 
         limits.append(Limit("Pictures missing", text, grave=True))
     limits += _judge_runs(comparison)
     limits += _judge_equality(comparison)
+    limits += _judge_cause(comparison, rows)
     nouns = {column.key: column.noun for column in comparison.columns}
     doubts: dict[str, list[str]] = {}
     for pair in comparison.pairs:
@@ -87,6 +88,17 @@ def _check_leaks(network: Reported, part: str) -> Iterator[Limit]:
         files = ", ".join(f"{file.name} ({file.why})" for file in leak.unchecked)
         text = f"some files that {network.name} was made from could not be read: {files}."
         yield Limit("Not checked", f"{text} It may have been trained on examples of this part.", grave=True)
+
+
+def _judge_cause(comparison: Comparison, rows: Sequence[ReportedRow]) -> Iterator[Limit]:
+    """Yield that rows may differ in several settings, and that rows beside the reference are not compared."""
+    different = compare_settings(rows)
+    if different and len(different.rows) > 1:
+        text = f"The rows differ in {len(different.rows)} settings: which of them makes a difference does not follow."
+        yield Limit("Cause", text)
+    others = [row.name for row in comparison.rows if row.runs and row.name != comparison.reference]
+    if len(others) > 1:
+        yield Limit("One reference", f"Rows are tested against {comparison.reference}, not against each other.")
 
 
 def _judge_runs(comparison: Comparison) -> Iterator[Limit]:

@@ -149,7 +149,7 @@ class Pair(Struct, frozen=True, kw_only=True, omit_defaults=True):
     only_row: Count | None = None  # examples that only the row gets right
     only_reference: Count | None = None
     improvement: Improvement | None = None
-    detectable: NonNegative | None = None  # the difference that would have been shown in 4 of 5 such comparisons
+    detectable: NonNegative | None = None  # the true difference that would be shown in 4 of 5 such comparisons
     margin: NonNegative | None = None
     p_equivalent: Share | None = None  # that the difference is within the margin, by two one-sided tests
     times: NonNegative | None = None  # as many examples (and runs) would show the margin, or one point
@@ -218,6 +218,11 @@ class Comparison(Document, frozen=True, kw_only=True):
         if len(rows) == 1:
             return f"95 % intervals are over {next(iter(rows))}."
         return "; ".join(f"95 % intervals of {', '.join(names)} are over {over}" for over, names in rows.items()) + "."
+
+    @property
+    def tests(self) -> int:
+        """How many tests p is corrected for, those of ranks too."""
+        return len(self.pairs) + sum(pair.improvement is not None for pair in self.pairs)
 
     @property
     def tested(self) -> list[Column]:

@@ -189,7 +189,12 @@ class _Table:
         )
 
     def _estimate(self, row: Scored, metrics: Sequence[Metric[Any]]) -> tuple[dict[str, Interval], Over]:
-        """Return a row's intervals, and what they take as drawn at random."""
+        """Return a row's intervals, and what they take as drawn at random.
+
+        A baseline has none over folds, which hardly move it.
+        """
+        if len(row.scores) > 1 and not row.networks:
+            return {}, "splits"
         if len(row.scores) > 1:
             share = float(np.mean([n / trained for n, trained in self.sizes.values()]))
             by_fold = {m: np.array([runs.mean() for runs in row.measure(m).values()]) for m in metrics}
@@ -252,7 +257,7 @@ class _Table:
         return msgspec.structs.replace(pair, sentence=describe_verdict(verdict), details=describe_details(verdict))
 
     def _make_pair(self, metric: Metric[Any], row: Scored, of: Difference) -> Pair:
-        base, tested, column = self.reference, of.tested, metric.column
+        base, tested, column, span = self.reference, of.tested, metric.column, metric.range[1] - metric.range[0]
         is_first = metric is self.metrics[0]
         margin = self.config.margin if is_first else None
         if margin and column.percent:
@@ -266,7 +271,7 @@ class _Table:
             reference=base.name,
             metric=column.key,
             difference=of.difference,
-            interval=Interval(*of.interval),
+            interval=_clip(of.interval, (-span, span)),
             p=of.p,
             p_holm=of.p,
             test=of.test,

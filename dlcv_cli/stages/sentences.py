@@ -119,7 +119,7 @@ def _list_details(verdict: Verdict) -> Iterator[str]:
         margin = _describe_margin(column, pair.margin)
         yield f"the difference {shown} within {margin} (two one-sided tests, {_describe_p(pair.p_equivalent)})"
     if pair.detectable is not None and not verdict.is_significant:
-        text = f"{column.format_amount(pair.detectable)} would have been shown in 4 of 5 such comparisons"
+        text = f"a true difference of {column.format_amount(pair.detectable)} would be shown in 4 of 5 such comparisons"
         if pair.times is not None and pair.times > 1:
             aim = _describe_margin(column, pair.margin or POINT)
             times = f"{pair.times:,.0f}" if pair.times >= 10 else f"{pair.times:.1f}"
