@@ -81,8 +81,8 @@ def test_collapsed_cells(noise: float, scale: float, why: str | None) -> None:
     good = targets + rng.normal(0, 0.01, 400).astype(np.float32)
     assert judge_numbers(answers, targets, 1.0) == collapse, "one run without an axis for runs"
     fallen = why is not None
-    one = judge_numbers(np.array([answers, good, good]), targets, 1.0)
-    assert (one.collapsed, one.why, one.runs_collapsed) == (False, None, int(fallen))
+    minority = judge_numbers(np.array([answers, good, good]), targets, 1.0)
+    assert (minority.collapsed, minority.why, minority.runs_collapsed) == (False, None, int(fallen))
     half = judge_numbers(np.array([answers, good, good, answers]), targets, 1.0)
     assert half.collapsed is (half.why or "").startswith("2 of 4 runs") is fallen
     assert half.runs_collapsed == 2 * fallen
@@ -330,6 +330,9 @@ def test_folds_are_compared_by_the_corrected_resampled_t() -> None:
     assert pair["difference"] == pytest.approx(d.mean())
     assert pair["p"] == pytest.approx(2 * stats.t.sf(abs(t), 4))
     assert pair["sentence"].endswith("; over 5 folds, paired by fold)")
+    assert pair["details"][0] == f"a is better than b in {sum(d > 0)} of 5 folds"
+    worse = compare([*a, *draw_folds("c", 0.4)])["pairs"][0]
+    assert worse["details"][0] == "c is better than a in none of 5 folds"
     few = compare([*a, *b[:3]], reference="b")["pairs"][0]
     assert (few["folds"], few["difference"]) == (3, pytest.approx(d[:3].mean())), "the folds that both have"
     with pytest.raises(DlcvError, match="b and a have no fold in common: train both with the same folds"):

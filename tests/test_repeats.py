@@ -202,8 +202,10 @@ def test_each_run_is_finetuned_from_its_own(place: Path, run: Run) -> None:
             run_dlcv(*FINETUNE, "--from", start, "--fold", fold, "--seed", seed, "-o", "alone.safetensors", "--force")
             assert Path("alone.safetensors").read_bytes() == path.read_bytes()
     assert len(recipes) == 1
-    one = run(*FINETUNE, "--from", "head.fold1.seed1.safetensors", "--fold", 1, "--seeds", 2, "-o", "one.safetensors")
-    assert one.exit_code == 0
+    from_one = run(
+        *FINETUNE, "--from", "head.fold1.seed1.safetensors", "--fold", 1, "--seeds", 2, "-o", "one.safetensors"
+    )
+    assert from_one.exit_code == 0
     for seed in (0, 1):
         recorded = tensors.read_metadata(place / f"one.seed{seed}.safetensors", tensors.CHECKPOINT)["inputs"]
         assert recorded["checkpoint"]["path"] == "head.fold1.seed1.safetensors"

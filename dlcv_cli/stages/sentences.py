@@ -113,7 +113,7 @@ def _list_details(verdict: Verdict) -> Iterator[str]:
     if pair.improvement and (verdict.is_significant or not verdict.is_ranked):  # else the sentence has it
         yield _describe_ranks(pair)
     if pair.folds_won is not None:
-        yield f"{pair.name} is better in {pair.folds_won} of {pair.folds} folds"
+        yield f"{pair.name} is better than {pair.reference} in {pair.folds_won or 'none'} of {pair.folds} folds"
     if pair.p_equivalent is not None and pair.margin is not None:
         shown = "is" if pair.p_equivalent < ALARM else "is not shown to be"
         margin = _describe_margin(column, pair.margin)
