@@ -113,11 +113,13 @@ def map_in_threads(
     function: Callable[[Item], Result], items: Sequence[Item], what: str, report: Reporter
 ) -> list[Result]:
     """Return [function(item) for item in items], computed in threads, with progress. For work that releases the GIL."""
-    results = []
+    results: list[Result] = []
+    size = 1 + len(items) // 256  # a thread takes several at a time, where one alone is soon done
+    chunks = [items[i : i + size] for i in range(0, len(items), size)]
     with ThreadPoolExecutor(count_processors()) as pool:
         try:
-            for result in pool.map(function, items):
-                results.append(result)
+            for chunk in pool.map(lambda chunk: [function(item) for item in chunk], chunks):
+                results += chunk
                 report.progress(what, len(results), len(items))
         except BaseException:
             pool.shutdown(cancel_futures=True)

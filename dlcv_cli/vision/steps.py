@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dlcv_cli.errors import DlcvError, list_names
 from dlcv_cli.vision.architectures import Architecture
+from dlcv_cli.vision.faster_layers import replace_layer
 from dlcv_cli.vision.torchvision_parts import StochasticDepth
 
 
@@ -54,7 +55,9 @@ ADAPTERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 def list_steps(network: nn.Module, architecture: Architecture) -> list[tuple[str, nn.Module]]:
-    """Return every step with its name, in the order in which an image passes them. They share the network's layers.
+    """Return every step with its name, in the order in which an image passes them.
+
+    They share the network's layers, except for those without weights that faster ones replace.
 
     Raises:
         DlcvError: a layer with weights is in no step.
@@ -72,7 +75,7 @@ def list_steps(network: nn.Module, architecture: Architecture) -> list[tuple[str
 
 def _expand(name: str, layer: nn.Module) -> list[tuple[str, nn.Module]]:
     if type(layer) is not nn.Sequential:  # a subclass is a block with a name of its own
-        return [(name, layer)]
+        return [(name, replace_layer(layer))]
     return [step for child, module in layer.named_children() for step in _expand(f"{name}.{child}", module)]
 
 
